@@ -1,0 +1,74 @@
+"""Rank restoration: a depthwise convolution of the values over the token grid (FLatten eq. 10-12)."""
+
+# B batch, H heads, M value tokens, N output tokens, E channels per head.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from flatten_transformer.layers.grid import resize_grid
+
+Stretch = Literal["grid", "tokens"]
+_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def depthwise_convolution(
+    channels: int, kernel_size: int, axes: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Return a size-keeping depthwise convolution over 1, 2 or 3 axes, one kernel a channel.
+
+    Raises:
+        ValueError: If ``kernel_size`` is not odd and positive: an even one shifts the image.
+
+    Example:
+        >>> depthwise_convolution(32, 5, axes=2).weight.shape
+        torch.Size([32, 1, 5, 5])
+    """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and positive, so that tokens stay in place, got {kernel_size}")
+    return _CONVOLUTIONS[axes](
+        channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, device=device, dtype=dtype
+    )
+
+
+def restore_rank(
+    convolution: nn.Module,
+    value: Tensor,
+    grid_size: Sequence[int],
+    out_grid_size: Sequence[int],
+    *,
+    stretch: Stretch = "grid",
+) -> Tensor:
+    """Convolve the values where the outputs lie; the heads share the kernels, as in the released code.
+
+    Args:
+        convolution: From :func:`depthwise_convolution`, E channels.
+        value: ``[B, H, M, E]``, grid tokens only.
+        grid_size: The grid of the M values.
+        out_grid_size: The grid of the N outputs; values are stretched to it first if it differs.
+        stretch: ``"grid"`` interpolates along the axes of the grid; ``"tokens"`` along the flattened token
+            axis, which mixes rows, as the released code does under spatial reduction.
+
+    Returns:
+        ``[B, H, N, E]``.
+
+    Example:
+        >>> convolution = depthwise_convolution(8, 5, axes=2)
+        >>> restore_rank(convolution, torch.rand(2, 3, 12, 8), (3, 4), (6, 8)).shape
+        torch.Size([2, 3, 48, 8])
+    """
+    batch, heads, _, channels = value.shape
+    value = value.flatten(0, 1)  # [B·H, M, E]
+    if tuple(grid_size) != tuple(out_grid_size):
+        if stretch == "grid":
+            value = resize_grid(value, grid_size, out_grid_size, smooth=False)
+        else:
+            value = resize_grid(value, [math.prod(grid_size)], [math.prod(out_grid_size)])
+    image = value.transpose(1, 2).reshape(batch * heads, channels, *out_grid_size)
+    restored: Tensor = convolution(image)
+    return restored.flatten(2).transpose(1, 2).unflatten(0, (batch, heads))

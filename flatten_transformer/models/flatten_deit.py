@@ -1,0 +1,262 @@
+"""FLatten-DeiT: timm's VisionTransformer with focused linear attention in its blocks.
+
+FLatten Transformer (arXiv 2308.00442) reports DeiT-T; its code for it was never published. This is the
+model of the paper's parameter count: no class token, mean pooling, a 14 × 14 key encoding, 5 × 5 kernels.
+"""
+
+# B batch, N tokens, C channels.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, vision_transformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from flatten_transformer.layers import FocusedLinearAttention
+from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.models.checkpoint import check_fit, fit_key_encodings, unwrap
+
+__all__ = ["FlattenVisionTransformer"]
+
+
+class Tokens(NamedTuple):
+    """What a block must know of its tokens besides their values; travels where timm passes ``attn_mask``."""
+
+    grid_size: tuple[int, int]
+    attn_mask: Tensor | None
+
+
+class GridBlock(Block):
+    """timm's block, told the grid of its tokens; recomputes itself where checkpointing is on."""
+
+    grad_checkpointing = False
+
+    def forward(self, x: Tensor, attn_mask: Tokens, is_causal: bool = False) -> Tensor:
+        """Return ``[B, N, C]``."""
+        if self.grad_checkpointing:
+            # timm checkpoints only the blocks it hands no mask; here the grid always comes along
+            out: Tensor = checkpoint(super().forward, x, attn_mask, use_reentrant=False)
+            return out
+        return super().forward(x, attn_mask)
+
+
+class GridFocusedLinearAttention(FocusedLinearAttention):
+    """The layer behind the signature of timm's attention."""
+
+    def forward(  # type: ignore[override]  # another signature is the purpose
+        self, x: Tensor, attn_mask: Tokens, is_causal: bool = False
+    ) -> Tensor:
+        """Return ``[B, N, C]``."""
+        return super().forward(x, attn_mask.grid_size, attn_mask=attn_mask.attn_mask)
+
+
+class GridSoftmaxAttention(Attention):
+    """timm's softmax attention, which needs the mask alone."""
+
+    def forward(self, x: Tensor, attn_mask: Tokens, is_causal: bool = False) -> Tensor:
+        """Return ``[B, N, C]``."""
+        return super().forward(x, attn_mask.attn_mask)
+
+
+class FlattenVisionTransformer(VisionTransformer):
+    """A VisionTransformer whose blocks attend by focused linear attention, at any image size.
+
+    Args:
+        attn_types: ``"L"`` focused linear or ``"S"`` softmax attention; one letter for all blocks or one a block.
+        focusing_factor: The power p ≥ 1 of the focused function.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        class_token: As in timm; class and register tokens attend, and pass by the convolution.
+        global_pool: As in timm.
+        dynamic_img_pad: As in timm; on, so that sizes need not be multiples of the patch.
+        kwargs: Everything else of timm's VisionTransformer, but what has no meaning here, which raises.
+
+    Raises:
+        ValueError: If an option does not exist for linear attention (attn_drop_rate, patch_drop_rate, qk_norm).
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("flatten_deit_tiny_patch16_224", num_classes=10).eval()
+        >>> model(torch.randn(1, 3, 160, 224)).shape
+        torch.Size([1, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        attn_types: str = "L",
+        focusing_factor: float = 3.0,
+        kernel_size: int = 5,
+        class_token: bool = False,
+        global_pool: str = "avg",
+        dynamic_img_pad: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if not kwargs.pop("dynamic_img_size", True):
+            raise ValueError("dynamic_img_size cannot be switched off: any image size works, at no cost at the built one")
+        for option in ("attn_drop_rate", "patch_drop_rate", "qk_norm", "scale_attn_norm"):
+            if kwargs.get(option):
+                raise ValueError(
+                    f"{option} has no meaning for linear attention over a grid: leave it out, got {kwargs[option]!r}"
+                )
+        super().__init__(
+            class_token=class_token,
+            global_pool=global_pool,
+            dynamic_img_size=True,
+            dynamic_img_pad=dynamic_img_pad,
+            block_fn=GridBlock,
+            attn_layer=GridSoftmaxAttention,
+            **kwargs,
+        )
+        letters = expand_attn_types(attn_types, len(self.blocks))
+        for letter, block in zip(letters, self.blocks, strict=True):
+            if letter == "L":
+                block.attn = self._focused_attention(block.attn, focusing_factor, kernel_size)
+
+    def _focused_attention(self, softmax: Attention, focusing_factor: float, kernel_size: int) -> FocusedLinearAttention:
+        weight = softmax.qkv.weight
+        return GridFocusedLinearAttention(
+            self.embed_dim,
+            softmax.num_heads,
+            self.patch_embed.grid_size,
+            qkv_bias=softmax.qkv.bias is not None,
+            proj_bias=softmax.proj.bias is not None,
+            proj_drop=softmax.proj_drop.p,
+            focusing_factor=focusing_factor,
+            kernel_size=kernel_size,
+            num_prefix_tokens=self.num_prefix_tokens,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Return the normalised tokens, ``[B, N, C]``, of images ``[B, 3, height, width]``."""
+        if is_causal:
+            raise ValueError("an image has no causal order: leave is_causal out")
+        features: Tensor = super().forward_features(x, attn_mask=self._tokens(x, attn_mask))
+        return features
+
+    def forward_intermediates(self, x: Tensor, *args: Any, attn_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """Return features of chosen blocks: the arguments and results of timm's VisionTransformer."""
+        return super().forward_intermediates(x, *args, attn_mask=self._tokens(x, attn_mask), **kwargs)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Add the position encoding, resized to the grid of ``x``, ``[B, height, width, C]``; prepend prefix tokens."""
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        if self.pos_embed is None:
+            return torch.cat([*prefix, x.flatten(1, 2)], dim=1)
+        # timm resizes with antialiasing, which neither compiles with dynamic sizes nor exports to ONNX
+        embedded_prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        encoding = resize_grid(self.pos_embed[:, embedded_prefix:], self.patch_embed.grid_size, x.shape[1:3])
+        x = torch.cat([*prefix, x.flatten(1, 2) + encoding], dim=1)
+        if embedded_prefix:
+            x = x + F.pad(self.pos_embed[:, :embedded_prefix], (0, 0, 0, encoding.shape[1]))
+        return self.pos_drop(x)
+
+    def _tokens(self, image: Tensor, attn_mask: Tensor | None) -> Tokens:
+        return Tokens(self.patch_embed.dynamic_feat_size((image.shape[2], image.shape[3])), attn_mask)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        for block in self.blocks:
+            block.grad_checkpointing = enable
+
+    def set_input_size(self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None) -> None:
+        """Change the size the model is built for; position and key encodings are resized to it."""
+        super().set_input_size(img_size=img_size, patch_size=patch_size)
+        for block in self.blocks:
+            if isinstance(block.attn, FocusedLinearAttention):
+                block.attn.set_grid_size(self.patch_embed.grid_size)
+
+
+def expand_attn_types(attn_types: str, count: int) -> str:
+    """Return one letter a block, or raise ValueError.
+
+    Example:
+        >>> expand_attn_types("L", 3)
+        'LLL'
+    """
+    letters = attn_types * count if len(attn_types) == 1 else attn_types
+    if len(letters) != count or set(letters) - set("LS"):
+        raise ValueError(
+            f'attn_types must be "L" (focused linear), "S" (softmax) or one such letter for each of {count}, got {attn_types!r}'
+        )
+    return letters
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenVisionTransformer) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint as ``model`` wants them: patch, position and key encodings resized.
+
+    Raises:
+        ValueError: If it is a checkpoint of another model.
+    """
+    fitted: dict[str, Tensor] = vision_transformer.checkpoint_filter_fn(unwrap(state_dict), model)
+    fitted = fit_key_encodings(fitted, model)
+    check_fit(fitted, model)
+    return fitted
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenVisionTransformer:
+    out_indices: int | Sequence[int] = kwargs.pop("out_indices", 3)
+    model: FlattenVisionTransformer = build_model_with_cfg(
+        FlattenVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        **kwargs,
+    )
+    return model
+
+
+def _cfg() -> dict[str, Any]:
+    return {
+        "url": "",  # no weights were published
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2308.00442",
+        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "flatten_deit_tiny_patch16_224": _cfg(),
+        "flatten_deit_small_patch16_224": _cfg(),
+        "flatten_deit_base_patch16_224": _cfg(),
+    }
+)
+
+
+@register_model
+def flatten_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> FlattenVisionTransformer:
+    """FLatten-DeiT-T: 6.19 M parameters, 1.14 GMACs at 224; 74.1 % ImageNet top-1 in the paper."""
+    sizes = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return _create("flatten_deit_tiny_patch16_224", pretrained, **(sizes | kwargs))
+
+
+@register_model
+def flatten_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> FlattenVisionTransformer:
+    """FLatten-DeiT-S."""
+    sizes = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+    return _create("flatten_deit_small_patch16_224", pretrained, **(sizes | kwargs))
+
+
+@register_model
+def flatten_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> FlattenVisionTransformer:
+    """FLatten-DeiT-B."""
+    sizes = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
+    return _create("flatten_deit_base_patch16_224", pretrained, **(sizes | kwargs))
