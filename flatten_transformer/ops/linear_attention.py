@@ -143,6 +143,6 @@ def _features(x: Tensor, focusing_factor: float, temperature: Tensor | None, nor
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Keep float32 products float32: under autocast a matmul would round them to half precision."""
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
