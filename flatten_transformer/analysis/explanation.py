@@ -77,7 +77,7 @@ def draw_explanation(
     """Draw the input and the views side by side, each with its rank under it, into a PNG file.
 
     Args:
-        image: ``[height, width]``, grey values from 0 to 1.
+        image: ``[height, width]``, grey values.
         grid_size: The token grid, two axes.
         query: Index of the query token, outlined in every panel.
         views: From :func:`explain`.
@@ -110,11 +110,11 @@ def draw_explanation(
     figure.savefig(path, dpi=150)
 
 
-def darkest_token(image: Tensor, grid_size: Sequence[int]) -> int:
+def inkiest_token(image: Tensor, grid_size: Sequence[int]) -> int:
     """Return the token with the most ink (the largest mean grey value) of ``[height, width]``.
 
     Example:
-        >>> darkest_token(torch.eye(4)[:2].repeat(2, 1), (2, 2))
+        >>> inkiest_token(torch.eye(4)[:2].repeat(2, 1), (2, 2))
         0
     """
     rows, columns = grid_size

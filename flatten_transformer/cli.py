@@ -1,0 +1,148 @@
+"""The command ``flatten``: reads arguments, calls the library, and says a user's error in one line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from flatten_transformer import __version__
+
+
+class Command(NamedTuple):
+    """A command: what it does, and the typed function, ``"module:function"``, that does it."""
+
+    summary: str
+    function: str
+
+
+TRAINING = {  # these take recipes; their options are those of the task, the data and Lightning's Trainer
+    "fit": "train a model by a recipe",
+    "validate": "judge a checkpoint on the validation images",
+    "test": "judge a checkpoint on the test images",
+}
+COMMANDS = {  # a function's parameters are the options of its command, its docstring is their help
+    "predict": Command("say what a trained model sees in image files", "flatten_transformer.tasks.prediction:predict"),
+}
+_EXTRAS = {
+    **dict.fromkeys(("jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics"), "train"),
+    "matplotlib": "plots",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status: 0, or 2 for a user's error, said in one line on stderr.
+
+    Args:
+        argv: Arguments without the program's name; by default those of the process.
+
+    Example:
+        >>> main(["--version"])
+        flatten 0.1.0
+        0
+    """
+    try:
+        run(list(sys.argv[1:] if argv is None else argv))
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _fail(f"this command needs {error.name}, which is not installed: pip install 'flatten-transformer[{extra}]'")
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("FLATTEN_DEBUG"):
+            raise
+        return _fail(str(error))
+    return 0
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"flatten: error: {' '.join(message.split())}\n")
+    return 2
+
+
+def run(argv: list[str]) -> None:
+    """Run a command line; errors come as exceptions.
+
+    Raises:
+        ValueError: If there is no such command, or it refuses an argument.
+    """
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+    elif name == "--version":
+        sys.stdout.write(f"flatten {__version__}\n")
+    elif name in TRAINING:
+        _load("flatten_transformer.tasks.training:train")(name, argv[1:])
+    elif name in COMMANDS:
+        call(name, _load(COMMANDS[name].function), argv[1:])
+    else:
+        names = [*TRAINING, *COMMANDS]
+        close = difflib.get_close_matches(name, names, n=1)
+        raise ValueError(
+            f"no command {name!r}: " + (f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}")
+        )
+
+
+def overview() -> str:
+    """Return what ``flatten --help`` prints."""
+    summaries = {**TRAINING, **{name: command.summary for name, command in COMMANDS.items()}}
+    width = max(map(len, summaries))
+    lines = [f"  flatten {name:<{width}}  {summary}" for name, summary in summaries.items()]
+    return "\n".join(
+        (
+            "Focused linear attention for vision Transformers: train, judge and use models.",
+            "",
+            *lines,
+            "",
+            "  flatten COMMAND --help  the options of a command",
+            "  flatten --version       the version of this library",
+            "",
+            "Begin with:  flatten fit --config digits/flatten_deit",
+            "FLATTEN_DEBUG=1 shows where an error comes from.",
+            "",
+        )
+    )
+
+
+def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
+    """Call a typed function with arguments of the command line.
+
+    A list without a default is positional and takes one value or more; everything else is an option.
+
+    Args:
+        name: Of the command, for its help.
+        function: Its parameters become the arguments; its Google docstring becomes their help.
+        argv: The arguments.
+
+    Raises:
+        ValueError: If the arguments do not fit.
+
+    Example:
+        >>> def repeat(words: list[str], times: int = 1) -> None:
+        ...     print(*words * times)
+        >>> call("repeat", repeat, ["a", "b", "--times", "2"])
+        a b a b
+    """
+    from flatten_transformer.tasks.arguments import RaisingParser
+
+    parser = RaisingParser(prog=f"flatten {name}", description=(inspect.getdoc(function) or "").partition("\n")[0])
+    hints = get_type_hints(function)
+    positionals = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty and get_origin(hints[parameter.name]) is list
+    ]
+    for positional in positionals:
+        parser.add_argument(positional, nargs="+", type=get_args(hints[positional])[0], metavar=positional.upper())
+    parser.add_function_arguments(function, as_group=False, skip=set(positionals))
+    function(**vars(parser.parse_args(argv)))
+
+
+def _load(function: str) -> Callable[..., Any]:
+    module, name = function.split(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return loaded

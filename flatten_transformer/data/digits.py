@@ -1,0 +1,58 @@
+"""Handwritten digits that come with scikit-learn: 1,797 real images of 8 × 8 pixels, no download."""
+
+# n images of the split.
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch.utils.data import Dataset
+
+Split = Literal["train", "val", "test"]
+CLASS_NAMES = tuple("0123456789")
+_SPLIT_SEED = 0  # never another: a model trained on one split must not be tested on its training images
+
+
+class Digits(Dataset[tuple[Image.Image, int]]):
+    """The digits of one split (train 1,257, val 180, test 360) as grey images, light on dark.
+
+    The splits are disjoint, hold the ten classes in equal shares, and are the same in every run.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        size: Side of the images in pixels; the original 8 × 8 are enlarged bicubically, once.
+
+    Example:
+        >>> digits = Digits("test", size=32)
+        >>> image, label = digits[0]
+        >>> len(digits), image.size, image.mode
+        (360, (32, 32), 'L')
+    """
+
+    def __init__(self, split: Split, size: int = 8) -> None:
+        data = load_digits()
+        indices = split_indices(data.target)[split]
+        pixels = np.rint(data.images[indices] * (255 / 16)).astype(np.uint8)  # [n, 8, 8]
+        self.images = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in pixels]
+        self.labels: list[int] = data.target[indices].tolist()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[index], self.labels[index]
+
+
+def split_indices(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[Split, list[int]]:
+    """Return which images belong to train (70 %), val (10 %) and test (20 %), every class in these shares.
+
+    Args:
+        labels: The class of each image, ``[images]``.
+    """
+    rest, test = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=_SPLIT_SEED)
+    train, val = train_test_split(rest, test_size=180, stratify=labels[rest], random_state=_SPLIT_SEED)
+    return {"train": train, "val": val, "test": test}

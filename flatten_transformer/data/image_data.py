@@ -1,0 +1,150 @@
+"""The data module of image classification: data sets by name, timm's augmentation."""
+
+# B batch, C channels.
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from flatten_transformer.data.digits import CLASS_NAMES, Digits, Split
+from flatten_transformer.data.preprocessing import Preprocessing, to_mode
+
+Labelled = tuple[Tensor, int]
+Transform = Callable[[Image.Image], Tensor]
+
+
+class ImageData(LightningDataModule):
+    """Images and their classes for training, validation and test, as batches ``[B, C, img_size, img_size]`` and ``[B]``.
+
+    Args:
+        dataset: The data set; ``"digits"`` is scikit-learn's, embedded, 10 classes.
+        img_size: Side of the square the model sees, in pixels.
+        in_chans: 1 for grey, 3 for colour; images are converted.
+        mean: Subtracted from the values in 0 … 1, one number a channel; the default is that of the digits.
+        std: Divides the difference, one number a channel; the default is that of the digits.
+        batch_size: Images a batch; the last batch of an epoch may be smaller, no image is left out.
+        num_workers: Processes that load images besides the main one; 0 is best for data that lie in memory.
+        scale: Smallest and largest share of the area that a random crop keeps in training.
+        ratio: Smallest and largest width by height of that crop.
+        hflip: Probability of mirroring in training; digits are not to be mirrored.
+        auto_augment: timm's name of a policy for further augmentation, such as ``"rand-m5-n2-mstd0.5"``; None for none.
+
+    Raises:
+        ValueError: If the data set is unknown, or a number is out of range.
+
+    Example:
+        >>> data = ImageData("digits", img_size=32, batch_size=64)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, labels.shape, data.num_classes
+        (torch.Size([64, 1, 32, 32]), torch.Size([64]), 10)
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        *,
+        img_size: int = 32,
+        in_chans: int = 1,
+        mean: Sequence[float] = (0.305,),
+        std: Sequence[float] = (0.376,),
+        batch_size: int = 64,
+        num_workers: int = 0,
+        scale: tuple[float, float] = (0.8, 1.0),
+        ratio: tuple[float, float] = (0.8, 1.25),
+        hflip: float = 0.0,
+        auto_augment: str | None = None,
+    ) -> None:
+        super().__init__()
+        if dataset not in _DATASETS:
+            close = difflib.get_close_matches(dataset, _DATASETS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(_DATASETS)}"
+            raise ValueError(f"no data set {dataset!r}: {hint}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.preprocessing = Preprocessing(img_size, in_chans, mean, std)
+        self.class_names, self._open = _DATASETS[dataset]
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._augmentation = {"scale": scale, "ratio": ratio, "hflip": hflip, "auto_augment": auto_augment}
+        self._datasets: dict[Split, Dataset[Labelled]] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels C of the images."""
+        return self.preprocessing.in_chans
+
+    def setup(self, stage: str) -> None:
+        """Open the splits that ``stage`` (fit, validate, test) needs."""
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in splits.get(stage, ()):
+            if split not in self._datasets:
+                transform = self.train_transform() if split == "train" else self.preprocessing
+                self._datasets[split] = Transformed(self._open(split, self.preprocessing.img_size), transform, self.in_chans)
+
+    def train_transform(self) -> Transform:
+        """Return the augmentation, from a PIL image of the right mode to a normalised tensor."""
+        size, chans = self.preprocessing.img_size, self.in_chans
+        transform: Transform = create_transform(
+            (chans, size, size),
+            is_training=True,
+            interpolation="bicubic",
+            color_jitter=None,
+            mean=tuple(self.preprocessing.mean),
+            std=tuple(self.preprocessing.std),
+            **self._augmentation,
+        )
+        return transform
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled, augmented batches."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation batches."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test batches."""
+        return self._loader("test")
+
+    def _loader(self, split: Split) -> DataLoader[Any]:
+        return DataLoader(
+            self._datasets[split],
+            batch_size=self.batch_size,
+            shuffle=split == "train",
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+class Transformed(Dataset[Labelled]):
+    """A data set of PIL images and labels, seen through a transform."""
+
+    def __init__(self, source: Digits, transform: Transform, in_chans: int) -> None:
+        self.source = source
+        self.transform = transform
+        self.in_chans = in_chans
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Labelled:
+        image, label = self.source[index]
+        return self.transform(to_mode(image, self.in_chans)), label
+
+
+_DATASETS: dict[str, tuple[Sequence[str], Callable[[Split, int], Digits]]] = {"digits": (CLASS_NAMES, Digits)}

@@ -1,0 +1,97 @@
+"""`flatten demo`: train, compare, explain and use a small FLatten-DeiT, from one command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from flatten_transformer.analysis.explanation import draw_explanation, explain, inkiest_token
+from flatten_transformer.benchmark import count_macs, count_parameters
+from flatten_transformer.data.digits import Digits
+from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.tasks.training import train
+
+RECIPES = {"FLatten-DeiT": "digits/flatten_deit", "softmax twin": "digits/softmax_deit"}
+
+
+class Run(NamedTuple):
+    """A trained model and what it came to."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    model_file: Path
+    test_accuracy: float  # 0 to 1
+    training_s: float
+
+
+def demo(digit: int = 0, block: int = -1, head: int = 0, overrides: Sequence[str] = ()) -> None:
+    """Train a small FLatten-DeiT and its softmax twin on handwritten digits, compare, explain and use them.
+
+    Args:
+        digit: Which of the 360 test images is explained and classified.
+        block: Which block's attention the picture shows; negative counts from the last.
+        head: Which head's.
+        overrides: Settings for both trainings, such as ``["--trainer.max_epochs=1"]``.
+    """
+    console = Console()
+    runs = {name: _run(console, name, recipe, overrides) for name, recipe in RECIPES.items()}
+    console.print(_comparison(runs))
+
+    flatten = next(iter(runs.values()))
+    folder = flatten.model_file.parent
+    image_file, picture = folder / f"test_digit_{digit}.png", folder / "explanation.png"
+    _explain(runs, digit, block, head, image_file, picture)
+    console.print(f"Where one query token of a test digit looks, step by step: {picture}")
+
+    console.print(f"In a new process: flatten predict {image_file} --checkpoint {flatten.model_file}")
+    command = [sys.executable, "-m", "flatten_transformer", "predict", image_file, "--checkpoint", flatten.model_file]
+    subprocess.run(command, check=True)
+    _, label = Digits("test")[digit]
+    console.print(f"It is a {label}.")
+
+
+def _run(console: Console, name: str, recipe: str, overrides: Sequence[str]) -> Run:
+    console.rule(f"{name}: flatten fit --config {recipe}")
+    start = time.perf_counter()
+    cli = train("fit", ["--config", recipe, "--trainer.enable_model_summary=false", *overrides])
+    training_s = time.perf_counter() - start
+    metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    checkpoints = Path(cli.trainer.checkpoint_callback.dirpath)
+    model = cli.model.final_model.eval()
+    return Run(model, cli.datamodule.preprocessing, checkpoints / "model.safetensors", metrics["test/accuracy"], training_s)
+
+
+def _comparison(runs: dict[str, Run]) -> Table:
+    table = Table("model", title="Handwritten digits, the same recipe for both")
+    for heading in ("test accuracy", "parameters", "MMACs an image", "training time"):
+        table.add_column(heading, justify="right")
+    for name, run in runs.items():
+        size = run.preprocessing.img_size
+        macs = count_macs(run.model, (run.preprocessing.in_chans, size, size))
+        table.add_row(
+            name,
+            f"{run.test_accuracy:.1%}",
+            f"{count_parameters(run.model):,}",
+            f"{macs / 1e6:.2f}",
+            f"{run.training_s:.0f} s",
+        )
+    return table
+
+
+def _explain(runs: dict[str, Run], digit: int, block: int, head: int, image_file: Path, picture: Path) -> None:
+    flatten, softmax = runs.values()
+    image, _ = Digits("test", flatten.preprocessing.img_size)[digit]
+    image.save(image_file)
+    pixels = flatten.preprocessing(image)[None]  # [1, C, size, size]
+    grid_size = flatten.model.patch_embed.grid_size
+    query = inkiest_token(pixels[0, 0], grid_size)
+    views = explain(flatten.model, softmax.model, pixels, grid_size, query=query, block=block, head=head)
+    draw_explanation(pixels[0, 0], grid_size, query, views, picture)

@@ -1,0 +1,636 @@
+"""FLatten-CSwin: a cross-shaped window Transformer with focused linear attention over whole maps in its first stages.
+
+CSWin (arXiv 2107.00652) lets half of the channels attend in vertical and half in horizontal stripes, and adds a
+convolution of the values, its locally-enhanced positional encoding. FLatten Transformer (arXiv 2308.00442) is cheap
+enough to widen the stripes of the early stages to the whole map. timm has no CSWin, so the host is written here.
+"""
+
+# B batch, W windows of a map, N tokens of a window, C channels.
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
+from torch import Tensor, nn
+
+from flatten_transformer.layers import FocusedLinearAttentionCore
+from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.layers.rank_restoration import depthwise_convolution, restore_rank
+from flatten_transformer.layers.windows import Windows
+from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models.flatten_deit import expand_attn_types
+
+__all__ = ["FlattenCSwinTransformer"]
+
+Size = tuple[int, int]
+
+
+class ConvNorm(nn.Module):
+    """A strided convolution of an image and a norm over its channels: overlapping patches.
+
+    Args:
+        in_channels: Channels of the image.
+        out_channels: Channels C of the map.
+        kernel_size: Side of the kernel.
+        stride: How many times smaller the map is.
+        padding: Zeros at each border.
+        factory: Device and dtype.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int, **factory: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, **factory)
+        self.norm = nn.LayerNorm(out_channels, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, height, width, C]`` of ``[B, channels, height, width]``."""
+        out: Tensor = self.norm(self.conv(x).permute(0, 2, 3, 1))
+        return out
+
+    def feat_size(self, size: Size) -> Size:
+        """Return height and width of the map of an image of this size."""
+        (kernel, _), (stride, _), (padding, _) = self.conv.kernel_size, self.conv.stride, self.conv.padding
+        height, width = ((side + 2 * int(padding) - kernel) // stride + 1 for side in size)
+        return height, width
+
+
+class Merge(ConvNorm):
+    """The convolution between two stages, from map to map: half the size, twice the channels.
+
+    Args:
+        dim: Channels before.
+        factory: Device and dtype.
+    """
+
+    def __init__(self, dim: int, **factory: Any) -> None:
+        super().__init__(dim, 2 * dim, kernel_size=3, stride=2, padding=1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, height / 2, width / 2, 2 C]`` of ``[B, height, width, C]``."""
+        return super().forward(x.permute(0, 3, 1, 2))
+
+
+class LinearStripes(FocusedLinearAttentionCore):
+    """Focused linear attention within windows, plus the locally-enhanced positional encoding ``get_v``.
+
+    Args:
+        dim: Channels of this branch.
+        num_heads: Heads of this branch.
+        grid_size: The window the key encoding is learned on.
+        focusing_factor: The power p ≥ 1 of the focused function.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        factory: Device and dtype.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, grid_size: Size, *, focusing_factor: float, kernel_size: int, **factory: Any
+    ) -> None:
+        super().__init__(dim, num_heads, grid_size, focusing_factor=focusing_factor, kernel_size=kernel_size, **factory)
+        self.get_v = depthwise_convolution(dim, 3, axes=2, **factory)
+
+    def forward(self, qkv: Tensor, windows: Windows) -> Tensor:
+        """Return ``[B·W, N, C]`` of ``[B·W, N, 3 C]``."""
+        query, key, value = qkv.chunk(3, dim=2)
+        window = windows.window_size
+        out = self.attend(query, key, value, window, window, windows.key_mask(qkv))
+        return out + _enhance(self.get_v, value, window)
+
+
+class SoftmaxStripes(nn.Module):
+    """Softmax attention within windows, plus the locally-enhanced positional encoding ``get_v``.
+
+    Args:
+        dim: Channels of this branch.
+        num_heads: Heads of this branch.
+        attn_drop: Dropout probability of the attention weights.
+        factory: Device and dtype.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, attn_drop: float, **factory: Any) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = attn_drop
+        self.get_v = depthwise_convolution(dim, 3, axes=2, **factory)
+
+    def forward(self, qkv: Tensor, windows: Windows) -> Tensor:
+        """Return ``[B·W, N, C]`` of ``[B·W, N, 3 C]``."""
+        query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)  # each [B·W, heads, N, D]
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=windows.key_mask(qkv), dropout_p=self.attn_drop if self.training else 0.0
+        )
+        return out.transpose(1, 2).flatten(2) + _enhance(self.get_v, qkv.chunk(3, dim=2)[2], windows.window_size)
+
+
+class CrossShapedBlock(nn.Module):
+    """A Transformer block that attends in stripes: half the channels in vertical, half in horizontal ones.
+
+    Where one stripe holds the whole map, one branch with all heads does.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads of all branches together.
+        feat_size: The map the block is built for.
+        attn_type: ``"L"`` or ``"S"``.
+        stripe: Width of a stripe; None: the whole map.
+        mlp_ratio: Hidden channels of the MLP, in C.
+        qkv_bias: Learn biases in the projections of queries, keys and values.
+        proj_drop: Dropout probability after the projections of attention and MLP.
+        attn_drop: Dropout probability of the weights of softmax attention.
+        drop_path: Probability to leave out a residual branch.
+        focusing_factor: The power p ≥ 1 of the focused function.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        factory: Device and dtype.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        feat_size: Size,
+        *,
+        attn_type: str,
+        stripe: int | None,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        proj_drop: float,
+        attn_drop: float,
+        drop_path: float,
+        focusing_factor: float,
+        kernel_size: int,
+        **factory: Any,
+    ) -> None:
+        super().__init__()
+        self.stripe = stripe
+        self.branches = 1 if stripe is None else 2
+        if num_heads % self.branches:
+            raise ValueError(f"num_heads must be even where two kinds of stripes share the heads, got {num_heads}")
+        self.norm1 = nn.LayerNorm(dim, **factory)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
+        shares = (dim // self.branches, num_heads // self.branches)
+        self.attns = nn.ModuleList()
+        for branch in range(self.branches):
+            if attn_type == "S":
+                self.attns.append(SoftmaxStripes(*shares, attn_drop=attn_drop, **factory))
+                continue
+            window = self.windows(branch, feat_size).window_size
+            self.attns.append(LinearStripes(*shares, window, focusing_factor=focusing_factor, kernel_size=kernel_size, **factory))
+        self.proj = nn.Linear(dim, dim, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, **factory)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **factory)
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, height, width, C]``."""
+        x = x + self.drop_path1(self.proj_drop(self.proj(self._attend(self.norm1(x)))))
+        x = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return x
+
+    def windows(self, branch: int, feat_size: Size) -> Windows:
+        """Return how a branch divides a map of this size: 0 into vertical stripes, 1 into horizontal ones."""
+        height, width = feat_size
+        if self.stripe is None:
+            return Windows(feat_size, feat_size)
+        if branch == 0:
+            return Windows(feat_size, (height, min(self.stripe, width)))
+        return Windows(feat_size, (min(self.stripe, height), width))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Attend in all branches, their channels side by side, ``[B, height, width, C]``."""
+        shares = self.qkv(x).unflatten(3, (3, self.branches, -1)).unbind(4)  # each [B, height, width, 3, C / branches]
+        outs = []
+        for branch, (attn, qkv) in enumerate(zip(self.attns, shares, strict=True)):
+            windows = self.windows(branch, (x.shape[1], x.shape[2]))
+            outs.append(windows.join(attn(windows.split(qkv.flatten(3)), windows)))
+        return torch.cat(outs, dim=3)
+
+    def set_input_size(self, feat_size: Size) -> None:
+        """Build the block for another map; key encodings are resized, stripes keep their width."""
+        for branch, attn in enumerate(self.attns):
+            if isinstance(attn, LinearStripes):
+                attn.set_grid_size(self.windows(branch, feat_size).window_size)
+
+
+class CrossShapedStage(nn.Module):
+    """A merge, but in the first stage, and blocks; recomputes them in the backward pass where checkpointing is on.
+
+    Args:
+        downsample: From the map of the stage before.
+        blocks: What follows.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[CrossShapedBlock]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, height, width, C]``."""
+        x = self.downsample(x)
+        out: Tensor = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return out
+
+
+class FlattenCSwinTransformer(nn.Module):
+    """A CSWin Transformer whose stages attend by focused linear or by softmax attention, at any image size.
+
+    Args:
+        img_size: Side, or height and width, of the images whose maps the key encodings are learned on; images of
+            other sizes pass too.
+        in_chans: Channels of the images.
+        num_classes: Classes; 0 for none.
+        global_pool: How the last map is pooled.
+        embed_dim: Channels of the first stage; each following one has twice as many.
+        depths: Blocks a stage.
+        num_heads: Heads a stage.
+        attn_types: ``"L"`` focused linear or ``"S"`` softmax attention; one letter for all stages or one a stage.
+        split_sizes: Width of the stripes of the linear stages: one for all stages or one a stage. None: the whole
+            map, as released. Stripes as wide as the map it is built for are the whole map, at any image size, and
+            the last stage always attends to it.
+        softmax_split_sizes: Width of the stripes of the softmax stages, likewise.
+        focusing_factor: The power p ≥ 1 of the focused function.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        mlp_ratio: Hidden channels of the MLP, in channels of the stage.
+        qkv_bias: Learn biases in the projections of queries, keys and values.
+        drop_rate: Dropout probability before the classifier.
+        proj_drop_rate: Dropout probability after the projections of attention and MLP.
+        attn_drop_rate: Dropout probability of the weights of softmax attention.
+        drop_path_rate: Probability to leave out the last residual branch; it grows linearly from 0.
+        device: Where the parameters are made.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: If an option is out of range or has no meaning in these stages.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("flatten_cswin_tiny_224", num_classes=10).eval()
+        >>> model(torch.randn(1, 3, 96, 128)).shape
+        torch.Size([1, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | Sequence[int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 64,
+        depths: Sequence[int] = (2, 4, 18, 1),
+        num_heads: Sequence[int] = (2, 4, 8, 16),
+        attn_types: str = "LLSS",
+        split_sizes: int | Sequence[int] | None = None,
+        softmax_split_sizes: int | Sequence[int] = (1, 2, 7, 7),
+        focusing_factor: float = 3.0,
+        kernel_size: int = 5,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        attn_types = expand_attn_types(attn_types, len(depths))
+        _check_attn_drop(attn_types, attn_drop_rate)
+        stripes = _choose_stripes(attn_types, split_sizes, softmax_split_sizes)
+        self.attn_types = attn_types
+        self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
+        self.embed_dim = embed_dim
+        self.num_features = embed_dim * 2 ** (len(depths) - 1)
+        self.output_fmt = "NHWC"
+        self.stem = ConvNorm(in_chans, embed_dim, kernel_size=7, stride=4, padding=2, **factory)
+        merges = [nn.Identity(), *(Merge(embed_dim * 2**stage, **factory) for stage in range(len(depths) - 1))]
+        feat_sizes = _feat_sizes(self.stem, merges, _pair(img_size))
+        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stages = []
+        for stage, (letter, merge, feat_size, stripe) in enumerate(zip(attn_types, merges, feat_sizes, stripes, strict=True)):
+            whole = stripe is None or stripe >= max(feat_size) or stage == len(depths) - 1
+            blocks = [
+                CrossShapedBlock(
+                    embed_dim * 2**stage,
+                    num_heads[stage],
+                    feat_size,
+                    attn_type=letter,
+                    stripe=None if whole else stripe,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    proj_drop=proj_drop_rate,
+                    attn_drop=attn_drop_rate,
+                    drop_path=drop_path,
+                    focusing_factor=focusing_factor,
+                    kernel_size=kernel_size,
+                    **factory,
+                )
+                for drop_path in drop_paths[stage]
+            ]
+            stages.append(CrossShapedStage(merge, blocks))
+        self.stages = nn.Sequential(*stages)
+        self.feature_info = [
+            {"num_chs": embed_dim * 2**stage, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
+            for stage in range(len(depths))
+        ]
+        self.norm = nn.LayerNorm(self.num_features, **factory)
+        self.head = ClassifierHead(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **factory
+        )
+        self.head_hidden_size = self.head.num_features
+        self.apply(_initialise)
+        accept_official_names(self, convert)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the normalised last map, ``[B, height / 32, width / 32, C]``, of images ``[B, 3, height, width]``."""
+        features: Tensor = self.norm(self.stages(self.stem(x)))
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits, ``[B, classes]``, of a map, ``[B, height, width, C]``; its pooled features for ``pre_logits``."""
+        logits: Tensor = self.head(x, pre_logits=pre_logits)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, ``[B, classes]``, of images ``[B, 3, height, width]``."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return maps of chosen stages, with timm's arguments.
+
+        Args:
+            x: Images, ``[B, 3, height, width]``.
+            indices: The stages: the last ``indices``, those listed, or all.
+            norm: Normalise the map of the last stage.
+            stop_early: Compute no further than the last stage chosen.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: Leave out the final map.
+
+        Returns:
+            The final map, ``[B, height, width, C]``, and the chosen ones, each ``[B, C, height, width]``.
+
+        Raises:
+            ValueError: For another ``output_fmt``.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f'output_fmt must be "NCHW", got {output_fmt!r}')
+        chosen, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        x = self.stem(x)
+        for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            final = index == len(self.stages) - 1
+            if index in chosen:
+                intermediates.append((self.norm(x) if norm and final else x).permute(0, 3, 1, 2).contiguous())
+            if final and not intermediates_only:
+                x = self.norm(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the stages that ``indices`` do not need, and the norm and head on request; return the stages kept."""
+        chosen, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        if prune_norm or shortened:
+            self.norm = nn.Identity()
+        self.stages = self.stages[: last + 1]
+        if shortened:
+            self.num_features = self.feature_info[last]["num_chs"]
+        if prune_head or shortened:  # a head for the final map has nothing left to classify
+            self.reset_classifier(0, "")
+        return list(chosen)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer."""
+        classifier: nn.Module = self.head.fc
+        return classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier; 0 classes for none."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool
+        self.head.reset(num_classes, pool_type=global_pool, in_features=self.num_features)
+        self.head_hidden_size = self.head.num_features
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Change the size the model is built for; key encodings are resized to it, stripes keep their width."""
+        merges = [stage.downsample for stage in self.stages]
+        for stage, feat_size in zip(self.stages, _feat_sizes(self.stem, merges, _pair(img_size)), strict=True):
+            for block in stage.blocks:
+                block.set_input_size(feat_size)
+        update_model_input_size(self, _pair(img_size))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return how layers are grouped for layer-wise learning rates, as timm asks."""
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.\w+\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """Return what must not decay besides biases and vectors, which timm exempts by itself: nothing."""
+        return set()
+
+
+def _enhance(convolution: nn.Module, value: Tensor, window_size: Size) -> Tensor:
+    """Convolve the values of each window, ``[B·W, N, C]``."""
+    return restore_rank(convolution, value[:, None], window_size, window_size)[:, 0]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _pair(img_size: int | Sequence[int]) -> Size:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return height, width
+
+
+def _feat_sizes(stem: ConvNorm, merges: Sequence[nn.Module], img_size: Size) -> list[Size]:
+    """Return height and width of the map of each stage."""
+    sizes = [stem.feat_size(img_size)]
+    for merge in merges[1:]:
+        assert isinstance(merge, Merge)
+        sizes.append(merge.feat_size(sizes[-1]))
+    return sizes
+
+
+def _check_attn_drop(attn_types: str, attn_drop_rate: float) -> None:
+    if attn_drop_rate and "S" not in attn_types:
+        raise ValueError(
+            f"attn_drop_rate has no meaning without softmax stages (attn_types={attn_types!r}): linear attention has no "
+            "matrix to drop from; leave it out or use proj_drop_rate"
+        )
+
+
+def _choose_stripes(
+    attn_types: str, split_sizes: int | Sequence[int] | None, softmax_split_sizes: int | Sequence[int]
+) -> list[int | None]:
+    """Return the width of the stripes of each stage, None for the whole map."""
+    count = len(attn_types)
+    linear: Sequence[int | None] = [None] * count
+    if split_sizes is not None:
+        linear = _per_stage("split_sizes", split_sizes, count)
+    softmax = _per_stage("softmax_split_sizes", softmax_split_sizes, count)
+    return [linear[stage] if letter == "L" else softmax[stage] for stage, letter in enumerate(attn_types)]
+
+
+def _per_stage(name: str, widths: int | Sequence[int], count: int) -> list[int]:
+    chosen = [widths] * count if isinstance(widths, int) else list(widths)
+    if len(chosen) != count or any(not isinstance(width, int) or width < 1 for width in chosen):
+        raise ValueError(f"{name} must be a positive width of stripes, or one for each of {count} stages, got {widths!r}")
+    return chosen
+
+
+_OFFICIAL_NAMES = (
+    (r"^stage1_conv_embed\.0\.", r"stem.conv."),
+    (r"^stage1_conv_embed\.2\.", r"stem.norm."),
+    (r"^merge(\d+)\.", r"stages.\1.downsample."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+)
+
+
+def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors under the names and in the sizes of ``model``; what is unknown passes."""
+    named = {}
+    for name, value in state_dict.items():
+        for official, ours in _OFFICIAL_NAMES:
+            name = re.sub(official, ours, name)
+        name = re.sub(r"^stage(\d+)\.", lambda match: f"stages.{int(match[1]) - 1}.blocks.", name)
+        named[name] = value
+    for prefix, module in model.named_modules():
+        if isinstance(module, CrossShapedBlock):
+            _fit_branches(named, prefix, module)
+    return fit_key_encodings(named, model)
+
+
+def _fit_branches(named: dict[str, Tensor], prefix: str, block: CrossShapedBlock) -> None:
+    """Fit, in place, what a block of another map or other stripes has learned.
+
+    Two branches of softmax stripes that each hold the whole map are one branch with all heads, so that its
+    convolution is theirs side by side. An encoding of stripes is no square, but their width is known.
+    """
+    for branch, attn in enumerate(block.attns):
+        name = f"{prefix}.attns.{branch}.positional_encoding"
+        if isinstance(attn, LinearStripes) and block.stripe is not None and name in named:
+            axis = 1 - branch  # along which the stripe is narrow
+            length, rest = divmod(named[name].shape[1], attn.grid_size[axis])
+            if not rest:
+                grid = (length, attn.grid_size[axis]) if axis else (attn.grid_size[axis], length)
+                named[name] = resize_grid(named[name], grid, attn.grid_size)
+    if isinstance(block.attns[0], LinearStripes):
+        return
+    for leaf in ("weight", "bias"):
+        names = [f"{prefix}.attns.{branch}.get_v.{leaf}" for branch in range(2)]
+        came = [named.pop(name) for name in names if name in named]
+        if came:
+            named.update(zip(names, torch.cat(came).chunk(block.branches), strict=False))
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenCSwinTransformer) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint as ``model`` wants them: names of the stages, encodings resized.
+
+    Raises:
+        ValueError: If it is a checkpoint of another model.
+    """
+    fitted = convert(unwrap(state_dict), model)
+    check_fit(fitted, model, stem="stem.conv")
+    return fitted
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenCSwinTransformer:
+    out_indices: Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
+    model: FlattenCSwinTransformer = build_model_with_cfg(
+        FlattenCSwinTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        **kwargs,
+    )
+    return model
+
+
+def _cfg(file: str = "", **changes: Any) -> dict[str, Any]:
+    return {
+        "url": file and f"https://cloud.tsinghua.edu.cn/f/{file}/?dl=1",  # only the tiny weights were published
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "stem.conv",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2308.00442",
+        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
+        **changes,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "flatten_cswin_tiny_224": _cfg("48ba765ba8b0451d9d5a"),
+        "flatten_cswin_small_224": _cfg(),
+        "flatten_cswin_base_224": _cfg(),
+        "flatten_cswin_base_384": _cfg(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0),
+    }
+)
+
+
+@register_model
+def flatten_cswin_tiny_224(pretrained: bool = False, **kwargs: Any) -> FlattenCSwinTransformer:
+    """FLatten-CSwin-T: 21.20 M parameters; 83.1 % ImageNet top-1 in the paper."""
+    sizes = {"embed_dim": 64, "depths": (2, 4, 18, 1), "num_heads": (2, 4, 8, 16)}
+    return _create("flatten_cswin_tiny_224", pretrained, **(sizes | kwargs))
+
+
+@register_model
+def flatten_cswin_small_224(pretrained: bool = False, **kwargs: Any) -> FlattenCSwinTransformer:
+    """FLatten-CSwin-S: 35.45 M parameters; 83.8 % ImageNet top-1 in the paper."""
+    sizes = {"embed_dim": 64, "depths": (2, 4, 32, 2), "num_heads": (2, 4, 8, 16)}
+    return _create("flatten_cswin_small_224", pretrained, **(sizes | kwargs))
+
+
+@register_model
+def flatten_cswin_base_224(pretrained: bool = False, **kwargs: Any) -> FlattenCSwinTransformer:
+    """FLatten-CSwin-B: 74.87 M parameters; 84.5 % ImageNet top-1 in the paper."""
+    sizes = {"embed_dim": 96, "depths": (3, 6, 29, 2), "num_heads": (4, 8, 16, 32)}
+    return _create("flatten_cswin_base_224", pretrained, **(sizes | kwargs))
+
+
+@register_model
+def flatten_cswin_base_384(pretrained: bool = False, **kwargs: Any) -> FlattenCSwinTransformer:
+    """FLatten-CSwin-B at 384: 78.37 M parameters; 85.5 % ImageNet top-1 in the paper."""
+    sizes = {"embed_dim": 96, "depths": (3, 6, 29, 2), "num_heads": (4, 8, 16, 32)}
+    layout = {"img_size": 384, "softmax_split_sizes": (1, 2, 12, 12)}
+    return _create("flatten_cswin_base_384", pretrained, **(sizes | layout | kwargs))

@@ -1,0 +1,492 @@
+"""FLatten-PVT: the Pyramid Vision Transformer with focused linear attention in place of spatial reduction.
+
+PVT (arXiv 2102.12122) shrinks keys and values to afford attention on large maps; FLatten (arXiv 2308.00442) attends to
+the whole map in linear time instead. No class token: the last map is averaged. timm has no PVT v1, so it stands here.
+"""
+
+# B batch, N tokens of a map, C channels.
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.layers.rank_restoration import Stretch
+from flatten_transformer.models.checkpoint import (
+    accept_official_names,
+    check_fit,
+    fit_encoding,
+    fit_key_encodings,
+    unwrap,
+)
+from flatten_transformer.models.flatten_deit import expand_attn_types
+from flatten_transformer.models.spatial_reduction import (
+    Grid,
+    PatchConv2d,
+    build_attention,
+    check_attn_drop,
+    pyramid_feat_sizes,
+    rename_reduction_norms,
+    set_feat_sizes,
+    stage_sr_ratios,
+)
+
+__all__ = ["FlattenPyramidVisionTransformer"]
+
+_EPS = 1e-6  # of the norms around attention and MLP; the others keep PyTorch's 1e-5, as released
+
+
+class PatchEmbed(nn.Module):
+    """Cut a map into patches, one token each, and normalise them; patches that stick out are padded.
+
+    Args:
+        in_chans: Channels of the map.
+        dim: Channels C of the tokens.
+        patch_size: Side of a patch.
+        device: Where the parameters are made.
+        dtype: Their dtype.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        patch_size: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.proj = PatchConv2d(in_chans, dim, patch_size, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Grid]:
+        """Return tokens ``[B, N, C]`` and their map of ``[B, in_chans, height, width]``."""
+        patches = self.proj(image)
+        return self.norm(patches.flatten(2).transpose(1, 2)), (patches.shape[2], patches.shape[3])
+
+
+class PyramidBlock(nn.Module):
+    """Attention, then an MLP, each behind a norm and beside a shortcut.
+
+    Args:
+        attn: Called with tokens and the size of their map.
+        dim: Channels C.
+        mlp_ratio: Hidden channels of the MLP over C.
+        proj_drop: Dropout probability in the MLP.
+        drop_path: Probability to leave a branch out, for a sample.
+        device: Where the parameters are made.
+        dtype: Their dtype.
+    """
+
+    def __init__(
+        self,
+        attn: nn.Module,
+        dim: int,
+        *,
+        mlp_ratio: float,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=_EPS, device=device, dtype=dtype)
+        self.attn = attn
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=_EPS, device=device, dtype=dtype)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, device=device, dtype=dtype)
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, feat_size: Grid) -> Tensor:
+        """Return ``[B, N, C]`` of tokens ``[B, N, C]`` of a map of ``feat_size``."""
+        x = x + self.drop_path1(self.attn(self.norm1(x), feat_size))
+        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return out
+
+
+class PyramidStage(nn.Module):
+    """Patches of the previous map, their position encoding, and blocks.
+
+    Args:
+        patch_embed: From the previous map to tokens.
+        blocks: The blocks.
+        dim: Channels C.
+        feat_size: The map the position encoding is learned on; it is resized to others.
+        pos_drop: Dropout probability after the position encoding.
+        device: Where the parameters are made.
+        dtype: Their dtype.
+    """
+
+    grad_checkpointing = False
+
+    def __init__(
+        self,
+        patch_embed: PatchEmbed,
+        blocks: Sequence[PyramidBlock],
+        dim: int,
+        feat_size: Grid,
+        *,
+        pos_drop: float = 0.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.feat_size = feat_size
+        self.patch_embed = patch_embed
+        self.pos_embed = nn.Parameter(torch.zeros(1, feat_size[0] * feat_size[1], dim, device=device, dtype=dtype))
+        self.pos_drop = nn.Dropout(pos_drop)
+        self.blocks = nn.ModuleList(blocks)
+        trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the map ``[B, C, rows, columns]`` of the previous one, ``[B, in_chans, height, width]``."""
+        x, feat_size = self.patch_embed(image)
+        x = self.pos_drop(x + resize_grid(self.pos_embed, self.feat_size, feat_size))
+        for block in self.blocks:
+            x = checkpoint(block, x, feat_size, use_reentrant=False) if self.grad_checkpointing else block(x, feat_size)
+        return x.transpose(1, 2).unflatten(2, feat_size).contiguous()
+
+    def set_feat_size(self, feat_size: Grid) -> None:
+        """Learn the position encoding on a map of ``feat_size`` from here on."""
+        resized = resize_grid(self.pos_embed.detach(), self.feat_size, feat_size)
+        self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
+        self.feat_size = feat_size
+
+
+class FlattenPyramidVisionTransformer(nn.Module):
+    """PVT whose blocks attend by focused linear attention, at any image size.
+
+    Args:
+        img_size: Side, or height and width, of the images whose maps the position and key encodings are learned on.
+            Images of other sizes pass too: encodings are resized, and patches that stick out are padded.
+        in_chans: Channels of the images.
+        num_classes: Classes; 0 leaves the classifier out.
+        global_pool: ``"avg"``, or ``""`` to keep the map.
+        depths: Blocks of each of four stages.
+        embed_dims: Channels of each stage.
+        num_heads: Heads of each stage.
+        mlp_ratios: Hidden channels of the MLPs over channels, of each stage.
+        qkv_bias: Learn biases in the projections of queries, keys and values.
+        attn_types: ``"L"`` focused linear or ``"S"`` softmax attention with spatial reduction; one letter for all
+            stages or one a stage.
+        focusing_factor: The power p ≥ 1 of the focused function.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
+            stages and PVT's own 8, 4, 2, 1 in softmax stages, as released.
+        stretch: How reduced values are stretched to the map before the depthwise convolution: along the ``"grid"``,
+            or along the flattened ``"tokens"`` as released, which mixes rows.
+        drop_rate: Dropout probability before the classifier.
+        pos_drop_rate: Dropout probability after the position encodings.
+        proj_drop_rate: Dropout probability after the projections of attention and MLP.
+        attn_drop_rate: Dropout probability of the weights of softmax attention.
+        drop_path_rate: Largest probability to leave a branch out; grows linearly from 0 over the blocks.
+        device: Where the parameters are made.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("flatten_pvt_tiny", num_classes=10).eval()
+        >>> model(torch.randn(1, 3, 96, 130)).shape
+        torch.Size([1, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | Sequence[int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        depths: Sequence[int] = (2, 2, 2, 2),
+        embed_dims: Sequence[int] = (64, 128, 320, 512),
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        qkv_bias: bool = True,
+        attn_types: str = "LLLL",
+        focusing_factor: float = 3.0,
+        kernel_size: int = 5,
+        sr_ratios: int | Sequence[int] | None = None,
+        stretch: Stretch = "grid",
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        letters = expand_attn_types(attn_types, len(depths))
+        ratios = stage_sr_ratios(sr_ratios, letters)
+        check_attn_drop(attn_drop_rate, letters)
+        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        feat_sizes = pyramid_feat_sizes(img_size)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        attention = partial(
+            build_attention,
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop_rate,
+            proj_drop=proj_drop_rate,
+            focusing_factor=focusing_factor,
+            kernel_size=kernel_size,
+            stretch=stretch,
+            device=device,
+            dtype=dtype,
+        )
+
+        def build_stage(i: int) -> PyramidStage:
+            dim = embed_dims[i]
+            blocks = [
+                PyramidBlock(
+                    attention(letters[i], dim, num_heads[i], feat_sizes[i], sr_ratio=ratios[i]),
+                    dim,
+                    mlp_ratio=mlp_ratios[i],
+                    proj_drop=proj_drop_rate,
+                    drop_path=drop_path,
+                    **factory,
+                )
+                for drop_path in drop_paths[i]
+            ]
+            patch_embed = PatchEmbed(embed_dims[i - 1], dim, 2, **factory) if i else PatchEmbed(in_chans, dim, 4, **factory)
+            return PyramidStage(patch_embed, blocks, dim, feat_sizes[i], pos_drop=pos_drop_rate, **factory)
+
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = _check_pool(global_pool)
+        self.num_features = self.head_hidden_size = embed_dims[-1]
+        self.feature_info = [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(embed_dims)]
+        self.stages = nn.Sequential(*(build_stage(i) for i in range(len(depths))))
+        # The released model owns this norm and never applies it. It is kept so that official files fit and parameters
+        # count as published, and frozen because distributed training waits for the gradient of every parameter that asks.
+        self.norm: nn.Module = nn.LayerNorm(self.num_features, eps=_EPS, **factory).requires_grad_(False)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
+        self.apply(_init_weights)
+        accept_official_names(self, convert)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return class scores ``[B, num_classes]`` of images ``[B, in_chans, height, width]``."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last map, ``[B, C, rows, columns]``, of images ``[B, in_chans, height, width]``."""
+        features: Tensor = self.stages(x)
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify the last map: ``[B, num_classes]``, or ``[B, C]`` before the classifier."""
+        if self.global_pool:
+            x = x.mean(dim=(2, 3))
+        x = self.head_drop(x)
+        scores: Tensor = x if pre_logits else self.head(x)
+        return scores
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the maps of chosen stages, and the last map before them unless ``intermediates_only``.
+
+        Args:
+            x: Images, ``[B, in_chans, height, width]``.
+            indices: Stages; a number means that many last ones, None all.
+            norm: As in timm; PVT has no norm after its stages, so it changes nothing.
+            stop_early: Stop after the last chosen stage.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: Return the maps alone.
+
+        Returns:
+            ``[B, C, rows, columns]`` each.
+
+        Raises:
+            ValueError: If ``output_fmt`` is another.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f'output_fmt must be "NCHW", got {output_fmt!r}')
+        chosen, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in chosen:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Cut off the stages behind the last chosen one, with the norm and the classifier; return the chosen indices."""
+        chosen, last = feature_take_indices(len(self.stages), indices)
+        cut = last + 1 < len(self.stages)
+        self.stages = self.stages[: last + 1]
+        if cut or prune_norm:
+            self.norm = nn.Identity()
+        if cut:
+            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
+        if prune_head or cut:
+            self.reset_classifier(0, "")
+        return list(chosen)
+
+    def typed_stages(self) -> Sequence[PyramidStage]:
+        """Return ``stages``, by their class to a type checker."""
+        return cast("Sequence[PyramidStage]", self.stages)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier in: ``num_classes`` classes, 0 for none; optionally another pooling."""
+        if global_pool is not None:
+            self.global_pool = _check_pool(global_pool)
+        self.num_classes = num_classes
+        like = next(self.stages.parameters())
+        head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype) if num_classes else nn.Identity()
+        self.head = head.apply(_init_weights).train(self.training)
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Change the size the model is built for; position and key encodings are resized to it."""
+        feat_sizes = pyramid_feat_sizes(img_size)
+        for stage, feat_size in zip(self.typed_stages(), feat_sizes, strict=False):  # feature extractors cut stages off
+            stage.set_feat_size(feat_size)
+        set_feat_sizes(self.stages, feat_sizes)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        for stage in self.typed_stages():
+            stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return the patterns that sort parameters into layers, for learning rates that decay with depth."""
+        fine = [(r"^stages\.(\d+)\.(?:patch_embed|pos_embed)", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^stages\.0\.(?:patch_embed|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else fine}
+
+    def no_weight_decay(self) -> set[str]:
+        """Return no name: the released recipes exempt biases and 1-D parameters alone, encodings and scales decay."""
+        return set()
+
+
+def _check_pool(global_pool: str) -> str:
+    if global_pool not in ("avg", ""):
+        raise ValueError(f'global_pool must be "avg" or "" (none): there is no class token; got {global_pool!r}')
+    return global_pool
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+_OFFICIAL = re.compile(r"^(patch_embed|pos_embed|block)(\d+)")
+
+
+def convert(state_dict: Mapping[str, Tensor], model: FlattenPyramidVisionTransformer) -> dict[str, Tensor]:
+    """Return the tensors by our names, with position and key encodings resized; strangers stay as they are."""
+    tensors = {_OFFICIAL.sub(_own_name, name): value for name, value in state_dict.items()}
+    tensors = fit_key_encodings(rename_reduction_norms(tensors, model), model)
+    for i, stage in enumerate(model.typed_stages()):
+        name = f"stages.{i}.pos_embed"
+        if name in tensors:
+            tensors[name] = fit_encoding(name, tensors[name], stage.feat_size)
+    return tensors
+
+
+def _own_name(official: re.Match[str]) -> str:
+    part, number = official.groups()
+    return f"stages.{int(number) - 1}.{'blocks' if part == 'block' else part}"
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVisionTransformer) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint as ``model`` wants them: official names ours, encodings resized.
+
+    Raises:
+        ValueError: If it is a checkpoint of another model.
+    """
+    tensors = convert(unwrap(state_dict), model)
+    check_fit(tensors, model, stem="stages.0.patch_embed.proj")
+    return tensors
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenPyramidVisionTransformer:
+    out_indices: int | Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
+    model: FlattenPyramidVisionTransformer = build_model_with_cfg(
+        FlattenPyramidVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"flatten_sequential": True, "out_indices": out_indices},
+        **kwargs,
+    )
+    return model
+
+
+def _cfg(url: str = "") -> dict[str, Any]:
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "stages.0.patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2308.00442",
+        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "flatten_pvt_tiny": _cfg("https://cloud.tsinghua.edu.cn/f/3ab1d773f19d45648690/?dl=1"),
+        "flatten_pvt_small": _cfg(),  # no weights were published for it and the larger ones
+        "flatten_pvt_medium": _cfg(),
+        "flatten_pvt_large": _cfg(),
+    }
+)
+
+
+@register_model
+def flatten_pvt_tiny(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformer:
+    """FLatten-PVT-T: 12.15 M parameters; 77.8 % ImageNet top-1 in the paper."""
+    return _create("flatten_pvt_tiny", pretrained, **({"depths": (2, 2, 2, 2)} | kwargs))
+
+
+@register_model
+def flatten_pvt_small(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformer:
+    """FLatten-PVT-S; 81.7 % ImageNet top-1 in the paper."""
+    return _create("flatten_pvt_small", pretrained, **({"depths": (3, 4, 6, 3)} | kwargs))
+
+
+@register_model
+def flatten_pvt_medium(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformer:
+    """FLatten-PVT-M."""
+    return _create("flatten_pvt_medium", pretrained, **({"depths": (3, 4, 18, 3)} | kwargs))
+
+
+@register_model
+def flatten_pvt_large(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformer:
+    """FLatten-PVT-L."""
+    return _create("flatten_pvt_large", pretrained, **({"depths": (3, 8, 27, 3)} | kwargs))

@@ -1,0 +1,202 @@
+"""FLatten-PVTv2: timm's PyramidVisionTransformerV2 with focused linear attention in place of spatial reduction.
+
+PVTv2 (arXiv 2106.13797) knows positions from its overlapping patches and the convolutions in its MLPs; FLatten
+(arXiv 2308.00442) adds the key encoding of its attention and attends to the whole map in linear time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, pvt_v2, register_model
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from torch import Tensor
+
+from flatten_transformer.layers.rank_restoration import Stretch
+from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models.flatten_deit import expand_attn_types
+from flatten_transformer.models.spatial_reduction import (
+    build_attention,
+    check_attn_drop,
+    pyramid_feat_sizes,
+    rename_reduction_norms,
+    set_feat_sizes,
+    stage_sr_ratios,
+)
+
+__all__ = ["FlattenPyramidVisionTransformerV2"]
+
+
+class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
+    """A PVTv2 whose blocks attend by focused linear attention, at any image size.
+
+    Args:
+        img_size: Side, or height and width, of the images whose maps the key encodings are learned on; images of
+            other sizes pass too.
+        attn_types: ``"L"`` focused linear or ``"S"`` softmax attention with spatial reduction; one letter for all
+            stages or one a stage.
+        focusing_factor: The power p ≥ 1 of the focused function.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
+            stages and PVTv2's own 8, 4, 2, 1 in softmax stages, as released.
+        stretch: How reduced values are stretched to the map before the depthwise convolution: along the ``"grid"``,
+            or along the flattened ``"tokens"`` as released, which mixes rows.
+        qkv_bias: Learn biases in the projections of queries, keys and values.
+        proj_drop_rate: Dropout probability after the projections of attention and MLP.
+        attn_drop_rate: Dropout probability of the weights of softmax attention.
+        kwargs: Everything else of timm's PyramidVisionTransformerV2 but ``linear``, its pooled attention, which raises.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("flatten_pvt_v2_b0", num_classes=10).eval()
+        >>> model(torch.randn(1, 3, 96, 130)).shape
+        torch.Size([1, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | Sequence[int] = 224,
+        attn_types: str = "LLLL",
+        focusing_factor: float = 3.0,
+        kernel_size: int = 5,
+        sr_ratios: int | Sequence[int] | None = None,
+        stretch: Stretch = "grid",
+        qkv_bias: bool = True,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.pop("linear", False):
+            raise ValueError('linear is timm\'s pooled softmax attention: leave it out and choose by attn_types, "L" or "S"')
+        super().__init__(sr_ratios=(1, 1, 1, 1), qkv_bias=qkv_bias, proj_drop_rate=proj_drop_rate, **kwargs)
+        letters = expand_attn_types(attn_types, len(self.stages))
+        check_attn_drop(attn_drop_rate, letters)
+        layout = zip(self.stages, letters, stage_sr_ratios(sr_ratios, letters), pyramid_feat_sizes(img_size), strict=True)
+        for stage, letter, ratio, feat_size in layout:
+            for block in stage.blocks:
+                weight = block.attn.q.weight
+                block.attn = build_attention(
+                    letter,
+                    block.attn.dim,
+                    block.attn.num_heads,
+                    feat_size,
+                    sr_ratio=ratio,
+                    qkv_bias=qkv_bias,
+                    attn_drop=attn_drop_rate,
+                    proj_drop=proj_drop_rate,
+                    focusing_factor=focusing_factor,
+                    kernel_size=kernel_size,
+                    stretch=stretch,
+                    device=weight.device,
+                    dtype=weight.dtype,
+                ).apply(self._init_weights)
+        accept_official_names(self, convert)
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Change the size the model is built for; key encodings are resized to it."""
+        set_feat_sizes(self.stages, pyramid_feat_sizes(img_size))
+
+
+def convert(state_dict: Mapping[str, Tensor], model: FlattenPyramidVisionTransformerV2) -> dict[str, Tensor]:
+    """Return the tensors by timm's names, with key encodings resized; strangers stay as they are."""
+    tensors = dict(pvt_v2.checkpoint_filter_fn(state_dict, model))
+    return fit_key_encodings(rename_reduction_norms(tensors, model), model)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVisionTransformerV2) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint as ``model`` wants them: official names timm's, key encodings resized.
+
+    Raises:
+        ValueError: If it is a checkpoint of another model.
+    """
+    tensors = convert(unwrap(state_dict), model)
+    check_fit(tensors, model)
+    return tensors
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenPyramidVisionTransformerV2:
+    out_indices: int | Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
+    model: FlattenPyramidVisionTransformerV2 = build_model_with_cfg(
+        FlattenPyramidVisionTransformerV2,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"flatten_sequential": True, "out_indices": out_indices},
+        **kwargs,
+    )
+    return model
+
+
+def _cfg(url: str = "") -> dict[str, Any]:
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2308.00442",
+        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "flatten_pvt_v2_b0": _cfg("https://cloud.tsinghua.edu.cn/f/5d1f01532b104da28e7b/?dl=1"),
+        "flatten_pvt_v2_b1": _cfg(),  # no weights were published for it and the larger ones
+        "flatten_pvt_v2_b2": _cfg(),
+        "flatten_pvt_v2_b3": _cfg(),
+        "flatten_pvt_v2_b4": _cfg(),
+        "flatten_pvt_v2_b5": _cfg(),
+    }
+)
+
+_WIDE = {"embed_dims": (64, 128, 320, 512), "num_heads": (1, 2, 5, 8), "mlp_ratios": (8, 8, 4, 4)}
+
+
+@register_model
+def flatten_pvt_v2_b0(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformerV2:
+    """FLatten-PVTv2-B0: 3.59 M parameters; 71.1 % ImageNet top-1 in the paper."""
+    sizes = _WIDE | {"embed_dims": (32, 64, 160, 256), "depths": (2, 2, 2, 2)}
+    return _create("flatten_pvt_v2_b0", pretrained, **(sizes | kwargs))
+
+
+@register_model
+def flatten_pvt_v2_b1(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformerV2:
+    """FLatten-PVTv2-B1; 79.5 % ImageNet top-1 in the paper."""
+    return _create("flatten_pvt_v2_b1", pretrained, **(_WIDE | {"depths": (2, 2, 2, 2)} | kwargs))
+
+
+@register_model
+def flatten_pvt_v2_b2(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformerV2:
+    """FLatten-PVTv2-B2; 82.5 % ImageNet top-1 in the paper."""
+    return _create("flatten_pvt_v2_b2", pretrained, **(_WIDE | {"depths": (3, 4, 6, 3)} | kwargs))
+
+
+@register_model
+def flatten_pvt_v2_b3(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformerV2:
+    """FLatten-PVTv2-B3."""
+    return _create("flatten_pvt_v2_b3", pretrained, **(_WIDE | {"depths": (3, 4, 18, 3)} | kwargs))
+
+
+@register_model
+def flatten_pvt_v2_b4(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformerV2:
+    """FLatten-PVTv2-B4."""
+    return _create("flatten_pvt_v2_b4", pretrained, **(_WIDE | {"depths": (3, 8, 27, 3)} | kwargs))
+
+
+@register_model
+def flatten_pvt_v2_b5(pretrained: bool = False, **kwargs: Any) -> FlattenPyramidVisionTransformerV2:
+    """FLatten-PVTv2-B5."""
+    sizes = _WIDE | {"depths": (3, 6, 40, 3), "mlp_ratios": (4, 4, 4, 4)}
+    return _create("flatten_pvt_v2_b5", pretrained, **(sizes | kwargs))

@@ -1,0 +1,1 @@
+"""Training and using models; import from the modules, so that prediction does not load Lightning."""

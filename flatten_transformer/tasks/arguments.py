@@ -1,0 +1,49 @@
+"""What every parser of the command line does with an argument it refuses."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+_UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)")
+_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
+
+
+class RaisingParser(ArgumentParser):
+    """A parser that raises ValueError, in one line, instead of printing its usage and leaving.
+
+    Example:
+        >>> parser = RaisingParser(prog="flatten predict")
+        >>> _ = parser.add_argument("--top_k", type=int)
+        >>> parser.parse_args(["--topk", "3"])
+        Traceback (most recent call last):
+        ValueError: unrecognized arguments: --topk 3: did you mean --top_k? See flatten predict --help
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise ValueError with the message, and where to look."""
+        message = plain(message)
+        if message.startswith("unrecognized arguments: "):
+            came = message.split()[2].partition("=")[0]
+            close = difflib.get_close_matches(came, self._option_string_actions, n=1)
+            message += f": did you mean {close[0]}?" if close else "."
+        else:
+            message += "."
+        raise ValueError(f"{message} See {self.prog} --help") from ex
+
+
+def plain(message: str) -> str:
+    """Return jsonargparse's message in one line and a user's words.
+
+    Example:
+        >>> plain('''Parser key "top_k":
+        ...   Expected a <class 'int'>. Got value: z''')
+        '"top_k": Expected int. Got value: z'
+    """
+    message = " ".join(message.split()).rstrip(".")
+    message = _UNION.sub(r"Expected one of \1. Got value: \2", message)
+    message = _CLASS.sub(r"\1", message).replace("NoneType", "null")
+    return message.replace("Parser key ", "").replace("Expected a ", "Expected ")

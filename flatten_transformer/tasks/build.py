@@ -1,0 +1,47 @@
+"""Any timm model by name, with errors a user can act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import nn
+
+
+def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_chans: int) -> nn.Module:
+    """Build a timm model.
+
+    Args:
+        name: A name of ``timm.list_models()``; the FLatten models are among them.
+        model_args: Further keyword arguments of ``timm.create_model``, such as ``img_size`` or ``depth``.
+        num_classes: Outputs of the classifier.
+        in_chans: Channels of the images.
+
+    Returns:
+        A module from ``[B, in_chans, height, width]`` to ``[B, num_classes]``.
+
+    Raises:
+        ValueError: If timm knows no such model, or the model no such argument.
+
+    Example:
+        >>> build_model("flatten_deit_tiny_patch16_224", {"depth": 1}, num_classes=2, in_chans=1)(torch.rand(3, 1, 224, 224)).shape
+        torch.Size([3, 2])
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() holds all names"
+        raise ValueError(f"timm knows no model {name!r}: {hint}")
+    taken = sorted({"num_classes", "in_chans"} & model_args.keys())
+    if taken:
+        raise ValueError(f"model_args must not hold {' and '.join(taken)}: the data say it; leave it out")
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **model_args)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(
+            f"model_args do not fit {name}: {str(error).split('() ')[-1]}; leave it out or correct its name"
+        ) from None
+    return model

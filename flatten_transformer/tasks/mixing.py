@@ -1,0 +1,58 @@
+"""Mixup and CutMix by timm, for batches of any size."""
+
+# B batch, C channels, K classes.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mix the images of a batch in pairs, and their classes with them; both at 0 mix nothing.
+
+    Args:
+        mixup_alpha: Of the Beta distribution of mixup's shares; 0 switches mixup off.
+        cutmix_alpha: Of the Beta distribution of CutMix's shares; 0 switches CutMix off. With both on, each
+            batch takes one of the two at random.
+        prob: Probability that a batch is mixed at all.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> images, targets = Mixing(mixup_alpha=0.8)(torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1]), num_classes=3)
+        >>> images.shape, targets.shape, targets.sum(1)
+        (torch.Size([5, 1, 8, 8]), torch.Size([5, 3]), tensor([1., 1., 1., 1., 1.]))
+    """
+
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    prob: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.mixup_alpha, self.cutmix_alpha) < 0:
+            raise ValueError(f"mixup_alpha and cutmix_alpha must be at least 0, got {self.mixup_alpha} and {self.cutmix_alpha}")
+        if not 0 <= self.prob <= 1:
+            raise ValueError(f"prob must lie in 0 … 1, got {self.prob}")
+
+    def __call__(self, images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Return mixed images, ``[B, C, height, width]``, and the share of each class, ``[B, K]``.
+
+        Args:
+            images: ``[B, C, height, width]``.
+            labels: ``[B]``.
+            num_classes: K.
+        """
+        targets = F.one_hot(labels, num_classes).to(images.dtype)
+        even = len(images) // 2 * 2  # timm mixes pairs; the last of an odd batch stays as it is
+        if even == 0 or self.mixup_alpha == self.cutmix_alpha == 0:
+            return images, targets
+        mix = Mixup(self.mixup_alpha, self.cutmix_alpha, prob=self.prob, label_smoothing=0.0, num_classes=num_classes)
+        mixed, mixed_targets = mix(images[:even].clone(), labels[:even])  # timm writes into its input
+        return torch.cat([mixed, images[even:]]), torch.cat([mixed_targets.to(targets.dtype), targets[even:]])

@@ -1,0 +1,166 @@
+"""`flatten fit`, `validate` and `test`: Lightning's command line with this library's task, data and defaults."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.tasks.arguments import RaisingParser
+from flatten_transformer.tasks.callbacks import SaveModel
+from flatten_transformer.tasks.classification import ClassificationTask
+from flatten_transformer.tasks.quiet import quiet
+from flatten_transformer.tasks.recipes import find_recipe
+
+Stage = Literal["fit", "validate", "test"]
+
+
+def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
+    """Fit, validate or test as the arguments say.
+
+    A fit keeps everything in a new folder, ``runs/<recipe>/version_N``: the configuration, curves for
+    TensorBoard and as CSV, and in ``checkpoints`` the best and the last ``.ckpt`` and ``model.safetensors``.
+
+    Args:
+        stage: ``"fit"``, ``"validate"`` or ``"test"``.
+        args: The arguments of the command line, such as ``["--config", "digits/flatten_deit"]``.
+
+    Returns:
+        The trainer (with its last ``callback_metrics``), model and datamodule that were used.
+
+    Raises:
+        ValueError: If an argument, a recipe or a checkpoint is not what it should be.
+        FileNotFoundError: If a recipe or a checkpoint is missing.
+        FloatingPointError: If the loss is no longer finite.
+    """
+    with quiet():
+        try:
+            cli = TrainingCLI(stage, args)
+            run = getattr(cli.trainer, stage)
+            run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
+    return cli
+
+
+class Parser(RaisingParser, LightningArgumentParser):
+    """Lightning's parser, raising what it refuses."""
+
+
+class TrainingCLI(LightningCLI):
+    """Builds trainer, task and data from arguments and recipes; the caller runs them.
+
+    Args:
+        stage: What the trainer will be asked to do.
+        args: The arguments, without the name of the command.
+    """
+
+    def __init__(self, stage: Stage, args: Sequence[str]) -> None:
+        self.stage = stage
+        super().__init__(
+            ClassificationTask,
+            ImageData,
+            parser_class=Parser,
+            parser_kwargs={"prog": f"flatten {stage}", "description": f"{stage} a model by a recipe"},
+            args=with_recipe_paths(args),
+            run=False,  # one parser instead of one for each stage: half the start-up, and plainer messages
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what Lightning's own command line does not have, and link what need not be said twice."""
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="A .ckpt to resume from, or to judge.")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        defaults = {"monitor": "val/accuracy", "mode": "max", "filename": "best-{epoch}", "save_last": True}
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in defaults.items()})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look at the checkpoint before anything is built."""
+        self.config = parser.parse_args(args)
+        if self.config.ckpt_path:
+            check_checkpoint(Path(self.config.ckpt_path))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; only a real fit keeps anything."""
+        config = self.config_init.trainer
+        keeps = self.stage == "fit" and not config.fast_dev_run
+        if config.logger in (None, True):
+            config.logger = run_loggers(Path(config.default_root_dir or "runs"), self.run_name()) if keeps else False
+        if not (keeps and config.logger):
+            self.save_config_callback = None
+        if config.enable_checkpointing is False:
+            self._parser(None).callback_keys.remove("checkpoint")
+        callbacks: list[Callback] = [SaveModel()] if keeps else []
+        self.trainer_defaults["callbacks"] = callbacks + ([LearningRateMonitor()] if keeps and config.logger else [])
+        return super().instantiate_trainer(**kwargs)
+
+    def run_name(self) -> str:
+        """Return the name of the recipe, or that of the model where there is none."""
+        return Path(str(self.config.config[-1])).stem if self.config.config else str(self.config.model.name)
+
+
+def with_recipe_paths(args: Sequence[str]) -> list[str]:
+    """Return the arguments with the paths of recipes in place of their names.
+
+    Example:
+        >>> with_recipe_paths(["--config", "digits/flatten_deit"])[1].endswith("flatten_deit.yaml")
+        True
+    """
+    resolved: list[str] = []
+    for before, arg in zip(["", *args], args, strict=False):
+        if before in ("--config", "-c"):
+            resolved.append(str(find_recipe(arg)))
+        elif arg.startswith("--config="):
+            resolved.append(f"--config={find_recipe(arg.removeprefix('--config='))}")
+        else:
+            resolved.append(arg)
+    return resolved
+
+
+def run_loggers(root: Path, name: str) -> list[Logger]:
+    """Return loggers that share a new folder ``root/name/version_N``; none is ever given twice.
+
+    Example:
+        >>> first, second = (run_loggers(getfixture("tmp_path"), "digits")[0].log_dir for _ in range(2))
+        >>> first[-9:], second[-9:]
+        ('version_0', 'version_1')
+    """
+    for version in itertools.count():  # making the folder claims it, also against a run that starts now
+        try:
+            (root / name / f"version_{version}").mkdir(parents=True)
+        except FileExistsError:
+            continue
+        break
+    return [CSVLogger(root, name, version), TensorBoardLogger(root, name, version)]
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise an error that says what to do unless ``path`` is a checkpoint of a training.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is something else, such as a model file.
+    """
+    cure = "give --ckpt_path a .ckpt file of an earlier run, from runs/"
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: {cure}")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        found = None
+    if not isinstance(found, dict) or "state_dict" not in found:
+        raise ValueError(f"{path} is not a checkpoint of a training: {cure}")

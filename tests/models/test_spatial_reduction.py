@@ -1,0 +1,123 @@
+"""The attention of the pyramids: the layer over a reduced map, timm's softmax, patches of any map."""
+
+# B batch, N tokens of the map, C channels.
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models.pvt_v2 import Attention
+
+from flatten_transformer import FocusedLinearAttention
+from flatten_transformer.models.spatial_reduction import (
+    PatchConv2d,
+    SpatialReductionAttention,
+    SpatialReductionFocusedAttention,
+    check_attn_drop,
+    pyramid_feat_sizes,
+    stage_sr_ratios,
+)
+
+
+def randomised(module: torch.nn.Module) -> Any:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    return module.double().eval()
+
+
+@pytest.mark.parametrize("remainder", ["pad", "drop"])
+def test_where_patches_fit_a_patch_convolution_is_a_convolution(remainder: Any) -> None:
+    patches, image = PatchConv2d(3, 5, 4, remainder=remainder), torch.randn(2, 3, 12, 20)
+    assert torch.equal(patches(image), F.conv2d(image, patches.weight, patches.bias, stride=4))
+
+
+def test_a_padded_patch_sees_zeros_beyond_the_map() -> None:
+    patches, image = PatchConv2d(3, 5, 4), torch.randn(2, 3, 13, 18)
+    assert torch.equal(patches(image), patches(F.pad(image, (0, 2, 0, 3))))
+
+
+def test_dropped_rows_and_columns_change_nothing() -> None:
+    patches, image = PatchConv2d(3, 5, 4, remainder="drop"), torch.randn(2, 3, 13, 18)
+    assert torch.equal(patches(image), patches(image[:, :, :12, :16]))
+
+
+@pytest.mark.parametrize("remainder", ["pad", "drop"])
+def test_a_map_smaller_than_a_patch_becomes_one_patch(remainder: Any) -> None:
+    patches, image = PatchConv2d(3, 5, 8, remainder=remainder), torch.randn(2, 3, 5, 17)
+    assert patches(image).shape == (2, 5, 1, 3 if remainder == "pad" else 2)
+
+
+@pytest.mark.parametrize("stretch", ["grid", "tokens"])
+@pytest.mark.parametrize("feat_size", [(8, 12), (7, 9), (3, 2)])
+def test_reduced_attention_is_the_layer_over_a_convolved_normalised_map(feat_size: tuple[int, int], stretch: Any) -> None:
+    attention = randomised(SpatialReductionFocusedAttention(24, 3, (8, 12), sr_ratio=4, stretch=stretch))
+    layer = FocusedLinearAttention(24, 3, (2, 3), context_dim=24, stretch=stretch).double().eval()
+    layer.load_state_dict(attention.state_dict(), strict=False)
+    height, width = feat_size
+    x = torch.randn(2, height * width, 24, dtype=torch.float64)
+    padded = torch.zeros(2, -(-height // 4) * 4, -(-width // 4) * 4, 24, dtype=torch.float64)
+    padded[:, :height, :width] = x.reshape(2, height, width, 24)
+    reduced = F.conv2d(padded.permute(0, 3, 1, 2), attention.sr.weight, attention.sr.bias, stride=4)
+    context = F.layer_norm(reduced.flatten(2).mT, [24], attention.sr_norm.weight, attention.sr_norm.bias, eps=1e-5)
+    expected = layer(x, feat_size, context=context, context_grid_size=reduced.shape[2:])
+    torch.testing.assert_close(attention(x, feat_size), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_without_reduction_every_token_attends_to_every_token() -> None:
+    attention = randomised(SpatialReductionFocusedAttention(24, 3, (4, 6)))
+    layer = FocusedLinearAttention(24, 3, (4, 6), context_dim=24).double().eval()
+    layer.load_state_dict(attention.state_dict())
+    x = torch.randn(2, 24, 24, dtype=torch.float64)
+    assert torch.equal(attention(x, (4, 6)), layer(x, context=x))
+
+
+def test_the_key_encoding_is_learned_on_the_reduced_map() -> None:
+    attention = SpatialReductionFocusedAttention(24, 3, (56, 55), sr_ratio=8)
+    assert attention.grid_size == (7, 7)
+    attention.set_feat_size((64, 41))
+    assert attention.positional_encoding is not None
+    assert attention.positional_encoding.shape == (1, 8 * 6, 24)
+
+
+@pytest.mark.parametrize("feat_size", [(8, 12), (11, 9)])
+@pytest.mark.parametrize("sr_ratio", [1, 4])
+def test_softmax_attention_is_timms_where_timms_works(feat_size: tuple[int, int], sr_ratio: int) -> None:
+    attention = SpatialReductionAttention(24, 3, sr_ratio=sr_ratio)
+    host = Attention(24, 3, sr_ratio=sr_ratio)
+    host.load_state_dict(attention.state_dict())
+    x = torch.randn(2, feat_size[0] * feat_size[1], 24)
+    assert torch.equal(attention(x, feat_size), host(x, feat_size))
+
+
+@pytest.mark.parametrize(
+    ("sr_ratios", "attn_types", "expected"),
+    [
+        (None, "LLLL", (1, 1, 1, 1)),
+        (None, "SSSS", (8, 4, 2, 1)),
+        (None, "LSLS", (1, 4, 1, 1)),
+        (2, "LLSS", (2, 2, 2, 2)),
+        ([8, 4, 2, 1], "LLSS", (8, 4, 2, 1)),
+    ],
+)
+def test_reductions_come_a_stage(sr_ratios: Any, attn_types: str, expected: tuple[int, ...]) -> None:
+    assert stage_sr_ratios(sr_ratios, attn_types) == expected
+
+
+@pytest.mark.parametrize("sr_ratios", [0, (8, 4, 2), (8, 4, 2, 0), (8, 4, 2, 1.5), "8421"])
+def test_reductions_that_are_not_whole_numbers_a_stage_are_refused(sr_ratios: Any) -> None:
+    with pytest.raises(ValueError, match="whole number of at least 1 for each of 4 stages"):
+        stage_sr_ratios(sr_ratios, "LLLL")
+
+
+def test_dropout_on_attention_weights_needs_attention_weights() -> None:
+    check_attn_drop(0.1, "LLLS")
+    with pytest.raises(ValueError, match="attn_drop_rate acts on the weights of softmax attention"):
+        check_attn_drop(0.1, "LLLL")
+
+
+@pytest.mark.parametrize("img_size", [0, (224, 0)])
+def test_an_image_has_a_size(img_size: Any) -> None:
+    with pytest.raises(ValueError, match="img_size must be one or two positive sizes"):
+        pyramid_feat_sizes(img_size)
