@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from flatten_transformer import __version__
+from flatten_transformer.hints import hint
 
 
 class Command(NamedTuple):
@@ -28,10 +28,8 @@ TRAINING = {  # these take recipes; their options are those of the task, the dat
 COMMANDS = {  # a function's parameters are the options of its command, its docstring is their help
     "predict": Command("say what a trained model sees in image files", "flatten_transformer.tasks.prediction:predict"),
 }
-_EXTRAS = {
-    **dict.fromkeys(("jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics"), "train"),
-    "matplotlib": "plots",
-}
+_TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
+_EXTRAS = {**dict.fromkeys(_TRAIN, "train"), "matplotlib": "plots"}  # which extra holds which module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(list(sys.argv[1:] if argv is None else argv))
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if error.name is None:  # raised by a library that says itself what to install
+            return _fail(str(error))
+        extra = _EXTRAS.get(error.name.partition(".")[0])
         if extra is None:
             raise
         return _fail(f"this command needs {error.name}, which is not installed: pip install 'flatten-transformer[{extra}]'")
@@ -80,11 +80,7 @@ def run(argv: list[str]) -> None:
     elif name in COMMANDS:
         call(name, _load(COMMANDS[name].function), argv[1:])
     else:
-        names = [*TRAINING, *COMMANDS]
-        close = difflib.get_close_matches(name, names, n=1)
-        raise ValueError(
-            f"no command {name!r}: " + (f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}")
-        )
+        raise ValueError(f"no command {name!r}: {hint(name, [*TRAINING, *COMMANDS])}")
 
 
 def overview() -> str:
@@ -127,9 +123,13 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
         >>> call("repeat", repeat, ["a", "b", "--times", "2"])
         a b a b
     """
+    from docstring_parser import parse  # slow to import, as the next, and not needed for `flatten --help`
+
     from flatten_transformer.tasks.arguments import RaisingParser
 
-    parser = RaisingParser(prog=f"flatten {name}", description=(inspect.getdoc(function) or "").partition("\n")[0])
+    docstring = parse(function.__doc__ or "")
+    explained = {parameter.arg_name: parameter.description for parameter in docstring.params}
+    parser = RaisingParser(prog=f"flatten {name}", description=docstring.short_description)
     hints = get_type_hints(function)
     positionals = [
         parameter.name
@@ -137,7 +137,8 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
         if parameter.default is parameter.empty and get_origin(hints[parameter.name]) is list
     ]
     for positional in positionals:
-        parser.add_argument(positional, nargs="+", type=get_args(hints[positional])[0], metavar=positional.upper())
+        kind = get_args(hints[positional])[0]
+        parser.add_argument(positional, nargs="+", type=kind, metavar=positional.upper(), help=explained.get(positional))
     parser.add_function_arguments(function, as_group=False, skip=set(positionals))
     function(**vars(parser.parse_args(argv)))
 

@@ -4,21 +4,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flatten_transformer.data.digits import CLASS_NAMES, Digits, Split
-from flatten_transformer.data.preprocessing import Preprocessing, to_mode
+from flatten_transformer.data.preprocessing import Preprocessing, Transform, to_mode
+from flatten_transformer.hints import hint
 
 Labelled = tuple[Tensor, int]
-Transform = Callable[[Image.Image], Tensor]
 
 
 class ImageData(LightningDataModule):
@@ -54,8 +52,8 @@ class ImageData(LightningDataModule):
         *,
         img_size: int = 32,
         in_chans: int = 1,
-        mean: Sequence[float] = (0.305,),
-        std: Sequence[float] = (0.376,),
+        mean: Sequence[float] = (0.309,),
+        std: Sequence[float] = (0.349,),
         batch_size: int = 64,
         num_workers: int = 0,
         scale: tuple[float, float] = (0.8, 1.0),
@@ -65,16 +63,21 @@ class ImageData(LightningDataModule):
     ) -> None:
         super().__init__()
         if dataset not in _DATASETS:
-            close = difflib.get_close_matches(dataset, _DATASETS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(_DATASETS)}"
-            raise ValueError(f"no data set {dataset!r}: {hint}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise ValueError(f"no data set {dataset!r}: {hint(dataset, _DATASETS)}")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must hold two positive numbers, the smaller first, got {[low, high]}")
+        if not 0 <= hflip <= 1:
+            raise ValueError(f"hflip must lie in 0 … 1, got {hflip}")
         self.preprocessing = Preprocessing(img_size, in_chans, mean, std)
         self.class_names, self._open = _DATASETS[dataset]
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._augmentation = {"scale": scale, "ratio": ratio, "hflip": hflip, "auto_augment": auto_augment}
+        self._train_transform = self._augment()
         self._datasets: dict[Split, Dataset[Labelled]] = {}
 
     @property
@@ -92,21 +95,24 @@ class ImageData(LightningDataModule):
         splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in splits.get(stage, ()):
             if split not in self._datasets:
-                transform = self.train_transform() if split == "train" else self.preprocessing
+                transform = self._train_transform if split == "train" else self.preprocessing
                 self._datasets[split] = Transformed(self._open(split, self.preprocessing.img_size), transform, self.in_chans)
 
-    def train_transform(self) -> Transform:
-        """Return the augmentation, from a PIL image of the right mode to a normalised tensor."""
+    def _augment(self) -> Transform:
         size, chans = self.preprocessing.img_size, self.in_chans
-        transform: Transform = create_transform(
-            (chans, size, size),
-            is_training=True,
-            interpolation="bicubic",
-            color_jitter=None,
-            mean=tuple(self.preprocessing.mean),
-            std=tuple(self.preprocessing.std),
-            **self._augmentation,
-        )
+        try:
+            transform: Transform = create_transform(
+                (chans, size, size),
+                is_training=True,
+                interpolation="bicubic",
+                color_jitter=None,
+                mean=tuple(self.preprocessing.mean),
+                std=tuple(self.preprocessing.std),
+                **self._augmentation,
+            )
+        except (AssertionError, KeyError) as error:  # timm's answers to a policy it does not know
+            policy = self._augmentation["auto_augment"]
+            raise ValueError(f"timm knows no augmentation {policy!r} ({error}): try rand-m5-n2, or null for none") from None
         return transform
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import create_transform
 from torch import Tensor
 
+Transform = Callable[[Image.Image], Tensor]
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -50,18 +51,18 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return ``[in_chans, img_size, img_size]``, float32, of an image of any mode and size."""
-        tensor: Tensor = self.transform()(to_mode(image, self.in_chans))
-        return tensor
+        return self.transform()(to_mode(image, self.in_chans))
 
-    def transform(self) -> object:
+    def transform(self) -> Transform:
         """Return timm's evaluation transform, from a PIL image of the right mode to a tensor."""
-        return create_transform(
+        transform: Transform = create_transform(
             (self.in_chans, self.img_size, self.img_size),
             interpolation="bicubic",
             mean=tuple(self.mean),
             std=tuple(self.std),
             crop_pct=1.0,
         )
+        return transform
 
 
 def read_image(path: Path) -> Image.Image:
@@ -77,6 +78,8 @@ def read_image(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}: check the path") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder: give it the images themselves, such as {path}/*.png") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image that Pillow can read: give it a PNG, JPEG, WebP or TIFF") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for broken PNG

@@ -118,10 +118,17 @@ class FocusedLinearAttentionCore(nn.Module):
 
     def set_grid_size(self, grid_size: Sequence[int]) -> None:
         """Learn the key encoding on another grid from here on: resizes the parameter."""
-        old, self.grid_size = self.grid_size, check_grid(grid_size)
+        old, self.grid_size = self.grid_size, self._check_axes(grid_size)
         if self.positional_encoding is not None:
             resized = resize_grid(self.positional_encoding.detach(), old, self.grid_size)
             self.positional_encoding = nn.Parameter(resized, requires_grad=self.positional_encoding.requires_grad)
+
+    def _check_axes(self, grid_size: Sequence[int]) -> tuple[int, ...]:
+        """Return the grid as a tuple, or raise ValueError if it is none with the axes of the learned one."""
+        grid_size = check_grid(grid_size)
+        if len(grid_size) != len(self.grid_size):
+            raise ValueError(f"the layer was built for {len(self.grid_size)} axes, grid_size {self.grid_size}; got {grid_size}")
+        return grid_size
 
     def temperature(self) -> Tensor | None:
         """Return the positive temperature softplus(scale), ``[H, D]``, or None where it is switched off."""
@@ -273,20 +280,16 @@ class FocusedLinearAttention(FocusedLinearAttentionCore):
         projected: Tensor = self.proj_drop(self.proj(out))
         return projected
 
-    def _fit(self, name: str, tokens: Tensor, grid_size: Sequence[int] | None) -> Sequence[int]:
+    def _fit(self, name: str, tokens: Tensor, grid_size: Sequence[int] | None) -> tuple[int, ...]:
         """Return the grid of ``tokens``, or raise ValueError if they do not lie on it."""
         channels = self.proj.out_features if name == "x" else self.context_dim
         if tokens.ndim != 3 or tokens.shape[2] != channels:
             raise ValueError(f"{name} must be [batch, tokens, {channels}], got {shape_of(tokens)}")
-        chosen = self.grid_size if grid_size is None else grid_size
-        if len(chosen) != len(self.grid_size):
-            raise ValueError(
-                f"the layer was built for {len(self.grid_size)} axes, grid_size {self.grid_size}; got {tuple(chosen)}"
-            )
+        chosen = self.grid_size if grid_size is None else self._check_axes(grid_size)
         wanted = self.num_prefix_tokens + math.prod(chosen)
         if tokens.shape[1] != wanted:
             raise ValueError(
-                f"{name} has {tokens.shape[1]} tokens; {self.num_prefix_tokens} prefix tokens and the grid {tuple(chosen)} "
+                f"{name} has {tokens.shape[1]} tokens; {self.num_prefix_tokens} prefix tokens and the grid {chosen} "
                 f"make {wanted}: pass the grid of this input, grid_size=(height, width)"
             )
         return chosen

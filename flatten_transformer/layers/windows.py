@@ -17,7 +17,8 @@ class Windows(NamedTuple):
     Args:
         grid_size: Height and width of the grid.
         window_size: Height and width of a window.
-        shift: How far the grid is rolled up and left before it is cut; what leaves it comes back at the other end.
+        shift: How far the grid is rolled up and left before it is cut, less than its size; what leaves it comes back at
+            the other end.
 
     Example:
         >>> windows = Windows((5, 6), (4, 4))

@@ -27,6 +27,7 @@ from flatten_transformer.layers.rank_restoration import depthwise_convolution, r
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
 from flatten_transformer.models.flatten_deit import expand_attn_types
+from flatten_transformer.models.spatial_reduction import check_attn_drop
 
 __all__ = ["FlattenCSwinTransformer"]
 
@@ -47,6 +48,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int, **factory: Any) -> None:
         super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, **factory)
         self.norm = nn.LayerNorm(out_channels, **factory)
 
@@ -57,8 +59,7 @@ class ConvNorm(nn.Module):
 
     def feat_size(self, size: Size) -> Size:
         """Return height and width of the map of an image of this size."""
-        (kernel, _), (stride, _), (padding, _) = self.conv.kernel_size, self.conv.stride, self.conv.padding
-        height, width = ((side + 2 * int(padding) - kernel) // stride + 1 for side in size)
+        height, width = ((side + 2 * self.padding - self.kernel_size) // self.stride + 1 for side in size)
         return height, width
 
 
@@ -192,8 +193,7 @@ class CrossShapedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[B, height, width, C]``."""
         x = x + self.drop_path1(self.proj_drop(self.proj(self._attend(self.norm1(x)))))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
     def windows(self, branch: int, feat_size: Size) -> Windows:
         """Return how a branch divides a map of this size: 0 into vertical stripes, 1 into horizontal ones."""
@@ -306,7 +306,7 @@ class FlattenCSwinTransformer(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         attn_types = expand_attn_types(attn_types, len(depths))
-        _check_attn_drop(attn_types, attn_drop_rate)
+        check_attn_drop(attn_drop_rate, attn_types)
         stripes = _choose_stripes(attn_types, split_sizes, softmax_split_sizes)
         self.attn_types = attn_types
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
@@ -344,7 +344,7 @@ class FlattenCSwinTransformer(nn.Module):
             {"num_chs": embed_dim * 2**stage, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
             for stage in range(len(depths))
         ]
-        self.norm = nn.LayerNorm(self.num_features, **factory)
+        self.norm: nn.Module = nn.LayerNorm(self.num_features, **factory)
         self.head = ClassifierHead(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **factory
         )
@@ -436,13 +436,16 @@ class FlattenCSwinTransformer(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         for stage in self.stages:
+            assert isinstance(stage, CrossShapedStage)
             stage.grad_checkpointing = enable
 
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Change the size the model is built for; key encodings are resized to it, stripes keep their width."""
-        merges = [stage.downsample for stage in self.stages]
-        for stage, feat_size in zip(self.stages, _feat_sizes(self.stem, merges, _pair(img_size)), strict=True):
+        stages = [stage for stage in self.stages if isinstance(stage, CrossShapedStage)]
+        feat_sizes = _feat_sizes(self.stem, [stage.downsample for stage in stages], _pair(img_size))
+        for stage, feat_size in zip(stages, feat_sizes, strict=True):
             for block in stage.blocks:
+                assert isinstance(block, CrossShapedBlock)
                 block.set_input_size(feat_size)
         update_model_input_size(self, _pair(img_size))
 
@@ -480,14 +483,6 @@ def _feat_sizes(stem: ConvNorm, merges: Sequence[nn.Module], img_size: Size) -> 
         assert isinstance(merge, Merge)
         sizes.append(merge.feat_size(sizes[-1]))
     return sizes
-
-
-def _check_attn_drop(attn_types: str, attn_drop_rate: float) -> None:
-    if attn_drop_rate and "S" not in attn_types:
-        raise ValueError(
-            f"attn_drop_rate has no meaning without softmax stages (attn_types={attn_types!r}): linear attention has no "
-            "matrix to drop from; leave it out or use proj_drop_rate"
-        )
 
 
 def _choose_stripes(

@@ -12,15 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, vision_transformer
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flatten_transformer.layers import FocusedLinearAttention
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.models.checkpoint import check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
 
 __all__ = ["FlattenVisionTransformer"]
 
@@ -117,6 +116,7 @@ class FlattenVisionTransformer(VisionTransformer):
         for letter, block in zip(letters, self.blocks, strict=True):
             if letter == "L":
                 block.attn = self._focused_attention(block.attn, focusing_factor, kernel_size)
+        accept_official_names(self, convert)
 
     def _focused_attention(self, softmax: Attention, focusing_factor: float, kernel_size: int) -> FocusedLinearAttention:
         weight = softmax.qkv.weight
@@ -150,13 +150,18 @@ class FlattenVisionTransformer(VisionTransformer):
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         if self.pos_embed is None:
             return torch.cat([*prefix, x.flatten(1, 2)], dim=1)
-        # timm resizes with antialiasing, which neither compiles with dynamic sizes nor exports to ONNX
-        embedded_prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-        encoding = resize_grid(self.pos_embed[:, embedded_prefix:], self.patch_embed.grid_size, x.shape[1:3])
-        x = torch.cat([*prefix, x.flatten(1, 2) + encoding], dim=1)
-        if embedded_prefix:
-            x = x + F.pad(self.pos_embed[:, :embedded_prefix], (0, 0, 0, encoding.shape[1]))
-        return self.pos_drop(x)
+        encoding = self._resize_pos_embed(self.pos_embed, self.patch_embed.grid_size, x.shape[1:3])
+        if self.no_embed_class:
+            return self.pos_drop(torch.cat([*prefix, x.flatten(1, 2) + encoding], dim=1))
+        return self.pos_drop(torch.cat([*prefix, x.flatten(1, 2)], dim=1) + encoding)
+
+    def _resize_pos_embed(self, encoding: Tensor, old_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
+        """Resize a position encoding as key encodings are.
+
+        timm resizes with antialiasing, which neither compiles with dynamic sizes nor exports to ONNX.
+        """
+        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        return torch.cat([encoding[:, :prefix], resize_grid(encoding[:, prefix:], old_size, new_size)], dim=1)
 
     def _tokens(self, image: Tensor, attn_mask: Tensor | None) -> Tokens:
         return Tokens(self.patch_embed.dynamic_feat_size((image.shape[2], image.shape[3])), attn_mask)
@@ -168,7 +173,12 @@ class FlattenVisionTransformer(VisionTransformer):
 
     def set_input_size(self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None) -> None:
         """Change the size the model is built for; position and key encodings are resized to it."""
+        encoding: nn.Parameter | None = self.pos_embed
+        old_size, self.pos_embed = self.patch_embed.grid_size, None  # so that timm does not resize it
         super().set_input_size(img_size=img_size, patch_size=patch_size)
+        if encoding is not None:
+            resized = self._resize_pos_embed(encoding.detach(), old_size, self.patch_embed.grid_size)
+            self.pos_embed = nn.Parameter(resized, requires_grad=encoding.requires_grad)
         for block in self.blocks:
             if isinstance(block.attn, FocusedLinearAttention):
                 block.attn.set_grid_size(self.patch_embed.grid_size)
@@ -189,16 +199,26 @@ def expand_attn_types(attn_types: str, count: int) -> str:
     return letters
 
 
+def convert(state_dict: Mapping[str, Tensor], model: FlattenVisionTransformer) -> dict[str, Tensor]:
+    """Return the tensors with position and key encodings resized; strangers stay as they are."""
+    tensors = fit_key_encodings(state_dict, model)
+    if "pos_embed" in tensors and model.pos_embed is not None:
+        prefix = model.pos_embed.shape[1] - model.patch_embed.num_patches
+        came = tensors["pos_embed"]
+        grid = fit_encoding("pos_embed", came[:, prefix:], model.patch_embed.grid_size)
+        tensors["pos_embed"] = torch.cat([came[:, :prefix], grid], dim=1)
+    return tensors
+
+
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenVisionTransformer) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint as ``model`` wants them: patch, position and key encodings resized.
 
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    fitted: dict[str, Tensor] = vision_transformer.checkpoint_filter_fn(unwrap(state_dict), model)
-    fitted = fit_key_encodings(fitted, model)
-    check_fit(fitted, model)
-    return fitted
+    tensors: dict[str, Tensor] = vision_transformer.checkpoint_filter_fn(convert(unwrap(state_dict), model), model)
+    check_fit(tensors, model)
+    return tensors
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenVisionTransformer:

@@ -14,16 +14,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed, resize_rel_pos_bias_table
+from timm.layers import PatchEmbed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._input import update_model_args
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
+from timm.models.swin_transformer import (
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+    get_relative_position_index,
+)
 from torch import Tensor, nn
 
 from flatten_transformer.layers import FocusedLinearAttention
+from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
 from flatten_transformer.models.flatten_deit import expand_attn_types
+from flatten_transformer.models.spatial_reduction import check_attn_drop
 
 __all__ = ["FlattenSwinTransformer"]
 
@@ -56,8 +63,7 @@ class WindowBlock(nn.Module):
         """Return ``[B, height, width, C]``."""
         windows = self.windows((x.shape[1], x.shape[2]))
         x = x + self.drop_path1(windows.join(self.attend(windows.split(self.norm1(x)), windows)))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
     def windows(self, feat_size: Size) -> Windows:
         """Return how a map of this size is divided."""
@@ -79,8 +85,9 @@ class WindowBlock(nn.Module):
 class LinearWindowBlock(WindowBlock):
     """Focused linear attention in windows capped by the map.
 
-    A shifted map is attended to as it is rolled: no linear attention can part the pairs that the roll brought
-    together, and the released models do not try. It matters only where a map is larger than its window.
+    A shifted map is attended to as it is rolled, without Swin's mask over pairs, which linear attention cannot apply:
+    tokens from opposite ends of the map meet, as in the released code. No map is larger than its window at the
+    published sizes, where nothing is shifted.
 
     Args:
         host: timm's block.
@@ -168,7 +175,7 @@ class SoftmaxWindowBlock(WindowBlock):
     def set_input_size(self, feat_size: Size, window_size: Size, always_partition: None = None) -> None:
         """Build the block for another map and window; the relative position bias is resized."""
         self.feat_size = feat_size
-        self.attn.set_window_size(_cap(window_size, feat_size))
+        _set_window_size(self.attn, _cap(window_size, feat_size))
         self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
@@ -277,18 +284,14 @@ def _check_options(attn_types: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"{option} can only be {only} here: any image size works, at no cost at the built one; leave it out")
     if "L" in attn_types and options.get("head_dim") is not None:
         raise ValueError(f"head_dim has no meaning for linear stages (attn_types={attn_types!r}): choose num_heads instead")
-    if "S" not in attn_types and options.get("attn_drop_rate"):
-        raise ValueError(
-            f"attn_drop_rate has no meaning without softmax stages (attn_types={attn_types!r}): linear attention has no "
-            "matrix to drop from; leave it out or use proj_drop_rate"
-        )
+    check_attn_drop(options.get("attn_drop_rate", 0.0), attn_types)
 
 
 def _per_stage(name: str, size: WindowSize, count: int) -> tuple[Size, ...]:
     """Return (height, width) for each stage: from one side, one (height, width), or one of either a stage."""
-    if isinstance(size, int) or (len(size) == 2 and all(isinstance(side, int) for side in size)):
-        size = [size] * count  # type: ignore[list-item]  # mypy does not narrow by all()
-    sizes = tuple((side, side) if isinstance(side, int) else tuple(side) for side in size)
+    single = isinstance(size, int) or (len(size) == 2 and all(isinstance(side, int) for side in size))
+    stages: Sequence[Any] = [size] * count if single else list(size)  # type: ignore[arg-type]  # not an int
+    sizes = tuple((side, side) if isinstance(side, int) else tuple(side) for side in stages)
     if len(sizes) != count or any(len(pair) != 2 or min(pair) < 1 for pair in sizes):
         raise ValueError(
             f"{name} must be a side, (height, width), or one such for each of {count} stages, all positive; got {size!r}"
@@ -308,6 +311,24 @@ def _additive_mask(windows: Windows, like: Tensor) -> Tensor | None:
     return torch.zeros_like(allowed, dtype=like.dtype).masked_fill(~allowed, float("-inf"))
 
 
+def _offsets(window_size: Size) -> Size:
+    """Return how many distances two tokens of a window can have along each axis."""
+    return 2 * window_size[0] - 1, 2 * window_size[1] - 1
+
+
+def _set_window_size(attn: WindowAttention, window_size: Size) -> None:
+    """Give timm's attention another window; its relative position bias is resized bicubically.
+
+    timm's own set_window_size interpolates linearly, in float32, and on an indexing that PyTorch has deprecated.
+    """
+    table = attn.relative_position_bias_table
+    resized = resize_grid(table.detach()[None], _offsets(attn.window_size), _offsets(window_size))[0]
+    attn.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
+    attn.window_size, attn.window_area = window_size, window_size[0] * window_size[1]
+    index = get_relative_position_index(*window_size, device=table.device)
+    attn.register_buffer("relative_position_index", index, persistent=False)
+
+
 def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors under timm's names and in the sizes of ``model``; what is unknown passes.
 
@@ -325,17 +346,13 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 
 def _fit_position_biases(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resize every relative position bias that was learned in another window than the model's."""
+    """Resize, bicubically, every relative position bias that was learned in another window than the model's."""
     fitted = dict(state_dict)
     for prefix, module in model.named_modules():
         name = f"{prefix}.relative_position_bias_table"
         if not isinstance(module, WindowAttention) or name not in fitted:
             continue
-        shape = module.relative_position_bias_table.shape
-        if fitted[name].shape[0] != shape[0]:
-            fitted[name] = resize_rel_pos_bias_table(
-                fitted[name], new_window_size=module.window_size, new_bias_shape=tuple(shape)
-            )
+        fitted[name] = fit_encoding(name, fitted[name][None], _offsets(module.window_size))[0]
     return fitted
 
 

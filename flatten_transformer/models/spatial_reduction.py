@@ -60,7 +60,10 @@ class PatchConv2d(nn.Conv2d):
 
     def _padding(self, size: int) -> int:
         patch = self.stride[0]
-        return -size % patch if self.remainder == "pad" else max(patch - size, 0)
+        if self.remainder == "drop":
+            return patch - size if size < patch else 0  # not max(): a graph with a free size would keep it
+        # not -size % patch: torch.compile cannot trace the modulo of a negative size that is free
+        return (size + patch - 1) // patch * patch - size
 
 
 class SpatialReductionFocusedAttention(FocusedLinearAttention):

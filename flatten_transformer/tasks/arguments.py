@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
+from flatten_transformer.hints import hint
+
 _UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)")
+_UNKNOWN = re.compile(r"unrecognized arguments: (?P<option>[^\s=]+)|Group '(?P<group>.+)' does not accept option '(?P<key>.+)'")
 _CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 
 
@@ -20,19 +22,16 @@ class RaisingParser(ArgumentParser):
         >>> _ = parser.add_argument("--top_k", type=int)
         >>> parser.parse_args(["--topk", "3"])
         Traceback (most recent call last):
-        ValueError: unrecognized arguments: --topk 3: did you mean --top_k? See flatten predict --help
+        ValueError: unrecognized arguments: --topk 3: did you mean --top_k? (see flatten predict --help)
     """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ValueError with the message, and where to look."""
         message = plain(message)
-        if message.startswith("unrecognized arguments: "):
-            came = message.split()[2].partition("=")[0]
-            close = difflib.get_close_matches(came, self._option_string_actions, n=1)
-            message += f": did you mean {close[0]}?" if close else "."
-        else:
-            message += "."
-        raise ValueError(f"{message} See {self.prog} --help") from ex
+        if unknown := _UNKNOWN.match(message):
+            option = unknown["option"] or f"--{unknown['group']}.{unknown['key']}"
+            message += f": {hint(option, self._option_string_actions)}"
+        raise ValueError(f"{message} (see {self.prog} --help)") from ex
 
 
 def plain(message: str) -> str:

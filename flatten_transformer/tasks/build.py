@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import timm
 from torch import nn
+
+from flatten_transformer.hints import hint
 
 
 def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_chans: int) -> nn.Module:
@@ -26,13 +27,12 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
         ValueError: If timm knows no such model, or the model no such argument.
 
     Example:
-        >>> build_model("flatten_deit_tiny_patch16_224", {"depth": 1}, num_classes=2, in_chans=1)(torch.rand(3, 1, 224, 224)).shape
+        >>> model = build_model("flatten_deit_tiny_patch16_224", {"depth": 1}, num_classes=2, in_chans=1)
+        >>> model(torch.rand(3, 1, 224, 224)).shape
         torch.Size([3, 2])
     """
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() holds all names"
-        raise ValueError(f"timm knows no model {name!r}: {hint}")
+        raise ValueError(f"timm knows no model {name!r}: {hint(name, timm.list_models())}")
     taken = sorted({"num_classes", "in_chans"} & model_args.keys())
     if taken:
         raise ValueError(f"model_args must not hold {' and '.join(taken)}: the data say it; leave it out")
@@ -42,6 +42,6 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
         if "unexpected keyword argument" not in str(error):
             raise
         raise ValueError(
-            f"model_args do not fit {name}: {str(error).split('() ')[-1]}; leave it out or correct its name"
+            f"model_args do not fit {name}: {str(error).split('() ')[-1]}: leave it out or correct its name"
         ) from None
     return model

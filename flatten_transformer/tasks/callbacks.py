@@ -22,7 +22,7 @@ class SaveModel(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, where checkpoints are wanted at all."""
         checkpoints = trainer.checkpoint_callback
-        if trainer.fast_dev_run or not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath:
+        if not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath:
             return
         task, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, unannotated
         if not isinstance(task, ClassificationTask) or not isinstance(data, ImageData):

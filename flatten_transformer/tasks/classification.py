@@ -127,9 +127,9 @@ class ClassificationTask(LightningModule):
             raise ValueError("the cosine must know where it ends: set trainer.max_epochs or trainer.max_steps")
         batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         schedule = self.optim.schedule(optimizer, int(total), steps_per_epoch=math.ceil(batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}  # type: ignore[typeddict-item]  # timm's own class
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:  # type: ignore[override]  # timm's own class
+    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:
         """Set the learning rate of the next step."""
         scheduler.step_update(self.global_step)
 
@@ -143,7 +143,7 @@ class ClassificationTask(LightningModule):
         """Step, then take the new weights into the moving average."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step)
+            self.ema.update(self.model, step=self.global_step + 1)  # Lightning counts this step only afterwards
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise ValueError if the checkpoint is of another model, before anything is loaded."""

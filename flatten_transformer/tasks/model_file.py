@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from flatten_transformer import __version__
 from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.tasks.atomic_file import write_atomically
 from flatten_transformer.tasks.build import build_model
 
 _KEY = "flatten_transformer"  # of our entry in the metadata
@@ -88,7 +87,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"no model file {path}: check the path; `flatten fit` writes one, model.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
@@ -107,24 +106,3 @@ def _info(path: Path, metadata: dict[str, str]) -> ModelInfo:
         return ModelInfo(entry["name"], entry["model_args"], entry["class_names"], preprocessing)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"the description in {path} cannot be read ({error!r}): was it written by another version?") from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside ``path``, bring it to the disk, and only then give it the name; make missing folders.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "folder" / "file"
-        >>> write_atomically(file, b"whole")
-        >>> file.read_bytes()
-        b'whole'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -13,8 +13,12 @@ _CHATTER = ("💡", "TPU available", "GPU available: False", "Loading `train_dat
 _WARNINGS = (
     # more processes cost more than they bring where the images lie in memory; --data.num_workers is there for the rest
     "The '.*_dataloader' does not have many workers",
-    # Lightning 2.6 with torch 2.15: theirs to mend
+    # a run that goes on from a checkpoint keeps its own in a new folder
+    "The dirpath has changed",
+    # Lightning 2.6 with torch 2.15 and jsonargparse 4.53: theirs to mend
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"\s*By default only one JsonargparseDeprecationWarning",
+    r"\s*(``instantiate_classes``|skip_none parameter) was deprecated",
 )
 
 

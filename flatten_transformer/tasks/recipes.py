@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]  # ships no annotations
+
+from flatten_transformer.hints import hint
 
 
 def recipe_folder() -> Path:
@@ -32,6 +35,7 @@ def find_recipe(name: str) -> Path:
 
     Raises:
         FileNotFoundError: If there is no such file and no such recipe.
+        ValueError: If the file is not YAML with options by name.
 
     Example:
         >>> find_recipe("digits/flatten_deit").name
@@ -40,8 +44,15 @@ def find_recipe(name: str) -> Path:
     key = name.removeprefix("recipes/").removesuffix(".yaml")
     for path in (Path(name), recipe_folder() / f"{key}.yaml"):
         if path.is_file():
+            _check(path)
             return path
-    names = recipe_names()
-    close = difflib.get_close_matches(key, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"give a path, or one of {', '.join(names)}"
-    raise FileNotFoundError(f"no recipe {name!r}: {hint}")
+    raise FileNotFoundError(f"no recipe and no file {name!r}: {hint(key, recipe_names())}")
+
+
+def _check(path: Path) -> None:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a recipe: it cannot be read as YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a recipe: it must hold options by name, such as `model:` and `data:`")

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.tasks.arguments import RaisingParser
@@ -76,7 +76,7 @@ class TrainingCLI(LightningCLI):
             run=False,  # one parser instead of one for each stage: half the start-up, and plainer messages
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
+            trainer_defaults={"log_every_n_steps": 1, "enable_model_summary": False},  # logs come by the epoch
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -95,22 +95,33 @@ class TrainingCLI(LightningCLI):
             check_checkpoint(Path(self.config.ckpt_path))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer; only a real fit keeps anything."""
+        """Build the trainer; only a real fit keeps anything, in a folder of its own."""
         config = self.config_init.trainer
-        keeps = self.stage == "fit" and not config.fast_dev_run
-        if config.logger in (None, True):
-            config.logger = run_loggers(Path(config.default_root_dir or "runs"), self.run_name()) if keeps else False
-        if not (keeps and config.logger):
-            self.save_config_callback = None
-        if config.enable_checkpointing is False:
+        callbacks: list[Callback] = []
+        if self.stage == "fit" and not config.fast_dev_run:
+            root, name = Path(config.default_root_dir or "runs"), self.run_name()
+            version = claim_version(root / name)
+            if self.config_init.checkpoint.dirpath is None:
+                self.config_init.checkpoint.dirpath = str(root / name / f"version_{version}" / "checkpoints")
+            if config.logger in (None, True):
+                config.logger = [CSVLogger(root, name, version), TensorBoardLogger(root, name, version)]
+            callbacks = [SaveModel(), LearningRateMonitor("epoch")] if config.logger else [SaveModel()]
+        elif config.logger in (None, True):
+            config.logger = False
+        if config.fast_dev_run or config.enable_checkpointing is False:
+            config.enable_checkpointing = False
             self._parser(None).callback_keys.remove("checkpoint")
-        callbacks: list[Callback] = [SaveModel()] if keeps else []
-        self.trainer_defaults["callbacks"] = callbacks + ([LearningRateMonitor()] if keeps and config.logger else [])
+        if not (callbacks and config.logger):
+            self.save_config_callback = None
+        self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
     def run_name(self) -> str:
         """Return the name of the recipe, or that of the model where there is none."""
-        return Path(str(self.config.config[-1])).stem if self.config.config else str(self.config.model.name)
+        if not self.config.config:
+            return str(self.config.model.name)
+        path = Path(str(self.config.config[-1])).resolve()
+        return path.parents[1].name if path.name == "config.yaml" else path.stem  # an earlier run's, or a recipe
 
 
 def with_recipe_paths(args: Sequence[str]) -> list[str]:
@@ -131,21 +142,21 @@ def with_recipe_paths(args: Sequence[str]) -> list[str]:
     return resolved
 
 
-def run_loggers(root: Path, name: str) -> list[Logger]:
-    """Return loggers that share a new folder ``root/name/version_N``; none is ever given twice.
+def claim_version(folder: Path) -> int:
+    """Make the first free folder ``folder/version_N`` and return N; no N is ever given twice.
 
     Example:
-        >>> first, second = (run_loggers(getfixture("tmp_path"), "digits")[0].log_dir for _ in range(2))
-        >>> first[-9:], second[-9:]
-        ('version_0', 'version_1')
+        >>> folder = getfixture("tmp_path") / "digits"
+        >>> claim_version(folder), claim_version(folder)
+        (0, 1)
     """
-    for version in itertools.count():  # making the folder claims it, also against a run that starts now
+    for version in itertools.count():
         try:
-            (root / name / f"version_{version}").mkdir(parents=True)
+            (folder / f"version_{version}").mkdir(parents=True)  # fails for all but one of those who try at once
         except FileExistsError:
             continue
         break
-    return [CSVLogger(root, name, version), TensorBoardLogger(root, name, version)]
+    return version
 
 
 def check_checkpoint(path: Path) -> None:

@@ -121,3 +121,17 @@ def test_dropout_on_attention_weights_needs_attention_weights() -> None:
 def test_an_image_has_a_size(img_size: Any) -> None:
     with pytest.raises(ValueError, match="img_size must be one or two positive sizes"):
         pyramid_feat_sizes(img_size)
+
+
+def test_one_compiled_graph_serves_maps_that_fit_no_patch() -> None:
+    patches = PatchConv2d(3, 8, 4)
+
+    def mean(image: torch.Tensor) -> torch.Tensor:
+        tokens = patches(image).flatten(2)
+        return tokens.sum(2) * (1 / tokens.shape[2])  # a number made of a free size, as linear attention has it
+
+    compiled = torch.compile(mean, backend="aot_eager", fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for size in [(33, 50), (45, 31)]:
+            image = torch.randn(2, 3, *size)
+            torch.testing.assert_close(compiled(image), mean(image))

@@ -20,7 +20,7 @@ def features_by_hand(x: Tensor, temperature: Tensor | None, p: float, norm: Norm
         (b, h, n, d): (max(float(x[b, h, n, d]), 0.0) + eps) / (1.0 if temperature is None else float(temperature[h, d]))
         for b, h, n, d in itertools.product(range(batch), range(heads), range(tokens), range(channels))
     }
-    features = {}
+    features: dict[tuple[int, ...], float] = {}
     for b, h, n, d in raw:
         together = [
             raw[b, g, n, c] for g in range(heads) for c in range(channels) if norm == "joint" or g == h

@@ -1,0 +1,116 @@
+"""How every family is built: timm's builder, with weights from the authors' links or from a file, read safely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from timm.models import PretrainedCfg, build_model_with_cfg, list_pretrained, resolve_pretrained_cfg
+from torch import nn
+
+from flatten_transformer.models.files import read_tensors
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def default_cfg(link: str = "", *, first_conv: str, classifier: str, **changes: Any) -> dict[str, Any]:
+    """Return timm's description of a model trained on ImageNet-1K at 224, as all of the paper's are.
+
+    Args:
+        link: Of the authors' published file; without one there are no weights.
+        first_conv: Name of the convolution that timm adapts to other input channels.
+        classifier: Name of the layer that timm leaves out for other classes.
+        changes: Entries that differ.
+    """
+    return {
+        "url": link and f"https://cloud.tsinghua.edu.cn/f/{link}/?dl=1",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": first_conv,
+        "classifier": classifier,
+        "paper_ids": "arXiv:2308.00442",
+        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
+        **changes,
+    }
+
+
+def build(
+    model_class: type[Model],
+    variant: str,
+    pretrained: bool,
+    *,
+    filter_fn: Callable[..., Any],
+    feature_cfg: dict[str, Any],
+    pretrained_cfg: str | dict[str, Any] | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> Model:
+    """Build a model as timm does, but read its weights without executing anything in their file.
+
+    Args:
+        model_class: The model.
+        variant: Its name in timm's registry.
+        pretrained: Load weights.
+        filter_fn: The family's checkpoint filter.
+        feature_cfg: What ``features_only`` needs to know.
+        pretrained_cfg: As in timm.
+        pretrained_cfg_overlay: As in timm; ``{"file": path}`` takes the weights from a file.
+        cache_dir: Where downloads are kept; by default PyTorch's hub folder.
+        kwargs: Arguments of the model.
+
+    Raises:
+        ValueError: If ``pretrained`` and no weights were published; the message lists what exists.
+        OSError: If the file is missing, or the link cannot be reached.
+    """
+    overlay = dict(pretrained_cfg_overlay or {})
+    if pretrained:
+        source = _weights_file(variant, resolve_pretrained_cfg(variant, pretrained_cfg, overlay), cache_dir)
+        if source is not None:
+            overlay["state_dict"] = read_tensors(source)
+    model: Model = build_model_with_cfg(
+        model_class,
+        variant,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg=feature_cfg,
+        cache_dir=cache_dir,
+        **kwargs,
+    )
+    described: Any = model.pretrained_cfg
+    described.pop("state_dict", None)  # the weights are in the model now
+    return model
+
+
+def _weights_file(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:
+    """Return the file with the weights, downloaded if need be; None where timm shall fetch them itself."""
+    if cfg.source or cfg.state_dict or cfg.hf_hub_id:
+        return None
+    if cfg.file:
+        return Path(cfg.file)
+    if not cfg.url:
+        raise ValueError(
+            f"no weights were published for {variant}: leave pretrained out, take your own with "
+            f"pretrained_cfg_overlay={{'file': path}}, or choose one of {', '.join(list_pretrained('flatten_*'))}"
+        )
+    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / f"{variant}.pth"  # the links themselves end without a name
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(cfg.url, str(file))
+        except OSError as error:  # of which urllib's errors are one kind
+            raise ConnectionError(
+                f"cannot fetch the weights of {variant} from {cfg.url} ({error}): download them elsewhere and pass "
+                "pretrained_cfg_overlay={'file': path}"
+            ) from None
+    return file

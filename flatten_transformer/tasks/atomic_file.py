@@ -1,0 +1,28 @@
+"""Writing a file so that nobody ever meets half of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside ``path``, bring it to the disk, and only then give it the name; make missing folders.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "folder" / "file"
+        >>> write_atomically(file, b"whole")
+        >>> file.read_bytes()
+        b'whole'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with draft.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

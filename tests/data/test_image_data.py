@@ -1,0 +1,100 @@
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flatten_transformer.data.digits import Digits
+from flatten_transformer.data.image_data import ImageData
+
+
+def first_batch(**arguments: Any) -> tuple[Tensor, Tensor]:
+    data = ImageData("digits", **arguments)
+    data.setup("fit")
+    torch.manual_seed(0)
+    random.seed(0)  # timm's crops
+    np.random.seed(0)  # timm's augmentation policies
+    images, labels = next(iter(data.train_dataloader()))
+    return images, labels
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"img_size": 16},
+        {"in_chans": 3, "mean": (0.3,) * 3, "std": (0.4,) * 3},
+        {"mean": (0.0,)},
+        {"std": (1.0,)},
+        {"batch_size": 5},
+        {"scale": (0.2, 0.3)},
+        {"ratio": (0.5, 0.6)},
+        {"hflip": 1.0},
+        {"auto_augment": "rand-m9-n2"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_argument_changes_the_training_images(change: dict[str, Any]) -> None:
+    plain, changed = first_batch()[0], first_batch(**change)[0]
+    assert plain.shape != changed.shape or not torch.equal(plain, changed)
+
+
+def test_workers_load_images_when_asked_for() -> None:
+    data = ImageData("digits", num_workers=1)
+    data.setup("validate")
+    assert data.val_dataloader().num_workers == 1
+    assert len(next(iter(data.val_dataloader()))[0]) == 64
+
+
+def test_the_same_seed_draws_the_same_training_images() -> None:
+    torch.testing.assert_close(first_batch(), first_batch(), rtol=0, atol=0)
+
+
+def test_an_epoch_holds_every_image_once() -> None:
+    data = ImageData("digits", batch_size=100)
+    data.setup("fit")
+    sizes = [len(labels) for _, labels in data.train_dataloader()]
+    assert sizes == [100] * 12 + [57]
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_images_are_judged_in_order_and_as_they_are(stage: str) -> None:
+    data = ImageData("digits", batch_size=360, scale=(0.1, 0.2), hflip=1.0)
+    data.setup(stage)
+    loader = data.val_dataloader() if stage == "validate" else data.test_dataloader()
+    images, labels = next(iter(loader))
+    source = Digits("val" if stage == "validate" else "test", size=32)
+    assert labels.tolist() == source.labels
+    torch.testing.assert_close(images[7], data.preprocessing(source[7][0]), rtol=0, atol=0)
+
+
+def test_the_default_mean_and_deviation_are_those_of_the_training_images() -> None:
+    data = ImageData("digits")
+    pixels = torch.stack([data.preprocessing(image) for image in Digits("train", size=32).images])
+    assert abs(pixels.mean()) < 0.01
+    assert abs(pixels.std() - 1) < 0.01
+
+
+def test_the_classes_are_counted_and_named() -> None:
+    data = ImageData("digits")
+    assert data.num_classes == 10
+    assert list(data.class_names) == list("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dataset": "digit"}, "no data set 'digit': did you mean digits?"),
+        ({"dataset": "mnist"}, "no data set 'mnist': choose one of digits"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"scale": (1.0, 0.5)}, "scale must hold two positive numbers, the smaller first"),
+        ({"ratio": (0.0, 1.0)}, "ratio must hold two positive numbers, the smaller first"),
+        ({"hflip": 2.0}, "hflip must lie in 0 … 1, got 2.0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"auto_augment": "strong"}, "timm knows no augmentation 'strong'"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageData(**wrong)

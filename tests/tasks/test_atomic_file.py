@@ -1,0 +1,52 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flatten_transformer.tasks import atomic_file
+from flatten_transformer.tasks.atomic_file import write_atomically
+
+SIZE = 20_000_000
+WRITER = f"""
+import runpy, sys
+from pathlib import Path
+write = runpy.run_path(sys.argv[1])["write_atomically"]  # alone: the library takes seconds to import
+for number in range(1000):
+    write(Path(sys.argv[2]), bytes([number % 256]) * {SIZE})
+    print(flush=True)
+"""
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomically(tmp_path / "file", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.002, 0.005, 0.01])
+def test_a_kill_in_the_middle_of_a_write_leaves_a_whole_file(wait_s: float, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for _ in range(20):  # until a kill comes in the middle of a write; most do
+        command = [sys.executable, "-c", WRITER, atomic_file.__file__, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()  # there is a whole file
+            while not list(tmp_path.glob(".file.*")):
+                pass  # until the next write has begun
+            time.sleep(wait_s)
+            writer.kill()
+        content = path.read_bytes()
+        assert content == content[:1] * SIZE
+        if list(tmp_path.glob(".file.*")):
+            return
+    pytest.fail("no kill came in the middle of a write: the test shows nothing")

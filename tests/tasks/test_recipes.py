@@ -1,0 +1,70 @@
+import difflib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flatten_transformer.tasks import recipes
+from flatten_transformer.tasks.recipes import find_recipe, recipe_names
+from flatten_transformer.tasks.training import TrainingCLI
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_run(name: str, tmp_path: Path) -> None:
+    cli = TrainingCLI("fit", ["--config", name, "--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"])
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.model.num_classes == cli.datamodule.num_classes
+    assert cli.model.model_args.get("img_size", cli.datamodule.preprocessing.img_size) == cli.datamodule.preprocessing.img_size
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_opens_with_command_hardware_time_and_result(name: str) -> None:
+    head = [line for line in find_recipe(name).read_text("utf-8").splitlines()[:8] if line.startswith("#")]
+    assert any(f"flatten fit --config {name}" in line for line in head)
+    assert all(any(word in line for line in head) for word in ("hardware:", "time:", "result:"))
+
+
+def test_the_twins_differ_in_their_attention_alone() -> None:
+    first, second = (
+        [line for line in find_recipe(f"digits/{name}_deit").read_text("utf-8").splitlines() if not line.startswith("#")]
+        for name in ("flatten", "softmax")
+    )
+    changes = [line for line in difflib.ndiff(first, second) if line[:1] in "-+"]
+    assert [change.replace("attn_types: L", "attn_types: S")[1:] for change in changes] == [changes[1][1:]] * 2
+
+
+@pytest.mark.parametrize("given", ["digits/flatten_deit", "digits/flatten_deit.yaml", "recipes/digits/flatten_deit.yaml"])
+def test_a_recipe_is_found_by_name_from_anywhere(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(given).is_file()
+
+
+def test_a_file_of_ones_own_comes_before_a_recipe_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Path("digits/flatten_deit.yaml")
+    own.parent.mkdir()
+    own.write_text("model: {}")
+    assert find_recipe("digits/flatten_deit.yaml") == own
+
+
+def test_recipes_are_found_inside_an_installed_package_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site-packages" / "flatten_transformer"
+    shutil.copytree(recipes.recipe_folder(), package / "recipes")
+    monkeypatch.setattr(recipes, "__file__", str(package / "tasks" / "recipes.py"))
+    assert find_recipe("digits/flatten_deit") == package / "recipes" / "digits" / "flatten_deit.yaml"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("model: [", "cannot be read as YAML"), ("just words", "must hold options by name"), ("", "must hold options by name")],
+)
+def test_a_file_that_is_no_recipe_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(ValueError, match=rf"bad\.yaml is not a recipe: .*{message}"):
+        find_recipe(str(tmp_path / "bad.yaml"))
+
+
+def test_a_missing_recipe_is_answered_with_its_likes() -> None:
+    with pytest.raises(FileNotFoundError, match="no recipe and no file 'digits/flaten_deit': did you mean digits/flatten_deit"):
+        find_recipe("digits/flaten_deit")

@@ -1,0 +1,187 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
+
+import flatten_transformer
+from flatten_transformer import cli
+from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.tasks import training  # noqa: F401  # Lightning logs to the stderr of its first import
+from flatten_transformer.tasks.model_file import ModelInfo, save_model
+
+SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+INFO = ModelInfo("flatten_deit_tiny_patch16_224", SIZES, ("zero", "one"), Preprocessing(16, 1, (0.3,), (0.4,)))
+Flatten = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with everything that can be wrong, and an image and a model that are not."""
+    monkeypatch.chdir(tmp_path)
+    save_model(Path("model.safetensors"), INFO.build(), INFO)
+    save_file(timm.create_model("resnet10t").state_dict(), "timm.safetensors")
+    Image.new("L", (8, 8)).save("image.png")
+    Path("notes.txt").write_text("no image, no checkpoint")
+    Path("broken.yaml").write_text("model: [")
+    Path("unknown.yaml").write_text("model:\n  nmae: resnet10t\n")
+
+
+@pytest.fixture
+def flatten(capfd: pytest.CaptureFixture[str]) -> Flatten:
+    def run(*argv: str) -> tuple[int, str, str]:
+        try:
+            status = cli.main(argv)
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+TEST = "test --config digits/flatten_deit"
+FIT = "fit --config digits/flatten_deit"
+PREDICT = "predict image.png --checkpoint model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predcit", "no command 'predcit': did you mean predict?"),
+        ("xyz", "no command 'xyz': choose one of fit, validate, test, predict"),
+        ("fit --confg x", "unrecognized arguments: --confg x: did you mean --config"),
+        ("fit --config digits/flaten_deit", "no recipe and no file 'digits/flaten_deit': did you mean digits/flatten_deit"),
+        ("fit --config missing.yaml", "no recipe and no file 'missing.yaml': choose one of digits/flatten_deit"),
+        ("fit --config broken.yaml", "broken.yaml is not a recipe: it cannot be read as YAML"),
+        ("fit --config unknown.yaml", "Group 'model' does not accept option 'nmae': did you mean --model.name"),
+        ("fit --config", "expected one argument"),
+        (f"{FIT} --trainer.max_epochs many", '"trainer.max_epochs": Expected one of int, null. Got value: many'),
+        (
+            f"{FIT} --trainer.acelerator cpu",
+            "unrecognized arguments: --trainer.acelerator cpu: did you mean --trainer.acc",
+        ),
+        (f"{FIT} --trainer.strategy together", "You selected an invalid strategy name: `strategy='together'`"),
+        (f"{FIT} --trainer.accelerator tpu", "torch_xla"),
+        (
+            f"{FIT} --model.name flaten_deit_tiny",
+            "timm knows no model 'flaten_deit_tiny': did you mean flatten_",
+        ),
+        (
+            f"{FIT} --model.model_args.dpth 2",
+            "got an unexpected keyword argument 'dpth': leave it out or correct its name",
+        ),
+        (f"{FIT} --model.optim.lr -1", "lr must be positive and at least min_lr, got lr -1.0"),
+        (f"{FIT} --data.dataset mnist", "no data set 'mnist': choose one of digits"),
+        (f"{FIT} --data.batch_size 0", "batch_size must be at least 1, got 0"),
+        (f"{FIT} --ckpt_path missing.ckpt", "no checkpoint missing.ckpt: give --ckpt_path a .ckpt file of an earlier run"),
+        (f"{FIT} --ckpt_path notes.txt", "notes.txt is not a checkpoint of a training: give --ckpt_path"),
+        (
+            "test --config digits/flatten_deit --ckpt_path model.safetensors",
+            "model.safetensors is not a checkpoint of",
+        ),
+        ("predict", "the following arguments are required: images"),
+        ("predict image.png", "the following arguments are required: checkpoint"),
+        (f"{PREDICT} --topk 1", "unrecognized arguments: --topk 1: did you mean --top_k?"),
+        (f"{PREDICT} --top_k few", '"top_k": Expected int. Got value: few'),
+        (f"{PREDICT} --top_k 0", "top_k must be at least 1, got 0"),
+        ("predict missing.png --checkpoint model.safetensors", "no image missing.png: check the path"),
+        ("predict notes.txt --checkpoint model.safetensors", "notes.txt is not an image that Pillow can read"),
+        ("predict . --checkpoint model.safetensors", ". is a folder: give it the images themselves"),
+        ("predict image.png --checkpoint missing", "no model file missing: check the path; `flatten fit` writes one"),
+        ("predict image.png --checkpoint notes.txt", "notes.txt is not a safetensors file"),
+        ("predict image.png --checkpoint timm.safetensors", "timm.safetensors does not say which model it holds"),
+    ],
+)
+def test_a_users_error_is_one_line_that_says_what_to_do(command: str, message: str, flatten: Flatten) -> None:
+    status, out, err = flatten(*command.split())
+    lines = [line for line in err.splitlines() if line and not line.startswith("Seed set to")]
+    assert status == 2
+    assert len(lines) == 1, err
+    assert lines[0].startswith("flatten: error: ")
+    assert message in lines[0]
+    assert "Traceback" not in out + err
+
+
+def test_an_error_of_the_library_keeps_its_traceback(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(cli, "call", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        flatten(*PREDICT.split())
+
+
+def test_a_users_error_shows_where_it_comes_from_when_asked(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATTEN_DEBUG", "1")
+    with pytest.raises(ValueError, match="no command"):
+        flatten("predcit")
+
+
+@pytest.mark.parametrize(("command", "module"), [("fit", "lightning"), (PREDICT, "rich"), (PREDICT, "jsonargparse")])
+def test_a_missing_extra_is_named_with_its_cure(
+    command: str, module: str, flatten: Flatten, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("flatten_transformer.tasks") or name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    status, _, err = flatten(*command.split())
+    assert status == 2
+    assert f"flatten: error: this command needs {module}" in err
+    assert "pip install 'flatten-transformer[train]'" in err
+
+
+def test_a_module_that_is_no_extra_is_a_bug(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "odd", cli.Command("", "no_such_module:function"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        flatten("odd")
+
+
+@pytest.mark.parametrize("argv", [(), ("--help",), ("-h",), ("help",)])
+def test_help_names_every_command(argv: tuple[str, ...], flatten: Flatten) -> None:
+    status, out, err = flatten(*argv)
+    assert (status, err) == (0, "")
+    for name in (*cli.TRAINING, *cli.COMMANDS):
+        assert f"flatten {name} " in out
+
+
+def test_the_version_is_that_of_the_library(flatten: Flatten) -> None:
+    assert flatten("--version") == (0, f"flatten {flatten_transformer.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("fit", ["--config", "--model.name", "--data.img_size", "--trainer.max_epochs"]),
+        ("predict", ["Image files", "--checkpoint", "--top_k"]),
+    ],
+)
+def test_every_option_has_its_help(command: str, options: list[str], flatten: Flatten) -> None:
+    status, out, err = flatten(command, "--help")
+    assert (status, err) == (0, "")
+    assert all(option in out for option in options)
+
+
+def test_predict_prints_names_and_probabilities(flatten: Flatten) -> None:
+    status, out, _ = flatten(*PREDICT.split(), "--top_k", "2")
+    assert status == 0
+    assert "zero" in out
+    assert "one" in out
+    assert out.count("%") == 2
+
+
+def test_a_function_becomes_a_command_in_one_line(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "find", cli.Command("find a recipe", "flatten_transformer.tasks.recipes:find_recipe"))
+    assert "flatten find " in flatten("--help")[1]
+    assert flatten("find", "--name", "digits/flatten_deit")[0] == 0
+    assert flatten("find", "--name", "digits")[0] == 2
+
+
+def test_asking_for_help_loads_nothing_heavy_but_the_library() -> None:
+    script = "import sys; from flatten_transformer.cli import main; main(['--help']); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"lightning", "torchmetrics", "jsonargparse", "sklearn", "tensorboard", "matplotlib", "rich"} & set(loaded)
