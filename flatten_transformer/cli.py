@@ -27,6 +27,11 @@ TRAINING = {  # these take recipes; their options are those of the task, the dat
 }
 COMMANDS = {  # a function's parameters are the options of its command, its docstring is their help
     "predict": Command("say what a trained model sees in image files", "flatten_transformer.tasks.prediction:predict"),
+    "models": Command("list the models, what they cost and what is published", "flatten_transformer.benchmark.models:models"),
+    "convert-checkpoint": Command(
+        "turn a pickled checkpoint into safetensors", "flatten_transformer.models.files:convert_checkpoint"
+    ),
+    "demo": Command("train, compare, explain and use a small model on digits", "flatten_transformer.demo:demo"),
 }
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 _EXTRAS = {**dict.fromkeys(_TRAIN, "train"), "matplotlib": "plots"}  # which extra holds which module
@@ -107,7 +112,8 @@ def overview() -> str:
 def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
     """Call a typed function with arguments of the command line.
 
-    A list without a default is positional and takes one value or more; everything else is an option.
+    Positional-only parameters are positional, and so is a list without a default, which takes one value or more;
+    everything else is an option.
 
     Args:
         name: Of the command, for its help.
@@ -131,16 +137,15 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
     explained = {parameter.arg_name: parameter.description for parameter in docstring.params}
     parser = RaisingParser(prog=f"flatten {name}", description=docstring.short_description)
     hints = get_type_hints(function)
-    positionals = [
-        parameter.name
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.default is parameter.empty and get_origin(hints[parameter.name]) is list
-    ]
-    for positional in positionals:
-        kind = get_args(hints[positional])[0]
-        parser.add_argument(positional, nargs="+", type=kind, metavar=positional.upper(), help=explained.get(positional))
-    parser.add_function_arguments(function, as_group=False, skip=set(positionals))
-    function(**vars(parser.parse_args(argv)))
+    parameters = inspect.signature(function).parameters.values()
+    positional_only = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
+    lists = [p.name for p in parameters if p.default is p.empty and get_origin(hints[p.name]) is list]
+    for positional in (*positional_only, *lists):
+        kind, nargs = (get_args(hints[positional])[0], "+") if positional in lists else (hints[positional], None)
+        parser.add_argument(positional, nargs=nargs, type=kind, metavar=positional.upper(), help=explained.get(positional))
+    parser.add_function_arguments(function, as_group=False, skip={*positional_only, *lists})
+    values = vars(parser.parse_args(argv))
+    function(*(values.pop(name) for name in positional_only), **values)
 
 
 def _load(function: str) -> Callable[..., Any]:

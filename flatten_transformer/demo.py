@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from flatten_transformer.analysis.explanation import draw_explanation, explain, inkiest_token
 from flatten_transformer.benchmark import count_macs, count_parameters
@@ -25,7 +25,7 @@ RECIPES = {"FLatten-DeiT": "digits/flatten_deit", "softmax twin": "digits/softma
 class Run(NamedTuple):
     """A trained model and what it came to."""
 
-    model: nn.Module
+    model: Any
     preprocessing: Preprocessing
     model_file: Path
     test_accuracy: float  # 0 to 1
@@ -52,8 +52,8 @@ def demo(digit: int = 0, block: int = -1, head: int = 0, overrides: Sequence[str
     console.print(f"Where one query token of a test digit looks, step by step: {picture}")
 
     console.print(f"In a new process: flatten predict {image_file} --checkpoint {flatten.model_file}")
-    command = [sys.executable, "-m", "flatten_transformer", "predict", image_file, "--checkpoint", flatten.model_file]
-    subprocess.run(command, check=True)
+    command = ["flatten_transformer", "predict", str(image_file), "--checkpoint", str(flatten.model_file)]
+    subprocess.run([sys.executable, "-m", *command], check=True)
     _, label = Digits("test")[digit]
     console.print(f"It is a {label}.")
 
@@ -64,9 +64,13 @@ def _run(console: Console, name: str, recipe: str, overrides: Sequence[str]) -> 
     cli = train("fit", ["--config", recipe, "--trainer.enable_model_summary=false", *overrides])
     training_s = time.perf_counter() - start
     metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
-    checkpoints = Path(cli.trainer.checkpoint_callback.dirpath)
+    checkpoint = cli.trainer.checkpoint_callback
+    assert isinstance(checkpoint, ModelCheckpoint)
+    assert checkpoint.dirpath
     model = cli.model.final_model.eval()
-    return Run(model, cli.datamodule.preprocessing, checkpoints / "model.safetensors", metrics["test/accuracy"], training_s)
+    return Run(
+        model, cli.datamodule.preprocessing, Path(checkpoint.dirpath) / "model.safetensors", metrics["test/accuracy"], training_s
+    )
 
 
 def _comparison(runs: dict[str, Run]) -> Table:

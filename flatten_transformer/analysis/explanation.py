@@ -29,7 +29,14 @@ class AttentionView(NamedTuple):
 
 
 def explain(
-    flatten_model: nn.Module, softmax_model: nn.Module, image: Tensor, grid_size: Sequence[int], *, query: int, block: int, head: int
+    flatten_model: nn.Module,
+    softmax_model: nn.Module,
+    image: Tensor,
+    grid_size: Sequence[int],
+    *,
+    query: int,
+    block: int,
+    head: int,
 ) -> list[AttentionView]:
     """Return the four views of the method's story for one query token.
 
@@ -71,9 +78,7 @@ def _view(title: str, matrix: Tensor, query: int) -> AttentionView:
     return AttentionView(title, mean[query], rank)
 
 
-def draw_explanation(
-    image: Tensor, grid_size: Sequence[int], query: int, views: Sequence[AttentionView], path: Path
-) -> None:
+def draw_explanation(image: Tensor, grid_size: Sequence[int], query: int, views: Sequence[AttentionView], path: Path) -> None:
     """Draw the input and the views side by side, each with its rank under it, into a PNG file.
 
     Args:

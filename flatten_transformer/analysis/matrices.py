@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from flatten_transformer.layers import FocusedLinearAttention
@@ -18,7 +19,7 @@ from flatten_transformer.ops import reference
 class AttentionInput(NamedTuple):
     """What a block's attention was given: tokens ``[B, N, C]`` and the attention itself."""
 
-    attention: nn.Module
+    attention: Any  # FocusedLinearAttention, or timm's
     tokens: Tensor
 
 
@@ -42,7 +43,7 @@ def attention_input(model: nn.Module, image: Tensor, block: int) -> AttentionInp
     blocks = list(getattr(model, "blocks", []))
     if not -len(blocks) <= block < len(blocks):
         raise ValueError(f"{type(model).__name__} has blocks 0 to {len(blocks) - 1}, got block {block}")
-    attention: nn.Module = blocks[block].attn
+    attention = blocks[block].attn
     seen: list[Tensor] = []
     handle = attention.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     try:
@@ -114,7 +115,7 @@ def convolution_matrix(attention: FocusedLinearAttention, grid_size: Sequence[in
     return answers.flatten(2).permute(1, 2, 0)
 
 
-def softmax_matrix(attention: nn.Module, tokens: Tensor) -> Tensor:
+def softmax_matrix(attention: Attention, tokens: Tensor) -> Tensor:
     """Return the attention matrix of timm's softmax attention.
 
     Args:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.rank_restoration import Stretch, depthwise_convolution, restore_rank
+from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, Stretch, depthwise_convolution, restore_rank
 from flatten_transformer.ops import focused_linear_attention
 from flatten_transformer.ops.checks import Norm, check_focusing_factor, check_norm, shape_of
 
@@ -64,7 +64,7 @@ class FocusedLinearAttentionCore(nn.Module):
         if key_encoding:
             count = math.prod(self.grid_size)
             self.positional_encoding = nn.Parameter(torch.zeros(1, count, dim, device=device, dtype=dtype))
-        self.dwc: nn.Module | None = None
+        self.dwc: DepthwiseConvolution | None = None
         if rank_restoration:
             axes = len(self.grid_size)
             self.dwc = depthwise_convolution(dim // num_heads, kernel_size, axes, device=device, dtype=dtype)

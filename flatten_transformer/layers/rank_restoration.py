@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from flatten_transformer.layers.grid import resize_grid
 
 Stretch = Literal["grid", "tokens"]
-_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+DepthwiseConvolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_CONVOLUTIONS: dict[int, type[DepthwiseConvolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def depthwise_convolution(
     channels: int, kernel_size: int, axes: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> nn.Module:
+) -> DepthwiseConvolution:
     """Return a size-keeping depthwise convolution over 1, 2 or 3 axes, one kernel a channel.
 
     Raises:
@@ -64,7 +65,8 @@ def restore_rank(
     """
     batch, heads, _, channels = value.shape
     value = value.flatten(0, 1)  # [B·H, M, E]
-    if tuple(grid_size) != tuple(out_grid_size):
+    # The exporter cannot tell whether two free sizes differ; resizing to the same size is the identity.
+    if torch.compiler.is_exporting() or tuple(grid_size) != tuple(out_grid_size):
         if stretch == "grid":
             value = resize_grid(value, grid_size, out_grid_size, smooth=False)
         else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import secrets
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.models.checkpoint import unwrap
 
 # timm reads checkpoint_path= with PyTorch's restricted unpickler, which refuses the configuration object in the
@@ -144,24 +143,3 @@ def convert_checkpoint(source: Path, target: Path, /) -> None:
         raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
     tensors = {name: value.clone().contiguous() for name, value in read_tensors(source).items()}
     write_atomically(target, save(tensors, {"format": "pt"}))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside ``path``, bring it to the disk, and only then give it the name; make missing folders.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "folder" / "file"
-        >>> write_atomically(file, b"whole")
-        >>> file.read_bytes()
-        b'whole'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

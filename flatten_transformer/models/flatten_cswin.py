@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.rank_restoration import depthwise_convolution, restore_rank
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
-from flatten_transformer.models.flatten_deit import expand_attn_types
-from flatten_transformer.models.spatial_reduction import check_attn_drop
+from flatten_transformer.models.options import check_attn_drop, expand_attn_types
+from flatten_transformer.models.pretrained import build, default_cfg
 
 __all__ = ["FlattenCSwinTransformer"]
 
@@ -562,36 +563,18 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenCSwinTrans
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenCSwinTransformer:
     out_indices: Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
-    model: FlattenCSwinTransformer = build_model_with_cfg(
+    model: FlattenCSwinTransformer = build(
         FlattenCSwinTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )
     return model
 
 
-def _cfg(file: str = "", **changes: Any) -> dict[str, Any]:
-    return {
-        "url": file and f"https://cloud.tsinghua.edu.cn/f/{file}/?dl=1",  # only the tiny weights were published
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.conv",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2308.00442",
-        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
-        **changes,
-    }
-
-
+_cfg = partial(default_cfg, first_conv="stem.conv", classifier="head.fc")
 default_cfgs = generate_default_cfgs(
     {
         "flatten_cswin_tiny_224": _cfg("48ba765ba8b0451d9d5a"),

@@ -9,10 +9,11 @@ model of the paper's parameter count: no class token, mean pooling, a 14 × 14 k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, vision_transformer
+from timm.models import generate_default_cfgs, register_model, vision_transformer
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from flatten_transformer.layers import FocusedLinearAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
+from flatten_transformer.models.options import expand_attn_types
+from flatten_transformer.models.pretrained import build, default_cfg
 
 __all__ = ["FlattenVisionTransformer"]
 
@@ -173,8 +176,8 @@ class FlattenVisionTransformer(VisionTransformer):
 
     def set_input_size(self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None) -> None:
         """Change the size the model is built for; position and key encodings are resized to it."""
-        encoding: nn.Parameter | None = self.pos_embed
-        old_size, self.pos_embed = self.patch_embed.grid_size, None  # so that timm does not resize it
+        encoding, old_size = self.pos_embed, self.patch_embed.grid_size
+        self.pos_embed: nn.Parameter | None = None  # so that timm does not resize it
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         if encoding is not None:
             resized = self._resize_pos_embed(encoding.detach(), old_size, self.patch_embed.grid_size)
@@ -182,21 +185,6 @@ class FlattenVisionTransformer(VisionTransformer):
         for block in self.blocks:
             if isinstance(block.attn, FocusedLinearAttention):
                 block.attn.set_grid_size(self.patch_embed.grid_size)
-
-
-def expand_attn_types(attn_types: str, count: int) -> str:
-    """Return one letter a block, or raise ValueError.
-
-    Example:
-        >>> expand_attn_types("L", 3)
-        'LLL'
-    """
-    letters = attn_types * count if len(attn_types) == 1 else attn_types
-    if len(letters) != count or set(letters) - set("LS"):
-        raise ValueError(
-            f'attn_types must be "L" (focused linear), "S" (softmax) or one such letter for each of {count}, got {attn_types!r}'
-        )
-    return letters
 
 
 def convert(state_dict: Mapping[str, Tensor], model: FlattenVisionTransformer) -> dict[str, Tensor]:
@@ -223,35 +211,18 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenVisionTran
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenVisionTransformer:
     out_indices: int | Sequence[int] = kwargs.pop("out_indices", 3)
-    model: FlattenVisionTransformer = build_model_with_cfg(
+    model: FlattenVisionTransformer = build(
         FlattenVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )
     return model
 
 
-def _cfg() -> dict[str, Any]:
-    return {
-        "url": "",  # no weights were published
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2308.00442",
-        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
-    }
-
-
+_cfg = partial(default_cfg, first_conv="patch_embed.proj", classifier="head", pool_size=None)
 default_cfgs = generate_default_cfgs(
     {
         "flatten_deit_tiny_patch16_224": _cfg(),

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -29,12 +29,12 @@ from flatten_transformer.models.checkpoint import (
     fit_key_encodings,
     unwrap,
 )
-from flatten_transformer.models.flatten_deit import expand_attn_types
+from flatten_transformer.models.options import check_attn_drop, expand_attn_types
+from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.spatial_reduction import (
     Grid,
     PatchConv2d,
     build_attention,
-    check_attn_drop,
     pyramid_feat_sizes,
     rename_reduction_norms,
     set_feat_sizes,
@@ -429,38 +429,21 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVis
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenPyramidVisionTransformer:
     out_indices: int | Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
-    model: FlattenPyramidVisionTransformer = build_model_with_cfg(
+    model: FlattenPyramidVisionTransformer = build(
         FlattenPyramidVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        filter_fn=checkpoint_filter_fn,
         feature_cfg={"flatten_sequential": True, "out_indices": out_indices},
         **kwargs,
     )
     return model
 
 
-def _cfg(url: str = "") -> dict[str, Any]:
-    return {
-        "url": url,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stages.0.patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2308.00442",
-        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
-    }
-
-
+_cfg = partial(default_cfg, first_conv="stages.0.patch_embed.proj", classifier="head")
 default_cfgs = generate_default_cfgs(
     {
-        "flatten_pvt_tiny": _cfg("https://cloud.tsinghua.edu.cn/f/3ab1d773f19d45648690/?dl=1"),
+        "flatten_pvt_tiny": _cfg("3ab1d773f19d45648690"),
         "flatten_pvt_small": _cfg(),  # no weights were published for it and the larger ones
         "flatten_pvt_medium": _cfg(),
         "flatten_pvt_large": _cfg(),

@@ -7,18 +7,19 @@ PVTv2 (arXiv 2106.13797) knows positions from its overlapping patches and the co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, pvt_v2, register_model
+from timm.models import generate_default_cfgs, pvt_v2, register_model
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor
 
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
-from flatten_transformer.models.flatten_deit import expand_attn_types
+from flatten_transformer.models.options import check_attn_drop, expand_attn_types
+from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.spatial_reduction import (
     build_attention,
-    check_attn_drop,
     pyramid_feat_sizes,
     rename_reduction_norms,
     set_feat_sizes,
@@ -121,38 +122,21 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVis
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenPyramidVisionTransformerV2:
     out_indices: int | Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
-    model: FlattenPyramidVisionTransformerV2 = build_model_with_cfg(
+    model: FlattenPyramidVisionTransformerV2 = build(
         FlattenPyramidVisionTransformerV2,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        filter_fn=checkpoint_filter_fn,
         feature_cfg={"flatten_sequential": True, "out_indices": out_indices},
         **kwargs,
     )
     return model
 
 
-def _cfg(url: str = "") -> dict[str, Any]:
-    return {
-        "url": url,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2308.00442",
-        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
-    }
-
-
+_cfg = partial(default_cfg, first_conv="patch_embed.proj", classifier="head")
 default_cfgs = generate_default_cfgs(
     {
-        "flatten_pvt_v2_b0": _cfg("https://cloud.tsinghua.edu.cn/f/5d1f01532b104da28e7b/?dl=1"),
+        "flatten_pvt_v2_b0": _cfg("5d1f01532b104da28e7b"),
         "flatten_pvt_v2_b1": _cfg(),  # no weights were published for it and the larger ones
         "flatten_pvt_v2_b2": _cfg(),
         "flatten_pvt_v2_b3": _cfg(),

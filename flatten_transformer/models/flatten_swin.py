@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_args
 from timm.models.swin_transformer import (
     SwinTransformer,
@@ -29,8 +29,8 @@ from flatten_transformer.layers import FocusedLinearAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
-from flatten_transformer.models.flatten_deit import expand_attn_types
-from flatten_transformer.models.spatial_reduction import check_attn_drop
+from flatten_transformer.models.options import check_attn_drop, expand_attn_types
+from flatten_transformer.models.pretrained import build, default_cfg
 
 __all__ = ["FlattenSwinTransformer"]
 
@@ -369,36 +369,18 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenSwinTransf
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenSwinTransformer:
     out_indices: Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
-    model: FlattenSwinTransformer = build_model_with_cfg(
+    model: FlattenSwinTransformer = build(
         FlattenSwinTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )
     return model
 
 
-def _cfg(file: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "url": f"https://cloud.tsinghua.edu.cn/f/{file}/?dl=1",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2308.00442",
-        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
-        **changes,
-    }
-
-
+_cfg = partial(default_cfg, first_conv="patch_embed.proj", classifier="head.fc")
 default_cfgs = generate_default_cfgs(
     {
         "flatten_swin_tiny_patch4_224": _cfg("e1518e76703e4e57a7f2"),

@@ -247,15 +247,6 @@ def stage_sr_ratios(sr_ratios: int | Sequence[int] | None, attn_types: str) -> t
     return ratios
 
 
-def check_attn_drop(attn_drop_rate: float, attn_types: str) -> None:
-    """Raise ValueError where dropout on attention weights is asked for and no stage has such weights."""
-    if attn_drop_rate and "S" not in attn_types:
-        raise ValueError(
-            f"attn_drop_rate acts on the weights of softmax attention, which attn_types={attn_types!r} has nowhere: "
-            f"leave it out, got {attn_drop_rate!r}"
-        )
-
-
 def pyramid_feat_sizes(img_size: int | Sequence[int]) -> list[Grid]:
     """Return the maps of the four stages, rounded up: a fourth of the image, then a half each.
 

@@ -13,8 +13,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from flatten_transformer import __version__
+from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.data.preprocessing import Preprocessing
-from flatten_transformer.tasks.atomic_file import write_atomically
 from flatten_transformer.tasks.build import build_model
 
 _KEY = "flatten_transformer"  # of our entry in the metadata

@@ -26,7 +26,9 @@ def test_matrices_times_values_are_the_output_of_the_layer(options: dict[str, ob
     tokens = torch.randn(2, 35, 16, dtype=torch.float64)
 
     value = layer.qkv(tokens).chunk(3, dim=2)[2].unflatten(2, (2, 8)).transpose(1, 2)  # [B, H, N, E]
-    restored = torch.einsum("eij,bhje->bhie", convolution_matrix(layer, (5, 7)), value) + layer.dwc.bias
+    restored = torch.einsum("eij,bhje->bhie", convolution_matrix(layer, (5, 7)), value)
+    assert layer.dwc.bias is not None
+    restored = restored + layer.dwc.bias
     out = focused_matrix(layer, tokens, (5, 7)) @ value + restored
 
     torch.testing.assert_close(layer.proj(out.transpose(1, 2).flatten(2)), layer(tokens), rtol=1e-10, atol=1e-10)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from timm.models.pvt_v2 import Attention
 
 from flatten_transformer import FocusedLinearAttention
+from flatten_transformer.models.options import check_attn_drop
 from flatten_transformer.models.spatial_reduction import (
     PatchConv2d,
     SpatialReductionAttention,
     SpatialReductionFocusedAttention,
-    check_attn_drop,
     pyramid_feat_sizes,
     stage_sr_ratios,
 )

@@ -276,12 +276,14 @@ def test_the_plain_linear_attention_takes_masks_too() -> None:
 def test_a_sample_without_keys_gives_zeros_and_zero_gradients(dtype: torch.dtype) -> None:
     query, key, value = torch.randn(3, 2, 2, 5, 4).to(dtype).unbind(0)
     key[0] = float("nan")
-    query, key, value = leaves = [x.clone().requires_grad_() for x in (query, key, value)]
+    leaves = [x.clone().requires_grad_() for x in (query, key, value, torch.ones(2, 4, dtype=dtype))]
     mask = torch.tensor([False, True]).reshape(2, 1, 1, 1).expand(2, 1, 1, 5)
-    out = focused_linear_attention(query, key, value, mask)
+    out = focused_linear_attention(leaves[0], leaves[1], leaves[2], mask, temperature=leaves[3])
     assert out[0].abs().max() == 0
     assert out[1].abs().max() > 0
-    for gradient in torch.autograd.grad(out.sum(), leaves):
+    *gradients, of_temperature = torch.autograd.grad(out.sum(), leaves)
+    assert of_temperature.isfinite().all()
+    for gradient in gradients:
         assert gradient[0].abs().max() == 0
         assert gradient.isfinite().all()
 

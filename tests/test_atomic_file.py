@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flatten_transformer.tasks import atomic_file
-from flatten_transformer.tasks.atomic_file import write_atomically
+from flatten_transformer import atomic_file
+from flatten_transformer.atomic_file import write_atomically
 
 SIZE = 20_000_000
 WRITER = f"""
