@@ -145,7 +145,8 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
         parser.add_argument(positional, nargs=nargs, type=kind, metavar=positional.upper(), help=explained.get(positional))
     parser.add_function_arguments(function, as_group=False, skip={*positional_only, *lists})
     values = vars(parser.parse_args(argv))
-    function(*(values.pop(name) for name in positional_only), **values)
+    first = [values.pop(name) for name in positional_only]
+    function(*first, **values)
 
 
 def _load(function: str) -> Callable[..., Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,17 +31,17 @@ class Run(NamedTuple):
     training_s: float
 
 
-def demo(digit: int = 0, block: int = -1, head: int = 0, overrides: Sequence[str] = ()) -> None:
+def demo(digit: int = 0, block: int = -1, head: int = 0, max_epochs: int | None = None) -> None:
     """Train a small FLatten-DeiT and its softmax twin on handwritten digits, compare, explain and use them.
 
     Args:
         digit: Which of the 360 test images is explained and classified.
         block: Which block's attention the picture shows; negative counts from the last.
         head: Which head's.
-        overrides: Settings for both trainings, such as ``["--trainer.max_epochs=1"]``.
+        max_epochs: Epochs of both trainings, instead of those of the recipe.
     """
     console = Console()
-    runs = {name: _run(console, name, recipe, overrides) for name, recipe in RECIPES.items()}
+    runs = {name: _run(console, name, recipe, max_epochs) for name, recipe in RECIPES.items()}
     console.print(_comparison(runs))
 
     flatten = next(iter(runs.values()))
@@ -58,10 +57,11 @@ def demo(digit: int = 0, block: int = -1, head: int = 0, overrides: Sequence[str
     console.print(f"It is a {label}.")
 
 
-def _run(console: Console, name: str, recipe: str, overrides: Sequence[str]) -> Run:
+def _run(console: Console, name: str, recipe: str, max_epochs: int | None) -> Run:
     console.rule(f"{name}: flatten fit --config {recipe}")
     start = time.perf_counter()
-    cli = train("fit", ["--config", recipe, "--trainer.enable_model_summary=false", *overrides])
+    epochs = [] if max_epochs is None else [f"--trainer.max_epochs={max_epochs}"]
+    cli = train("fit", ["--config", recipe, "--trainer.enable_model_summary=false", *epochs])
     training_s = time.perf_counter() - start
     metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     checkpoint = cli.trainer.checkpoint_callback

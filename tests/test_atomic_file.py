@@ -41,7 +41,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_a_whole_file(wait_s: float, tmp_
         with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
             writer.stdout.readline()  # there is a whole file
-            while not list(tmp_path.glob(".file.*")):
+            while writer.poll() is None and not list(tmp_path.glob(".file.*")):
                 pass  # until the next write has begun
             time.sleep(wait_s)
             writer.kill()

@@ -197,8 +197,8 @@ def test_half_precision_stays_close_to_single(model: Any, dtype: torch.dtype) ->
 
 def test_one_graph_serves_every_size(model: Any) -> None:
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")  # type: ignore[no-untyped-call]
-    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled: Any = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
     with torch.no_grad():
         for height, width in ((64, 64), (96, 128), (128, 160), (160, 96)):
             x = images(height, width)
