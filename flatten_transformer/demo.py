@@ -16,6 +16,7 @@ from flatten_transformer.analysis.explanation import draw_explanation, explain, 
 from flatten_transformer.benchmark import count_macs, count_parameters
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.training import train
 
 RECIPES = {"FLatten-DeiT": "digits/flatten_deit", "softmax twin": "digits/softmax_deit"}
@@ -63,7 +64,8 @@ def _run(console: Console, name: str, recipe: str, max_epochs: int | None) -> Ru
     epochs = [] if max_epochs is None else [f"--trainer.max_epochs={max_epochs}"]
     cli = train("fit", ["--config", recipe, "--trainer.enable_model_summary=false", *epochs])
     training_s = time.perf_counter() - start
-    metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    with quiet():
+        metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     checkpoint = cli.trainer.checkpoint_callback
     assert isinstance(checkpoint, ModelCheckpoint)
     assert checkpoint.dirpath
