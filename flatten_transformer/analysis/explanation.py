@@ -112,7 +112,7 @@ def draw_explanation(image: Tensor, grid_size: Sequence[int], query: int, views:
         axis.set_yticks([])
         axis.title.set_fontsize(10)
     figure.colorbar(heat, ax=axes, shrink=0.6, label="weight of each token")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def inkiest_token(image: Tensor, grid_size: Sequence[int]) -> int:
