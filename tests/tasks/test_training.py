@@ -80,7 +80,7 @@ def test_the_run_bears_the_name_of_its_recipe() -> None:
         (["--trainer.enable_checkpointing", "false"], {"config.yaml", "metrics.csv", "hparams.yaml"}),
         (["--trainer.fast_dev_run", "true"], set()),
     ],
-    ids=str,
+    ids=["no logger", "no checkpoints", "a trial run"],  # not by str: a set has no order
 )
 def test_what_is_not_wanted_is_not_kept(options: list[str], kept: set[str]) -> None:
     train("fit", [*SHORT, *options])
