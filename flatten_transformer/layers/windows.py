@@ -36,6 +36,8 @@ class Windows(NamedTuple):
 
     def split(self, x: Tensor) -> Tensor:
         """Cut ``[B, height, width, C]`` into ``[B·W, N, C]``, zeros where a window overhangs."""
+        if self._is_whole():
+            return x.flatten(1, 2)
         if any(self.shift):
             x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
         down, right = self._overhang()
@@ -45,6 +47,8 @@ class Windows(NamedTuple):
 
     def join(self, tokens: Tensor) -> Tensor:
         """Put ``[B·W, N, C]`` back together as ``[B, height, width, C]``; what overhangs is dropped."""
+        if self._is_whole():
+            return tokens.unflatten(1, self.grid_size)
         (height, width), (down, right) = self.grid_size, self._overhang()
         rows, columns = (height + down) // self.window_size[0], (width + right) // self.window_size[1]
         x = tokens.unflatten(1, self.window_size).unflatten(0, (-1, rows, columns))  # [B, rows, columns, h, w, C]
@@ -80,7 +84,13 @@ class Windows(NamedTuple):
             allowed = allowed & ((side[:, :, None] == side[:, None, :]) | ~inside[:, :, None])
         return allowed
 
+    def _is_whole(self) -> bool:
+        """Return whether one window is the grid; said apart, because free sizes are costly to divide when compiling."""
+        return self.window_size == self.grid_size and not any(self.shift)
+
     def _overhang(self) -> tuple[int, int]:
+        if self._is_whole():
+            return 0, 0
         (height, width), (window_height, window_width) = self.grid_size, self.window_size
         return -height % window_height, -width % window_width
 

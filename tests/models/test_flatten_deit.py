@@ -352,11 +352,6 @@ def test_a_mask_of_patches_hides_them() -> None:
     assert not torch.allclose(visible[0], model.forward_features(inputs)[:, :15])
 
 
-def test_no_weights_were_published_so_pretrained_says_so() -> None:
-    with pytest.raises(RuntimeError, match=r"No pretrained weights exist"):
-        timm.create_model(TINY, pretrained=True)
-
-
 # Compilers --------------------------------------------------------------------------------------------------------
 
 SIZES = [(224, 224), (217, 333), (64, 64), (448, 224), (96, 160)]
