@@ -365,10 +365,16 @@ def test_half_precision_layers_are_finite_and_near_the_book(dtype: torch.dtype, 
         assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("scale", [-20.0, 0.0, 80.0])
-def test_extreme_scales_stay_finite(scale: float) -> None:
+def test_extreme_scales_stay_finite(scale: float, dtype: torch.dtype) -> None:
     layer = make_layer((5, 7), torch.float32)
     torch.nn.init.constant_(layer.scale, scale)  # type: ignore[arg-type]
+    layer = layer.to(dtype)  # softplus(-20) is 0 in float16: the temperature is taken in float32
+    temperature = layer.temperature()
+    assert temperature is not None
+    assert temperature.dtype == torch.float32
+    assert temperature.min() > 0
     out = layer(tokens(layer, (5, 7)))
     assert out.isfinite().all()
     out.sum().backward()

@@ -118,20 +118,28 @@ def test_one_image_in_a_batch_is_the_image_alone() -> None:
     torch.testing.assert_close(model(inputs)[1:2], model(inputs[1:2]))
 
 
+PREFIXES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "with prefix": {"class_token": True, "reg_tokens": 4, "global_pool": "token"},
+    "prefix without encoding": {"class_token": True, "reg_tokens": 4, "no_embed_class": True},
+    "no position encoding": {"class_token": True, "pos_embed": "none"},
+}
+
+
 @pytest.mark.parametrize("height", [224, 160])
-@pytest.mark.parametrize("options", [{}, {"class_token": True, "reg_tokens": 4, "global_pool": "token"}], ids=["plain", "prefix"])
-def test_the_first_block_is_by_the_book(options: dict[str, Any], height: int) -> None:
+@pytest.mark.parametrize("options", PREFIXES)
+def test_the_first_block_is_by_the_book(options: str, height: int) -> None:
     """Patches in row order, encodings, prefix tokens first, and the layer told its own grid."""
-    model = make_model(**options).double()
+    model = make_model(**PREFIXES[options]).double()
     inputs = image(height, 96).double()
     grid = (height // 16, 6)
     patches = model.patch_embed.proj(inputs).flatten(2).transpose(1, 2)
     prefix = [token for token in (model.cls_token, model.reg_token) if token is not None]
-    count = sum(token.shape[1] for token in prefix)
-    encoding = model.pos_embed[:, count:] if model.pos_embed.shape[1] > 196 else model.pos_embed
-    x = torch.cat([*prefix, patches + resize_grid(encoding, (14, 14), grid)], dim=1)
-    if count and model.pos_embed.shape[1] > 196:
-        x[:, :count] += model.pos_embed[:, :count]
+    x = torch.cat([*prefix, patches], dim=1)
+    if model.pos_embed is not None:
+        encoded = model.pos_embed.shape[1] - 196  # prefix tokens that have an encoding
+        x[:, :encoded] += model.pos_embed[:, :encoded]
+        x[:, x.shape[1] - patches.shape[1] :] += resize_grid(model.pos_embed[:, encoded:], (14, 14), grid)
     block = model.blocks[0]
     x = x + layer_by_the_book(block.attn, dict(block.attn.named_parameters()), block.norm1(x), grid)
     x = x + block.mlp(block.norm2(x))
