@@ -19,7 +19,9 @@ def test_the_public_names_are_pinned() -> None:
 def test_the_signature_of_the_function_is_pinned() -> None:
     assert str(inspect.signature(flatten_transformer.focused_linear_attention)).replace("'", "") == (
         "(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, focusing_factor: float = 3.0, "
-        "temperature: Tensor | None = None, norm: Norm = joint, eps: float = 1e-06) -> Tensor"
+        "temperature: Tensor | None = None, norm: Norm = joint, eps: float = 1e-06, "
+        "key_encoding: Tensor | None = None, conv_weight: Tensor | None = None, conv_bias: Tensor | None = None, "
+        "grid_size: Sequence[int] | None = None, backend: Backend | None = None) -> Tensor"
     )
 
 
@@ -28,8 +30,8 @@ def test_the_signatures_of_the_layer_are_pinned() -> None:
         "(dim: int, num_heads: int, grid_size: Sequence[int], *, context_dim: int | None = None, qkv_bias: bool = True, "
         "proj_bias: bool = True, proj_drop: float = 0.0, focusing_factor: float = 3.0, kernel_size: int = 5, "
         "num_prefix_tokens: int = 0, norm: Norm = joint, key_encoding: bool = True, temperature: bool = True, "
-        "rank_restoration: bool = True, stretch: Stretch = grid, device: torch.device | None = None, "
-        "dtype: torch.dtype | None = None) -> None"
+        "rank_restoration: bool = True, stretch: Stretch = grid, backend: Backend | None = None, "
+        "device: torch.device | None = None, dtype: torch.dtype | None = None) -> None"
     )
     assert str(inspect.signature(flatten_transformer.FocusedLinearAttention.forward)).replace("'", "") == (
         "(self, x: Tensor, grid_size: Sequence[int] | None = None, *, context: Tensor | None = None, "

@@ -70,8 +70,10 @@ def focused_matrix(
     """
     with torch.no_grad():
         query, key, _ = attention.qkv(tokens).chunk(3, dim=2)
-        key = attention.encode_keys(key, grid_size)
         query, key = (_split_heads(x, attention.num_heads).double() for x in (query, key))
+        encoding = attention.key_encoding(grid_size)
+        if encoding is not None:
+            key = key + encoding
         temperature = attention.temperature()
         return reference.attention_matrix(
             query,

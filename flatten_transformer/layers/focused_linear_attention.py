@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, Stretch, depthwise_convolution, restore_rank
+from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, Stretch, depthwise_convolution, stretch_values
 from flatten_transformer.ops import focused_linear_attention
 from flatten_transformer.ops.checks import Norm, check_focusing_factor, check_norm, shape_of
+from flatten_transformer.ops.dispatch import Backend, check_backend
+from flatten_transformer.ops.rank_restoration import restore_rank
 
 
 class FocusedLinearAttentionCore(nn.Module):
@@ -38,6 +40,7 @@ class FocusedLinearAttentionCore(nn.Module):
         temperature: bool = True,
         rank_restoration: bool = True,
         stretch: Stretch = "grid",
+        backend: Backend | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -50,12 +53,14 @@ class FocusedLinearAttentionCore(nn.Module):
             raise ValueError(f'stretch must be "grid" or "tokens", got {stretch!r}')
         check_focusing_factor(focusing_factor)
         check_norm(norm)
+        check_backend(backend)
         self.num_heads = num_heads
         self.grid_size = check_grid(grid_size)
         self.num_prefix_tokens = num_prefix_tokens
         self.focusing_factor = focusing_factor
         self.norm: Norm = norm
         self.stretch: Stretch = stretch
+        self.backend = backend
 
         self.scale: nn.Parameter | None = None
         if temperature:
@@ -91,7 +96,12 @@ class FocusedLinearAttentionCore(nn.Module):
         Returns:
             ``[B, N, C]``.
         """
-        q, k, v = (self._split_heads(x) for x in (query, self.encode_keys(key, context_grid_size), value))
+        q, k, v = (self._split_heads(x) for x in (query, key, value))
+        # The exporter cannot tell whether two free sizes are equal, but whether they are one.
+        in_place = context_grid_size is grid_size or (
+            not torch.compiler.is_exporting() and tuple(context_grid_size) == tuple(grid_size)
+        )
+        dwc = self.dwc if in_place else None
         out = focused_linear_attention(
             q,
             k,
@@ -100,21 +110,34 @@ class FocusedLinearAttentionCore(nn.Module):
             focusing_factor=self.focusing_factor,
             temperature=self.temperature(),
             norm=self.norm,
+            key_encoding=self.key_encoding(context_grid_size),
+            conv_weight=None if dwc is None else dwc.weight,
+            conv_bias=None if dwc is None else dwc.bias,
+            grid_size=None if dwc is None else grid_size,
+            backend=self.backend,
         )
-        if self.dwc is not None:
-            if attn_mask is not None:
-                v = v.masked_fill(~attn_mask.transpose(2, 3), 0)  # hidden tokens are padding to the convolution too
-            v = v[:, :, self.num_prefix_tokens :]
-            restored = restore_rank(self.dwc, v, context_grid_size, grid_size, stretch=self.stretch)
-            out = out + F.pad(restored, (0, 0, self.num_prefix_tokens, 0))
+        if self.dwc is not None and not in_place:
+            out = out + self._restore_elsewhere(v, attn_mask, context_grid_size, grid_size)
         return out.transpose(1, 2).flatten(2)
 
-    def encode_keys(self, key: Tensor, grid_size: Sequence[int]) -> Tensor:
-        """Add the key encoding, resized to ``grid_size``, to the grid tokens of ``key``, ``[B, M, C]``."""
+    def _restore_elsewhere(
+        self, v: Tensor, attn_mask: Tensor | None, grid_size: Sequence[int], out_grid_size: Sequence[int]
+    ) -> Tensor:
+        """Stretch the values ``[B, H, M, D]`` to the grid of the queries and convolve them there, ``[B, H, N, D]``."""
+        assert self.dwc is not None
+        if attn_mask is not None:
+            v = v.masked_fill(~attn_mask.transpose(2, 3), 0)  # hidden tokens are padding to the convolution too
+        grid_tokens = v[:, :, self.num_prefix_tokens :]
+        stretched = stretch_values(grid_tokens, grid_size, out_grid_size, stretch=self.stretch)
+        restored = restore_rank(stretched, self.dwc.weight, self.dwc.bias, out_grid_size)
+        return F.pad(restored, (0, 0, self.num_prefix_tokens, 0))
+
+    def key_encoding(self, grid_size: Sequence[int]) -> Tensor | None:
+        """Return what is added to the keys, resized to their grid, ``[H, M, D]``; nothing is added to prefix tokens."""
         if self.positional_encoding is None:
-            return key
+            return None
         encoding = resize_grid(self.positional_encoding, self.grid_size, grid_size)
-        return key + F.pad(encoding, (0, 0, self.num_prefix_tokens, 0))
+        return self._split_heads(F.pad(encoding, (0, 0, self.num_prefix_tokens, 0)))[0]
 
     def set_grid_size(self, grid_size: Sequence[int]) -> None:
         """Learn the key encoding on another grid from here on: resizes the parameter."""
@@ -175,6 +198,7 @@ class FocusedLinearAttention(FocusedLinearAttentionCore):
         rank_restoration: Add the depthwise convolution ``dwc`` of the values.
         stretch: Where queries and context lie on different grids, how the values are stretched before the
             convolution: along the ``"grid"``, or along the flattened ``"tokens"`` as the released code does.
+        backend: What computes the attention, see :func:`flatten_transformer.focused_linear_attention`; None chooses.
         device: Where the parameters are made.
         dtype: Their dtype.
 
@@ -207,6 +231,7 @@ class FocusedLinearAttention(FocusedLinearAttentionCore):
         temperature: bool = True,
         rank_restoration: bool = True,
         stretch: Stretch = "grid",
+        backend: Backend | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -222,6 +247,7 @@ class FocusedLinearAttention(FocusedLinearAttentionCore):
             temperature=temperature,
             rank_restoration=rank_restoration,
             stretch=stretch,
+            backend=backend,
             device=device,
             dtype=dtype,
         )
@@ -264,6 +290,7 @@ class FocusedLinearAttention(FocusedLinearAttentionCore):
         Returns:
             ``[B, N, C]``.
         """
+        on_one_grid = context_grid_size is grid_size
         grid_size = self._fit("x", x, grid_size)
         if self.context_dim is None:
             if context is not None or context_grid_size is not None:
@@ -273,7 +300,8 @@ class FocusedLinearAttention(FocusedLinearAttentionCore):
         else:
             if context is None:
                 raise ValueError(f"this layer was built with context_dim={self.context_dim}: pass context=")
-            context_grid_size = self._fit("context", context, context_grid_size)
+            fitted = self._fit("context", context, context_grid_size)
+            context_grid_size = grid_size if on_one_grid else fitted
             q = self.q(x)
             k, v = self.kv(context).chunk(2, dim=2)
         out = self.attend(q, k, v, grid_size, context_grid_size, attn_mask)

@@ -1,4 +1,4 @@
-"""Rank restoration: a depthwise convolution of the values over the token grid (FLatten eq. 10-12)."""
+"""Rank restoration in layers: the convolution that holds the kernels, and values stretched to where outputs lie."""
 
 # B batch, H heads, M value tokens, N output tokens, E channels per head.
 
@@ -37,21 +37,13 @@ def depthwise_convolution(
     )
 
 
-def restore_rank(
-    convolution: nn.Module,
-    value: Tensor,
-    grid_size: Sequence[int],
-    out_grid_size: Sequence[int],
-    *,
-    stretch: Stretch = "grid",
-) -> Tensor:
-    """Convolve the values where the outputs lie; the heads share the kernels, as in the released code.
+def stretch_values(value: Tensor, grid_size: Sequence[int], out_grid_size: Sequence[int], *, stretch: Stretch = "grid") -> Tensor:
+    """Interpolate values to the grid of the outputs, so that they can be convolved there.
 
     Args:
-        convolution: From :func:`depthwise_convolution`, E channels.
         value: ``[B, H, M, E]``, grid tokens only.
         grid_size: The grid of the M values.
-        out_grid_size: The grid of the N outputs; values are stretched to it first if it differs.
+        out_grid_size: The grid of the N outputs.
         stretch: ``"grid"`` interpolates along the axes of the grid; ``"tokens"`` along the flattened token
             axis, which mixes rows, as the released code does under spatial reduction.
 
@@ -59,18 +51,12 @@ def restore_rank(
         ``[B, H, N, E]``.
 
     Example:
-        >>> convolution = depthwise_convolution(8, 5, axes=2)
-        >>> restore_rank(convolution, torch.rand(2, 3, 12, 8), (3, 4), (6, 8)).shape
+        >>> stretch_values(torch.rand(2, 3, 12, 8), (3, 4), (6, 8)).shape
         torch.Size([2, 3, 48, 8])
     """
-    batch, heads, _, channels = value.shape
-    value = value.flatten(0, 1)  # [B·H, M, E]
-    # The exporter cannot tell whether two free sizes differ; resizing to the same size is the identity.
-    if torch.compiler.is_exporting() or tuple(grid_size) != tuple(out_grid_size):
-        if stretch == "grid":
-            value = resize_grid(value, grid_size, out_grid_size, smooth=False)
-        else:
-            value = resize_grid(value, [math.prod(grid_size)], [math.prod(out_grid_size)])
-    image = value.transpose(1, 2).reshape(batch * heads, channels, *out_grid_size)
-    restored: Tensor = convolution(image)
-    return restored.flatten(2).transpose(1, 2).unflatten(0, (batch, heads))
+    tokens = value.flatten(0, 1)  # [B·H, M, E]
+    if stretch == "grid":
+        tokens = resize_grid(tokens, grid_size, out_grid_size, smooth=False)
+    else:
+        tokens = resize_grid(tokens, [math.prod(grid_size)], [math.prod(out_grid_size)])
+    return tokens.unflatten(0, value.shape[:2])

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers import FocusedLinearAttentionCore
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.rank_restoration import depthwise_convolution, restore_rank
+from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
+from flatten_transformer.ops.rank_restoration import restore_rank
 
 __all__ = ["FlattenCSwinTransformer"]
 
@@ -460,9 +461,9 @@ class FlattenCSwinTransformer(nn.Module):
         return set()
 
 
-def _enhance(convolution: nn.Module, value: Tensor, window_size: Size) -> Tensor:
+def _enhance(convolution: DepthwiseConvolution, value: Tensor, window_size: Size) -> Tensor:
     """Convolve the values of each window, ``[B·W, N, C]``."""
-    return restore_rank(convolution, value[:, None], window_size, window_size)[:, 0]
+    return restore_rank(value[:, None], convolution.weight, convolution.bias, window_size)[:, 0]
 
 
 def _initialise(module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -52,6 +53,39 @@ def check_temperature(temperature: Tensor | None, heads: int, channels: int) -> 
     """Raise ValueError unless the temperature is one number a channel of each head."""
     if temperature is not None and temperature.shape != (heads, channels):
         raise ValueError(f"temperature must be [heads, channels] = [{heads}, {channels}], got {shape_of(temperature)}")
+
+
+def check_key_encoding(key_encoding: Tensor | None, key: Tensor) -> None:
+    """Raise ValueError unless the encoding can be added to each sample's keys, ``[B, H, M, D]``."""
+    if key_encoding is not None and key_encoding.shape != key.shape[1:]:
+        wanted = f"[heads, keys, channels] = {shape_of(key)[1:]}, as one sample's keys"
+        raise ValueError(f"key_encoding must be {wanted}; got {shape_of(key_encoding)}")
+
+
+def check_convolution(
+    conv_weight: Tensor | None, conv_bias: Tensor | None, grid_size: Sequence[int] | None, query: Tensor, value: Tensor
+) -> None:
+    """Raise ValueError unless the kernels fit the values ``[B, H, M, E]`` and their grid, and values lie where outputs do."""
+    if conv_weight is None:
+        if conv_bias is not None or grid_size is not None:
+            raise ValueError("conv_bias and grid_size belong to a convolution: pass conv_weight too")
+        return
+    if grid_size is None or not 1 <= len(grid_size) <= 3:
+        raise ValueError(
+            f"conv_weight needs the grid of the tokens, one to three sizes such as grid_size=(14, 14); got {grid_size}"
+        )
+    kernel, channels = conv_weight.shape[2:], value.shape[3]
+    if conv_weight.shape[:2] != (channels, 1) or len(kernel) != len(grid_size) or any(size % 2 == 0 for size in kernel):
+        raise ValueError(
+            f"conv_weight must be [{channels}, 1, odd side for each of {len(grid_size)} axes], got {shape_of(conv_weight)}"
+        )
+    if conv_bias is not None and conv_bias.shape != (channels,):
+        raise ValueError(f"conv_bias must be [{channels}], got {shape_of(conv_bias)}")
+    if query.shape[2] != value.shape[2] or math.prod(grid_size) > value.shape[2]:
+        raise ValueError(
+            f"the convolution adds the values of a grid to its own outputs: grid_size {tuple(grid_size)} has "
+            f"{math.prod(grid_size)} tokens, there are {query.shape[2]} queries and {value.shape[2]} values"
+        )
 
 
 def check_mask(attn_mask: Tensor | None, batch: int, keys: int) -> None:

@@ -4,80 +4,43 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops.checks import (
-    Norm,
-    check_attention,
-    check_focusing_factor,
-    check_mask,
-    check_norm,
-    check_temperature,
-)
+from flatten_transformer.ops.checks import check_attention, check_mask
 from flatten_transformer.ops.feature_maps import focused
+from flatten_transformer.ops.fused import sum_dtype
+from flatten_transformer.ops.options import Options
+from flatten_transformer.ops.rank_restoration import restore_rank
 
 
-def focused_linear_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    *,
-    focusing_factor: float = 3.0,
-    temperature: Tensor | None = None,
-    norm: Norm = "joint",
-    eps: float = 1e-6,
-) -> Tensor:
-    """Attend in O(N + M) where ``F.scaled_dot_product_attention(query, key, value)`` stood.
-
-    ``O = φ(Q) (φ(K)ᵀ V) / (φ(Q) Σφ(K))`` with ``φ(x) = f_p((ReLU(x) + eps) / temperature)``: eq. (4)-(6)
-    of FLatten (arXiv 2308.00442) in the form of the authors' released code. There is no 1/√D. Sums run
-    in float32 (float64 for float64 input) whatever the input dtype or autocast.
+def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options) -> Tensor:
+    """Attend by PyTorch operations: the backend ``"portable"``.
 
     Args:
         query: ``[B, H, N, D]``.
-        key: ``[B, H, M, D]``.
-        value: ``[B, H, M, E]``.
-        attn_mask: Boolean, ``[B, 1, 1, M]`` or broadcastable to it; True where a key takes part, as in
-            scaled_dot_product_attention. What lies in a masked key or value never matters, not even NaN.
-            A sample whose keys are all masked gives zeros.
-        focusing_factor: The power p ≥ 1, any real number. 3 is the paper's, 1 is ReLU linear attention.
-        temperature: ``[H, D]``, positive; divides queries and keys (the released softplus(scale)).
-        norm: ``"joint"`` takes the norms of f_p over all heads of a token, as the official weights need;
-            ``"per_head"`` over each head alone.
-        eps: Added to ReLU(x) and to the normaliser; positive, dimensionless.
+        key: ``[B, H, M, D]``, zero where masked.
+        value: ``[B, H, M, E]``, zero where masked.
+        attn_mask: Boolean, ``[B, 1, 1, M]``; True where a key takes part.
+        options: See :func:`flatten_transformer.focused_linear_attention`, which checks all of them.
 
     Returns:
         ``[B, H, N, E]`` in ``query.dtype``.
-
-    Raises:
-        ValueError: If shapes, dtypes or options do not fit; for a mask over query-key pairs, which no
-            linear-time attention can apply.
-
-    Example:
-        >>> q, k, v = torch.randn(3, 2, 4, 196, 32).unbind(0)
-        >>> focused_linear_attention(q, k, v, focusing_factor=3).shape
-        torch.Size([2, 4, 196, 32])
     """
-    check_attention(query, key, value)
-    check_focusing_factor(focusing_factor)
-    check_norm(norm)
-    check_mask(attn_mask, key.shape[0], key.shape[2])
-    check_temperature(temperature, query.shape[1], query.shape[3])
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}: a token with no positive channel needs it")
-
-    dtype = _sum_dtype(query)
+    dtype = sum_dtype(query)
+    if options.key_encoding is not None:
+        key = key + options.key_encoding
     with _without_autocast(query.device.type):
-        if attn_mask is not None:  # before anything else: a masked NaN must not reach a sum, forward or backward
-            hidden = ~attn_mask.transpose(2, 3)  # [B, 1, M, 1]
-            key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
-        q = _features(query.to(dtype), focusing_factor, temperature, norm, eps)
-        k = _features(key.to(dtype), focusing_factor, temperature, norm, eps)
-        return linear_attention(q, k, value.to(dtype), attn_mask, eps=eps).to(query.dtype)
+        q, k = (_features(x.to(dtype), options) for x in (query, key))
+        out = linear_attention(q, k, value.to(dtype), attn_mask, eps=options.eps).to(query.dtype)
+    if options.conv_weight is None:
+        return out
+    prefix, tokens = value.split([value.shape[2] - math.prod(options.grid_size), math.prod(options.grid_size)], dim=2)
+    restored = restore_rank(tokens, options.conv_weight, options.conv_bias, options.grid_size)
+    return out + torch.cat([torch.zeros_like(prefix), restored], dim=2)
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
@@ -106,7 +69,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
     """
     check_attention(q, k, v)
     check_mask(attn_mask, k.shape[0], k.shape[2])
-    out_dtype, dtype = q.dtype, _sum_dtype(q)
+    out_dtype, dtype = q.dtype, sum_dtype(q)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if attn_mask is None:
         k = k / k.shape[2]
@@ -130,15 +93,11 @@ def _quadratic_is_cheaper(queries: int, keys: int, key_channels: int, value_chan
     return queries * keys * channels < key_channels * value_channels * (queries + keys)
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _features(x: Tensor, focusing_factor: float, temperature: Tensor | None, norm: Norm, eps: float) -> Tensor:
-    x = torch.relu(x) + eps
-    if temperature is not None:
-        x = x / temperature.to(x.dtype)[:, None, :]
-    return focused(x, focusing_factor, norm=norm)
+def _features(x: Tensor, options: Options) -> Tensor:
+    x = torch.relu(x) + options.eps
+    if options.temperature is not None:
+        x = x / options.temperature.to(x.dtype)[:, None, :]
+    return focused(x, options.focusing_factor, norm=options.norm)
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:

@@ -9,6 +9,11 @@ form of the authors' released code (two small epsilons, a mean instead of a sum 
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, relu
 
 from flatten_transformer.ops.checks import Norm
@@ -89,6 +94,10 @@ def focused_linear_attention(
     temperature: Tensor | None = None,
     norm: Norm = "joint",
     eps: float = 1e-6,
+    key_encoding: Tensor | None = None,
+    conv_weight: Tensor | None = None,
+    conv_bias: Tensor | None = None,
+    grid_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Attend with the matrix of :func:`attention_matrix`: O(N·M), the judge of the fast paths.
 
@@ -99,5 +108,48 @@ def focused_linear_attention(
         >>> focused_linear_attention(q, k, v).shape
         torch.Size([1, 2, 5, 4])
     """
+    if attn_mask is not None:
+        value = value.where(attn_mask.transpose(2, 3), 0)
+    if key_encoding is not None:
+        key = key + key_encoding
     matrix = attention_matrix(query, key, attn_mask, focusing_factor=focusing_factor, temperature=temperature, norm=norm, eps=eps)
-    return matrix @ value
+    if conv_weight is None:
+        return matrix @ value
+    assert grid_size is not None
+    return matrix @ value + depthwise_convolution(value, conv_weight, conv_bias, grid_size)
+
+
+def depthwise_convolution(value: Tensor, weight: Tensor, bias: Tensor | None, grid_size: Sequence[int]) -> Tensor:
+    """Add up the values around each token, each times its tap of the kernel; zeros around the grid (eq. 10).
+
+    Args:
+        value: ``[B, H, M, E]``: prefix tokens, which get zeros, then the grid, last axis fastest.
+        weight: ``[E, 1, *kernel]``, odd sides.
+        bias: ``[E]``.
+        grid_size: Sizes of the grid.
+
+    Returns:
+        ``[B, H, M, E]``.
+    """
+    prefix = value.shape[2] - math.prod(grid_size)
+    image = value[:, :, prefix:].unflatten(2, tuple(grid_size))  # [B, H, *grid, E]
+    convolved = torch.zeros_like(image)
+    kernel = weight.shape[2:]
+    taps = weight.flatten(1).unbind(1)  # each [E]
+    for tap, index in zip(taps, itertools.product(*map(range, kernel)), strict=True):
+        moved = image
+        for axis, (position, size) in enumerate(zip(index, kernel, strict=True), start=2):
+            moved = _shift(moved, position - size // 2, axis)
+        convolved = convolved + moved * tap
+    if bias is not None:
+        convolved = convolved + bias
+    return torch.cat([torch.zeros_like(value[:, :, :prefix]), convolved.flatten(2, -2)], dim=2)
+
+
+def _shift(x: Tensor, step: int, axis: int) -> Tensor:
+    """Return ``x[i + step]`` at i, zero beyond the ends."""
+    size = x.shape[axis]
+    index = torch.arange(size, device=x.device) + step
+    inside = (index >= 0) & (index < size)
+    shape = [-1 if number == axis else 1 for number in range(x.ndim)]
+    return x.index_select(axis, index.clamp(0, size - 1)) * inside.reshape(shape)

@@ -135,11 +135,12 @@ def test_the_layer_is_the_released_code_step_by_step() -> None:
 def test_the_key_encoding_is_untouched_at_its_own_grid_whatever_ran_before() -> None:
     layer = make_layer((5, 7), torch.float32)
     x = tokens(layer, (5, 7))
-    key = torch.zeros(1, 35, 32)
     first = layer(x)
     for grid in [(9, 4), (1, 1), (20, 31)]:
         layer(tokens(layer, grid), grid)
-    assert torch.equal(layer.encode_keys(key, (5, 7)), layer.positional_encoding)  # type: ignore[arg-type]
+    encoding = layer.key_encoding((5, 7))
+    assert encoding is not None
+    assert torch.equal(encoding.transpose(0, 1).reshape(1, 35, 32), layer.positional_encoding)  # type: ignore[arg-type]
     assert torch.equal(layer(x), first)
 
 

@@ -1,0 +1,96 @@
+"""Focused linear attention as one function, whichever backend computes it."""
+
+# B batch, H heads, N queries, M keys, D key channels, E value channels per head.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from flatten_transformer.ops.checks import (
+    Norm,
+    check_attention,
+    check_convolution,
+    check_focusing_factor,
+    check_key_encoding,
+    check_mask,
+    check_norm,
+    check_temperature,
+)
+from flatten_transformer.ops.dispatch import Backend, choose_backend
+from flatten_transformer.ops.options import Options
+
+
+def focused_linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    focusing_factor: float = 3.0,
+    temperature: Tensor | None = None,
+    norm: Norm = "joint",
+    eps: float = 1e-6,
+    key_encoding: Tensor | None = None,
+    conv_weight: Tensor | None = None,
+    conv_bias: Tensor | None = None,
+    grid_size: Sequence[int] | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Attend in O(N + M) where ``F.scaled_dot_product_attention(query, key, value)`` stood.
+
+    ``O = φ(Q) (φ(K)ᵀ V) / (φ(Q) Σφ(K)) + DWC(V)`` with ``φ(x) = f_p((ReLU(x) + eps) / temperature)``: eq. (4)-(6)
+    and (10) of FLatten (arXiv 2308.00442) in the form of the authors' released code. There is no 1/√D. Sums run
+    in float32 (float64 for float64 input) whatever the input dtype or autocast.
+
+    Args:
+        query: ``[B, H, N, D]``.
+        key: ``[B, H, M, D]``.
+        value: ``[B, H, M, E]``.
+        attn_mask: Boolean, ``[B, 1, 1, M]`` or broadcastable to it; True where a key takes part, as in
+            scaled_dot_product_attention. What lies in a masked key or value never matters, not even NaN.
+            A sample whose keys are all masked attends to nothing: zeros.
+        focusing_factor: The power p ≥ 1, any real number. 3 is the paper's, 1 is ReLU linear attention.
+        temperature: ``[H, D]``, positive; divides queries and keys (the released softplus(scale)).
+        norm: ``"joint"`` takes the norms of f_p over all heads of a token, as the official weights need;
+            ``"per_head"`` over each head alone.
+        eps: Added to ReLU(x) and to the normaliser; positive, dimensionless.
+        key_encoding: ``[H, M, D]``, added to the keys.
+        conv_weight: ``[E, 1, *kernel]`` with odd sides: adds rank restoration, a depthwise convolution of the values
+            with one kernel set for all heads. Needs ``grid_size`` and as many queries as keys.
+        conv_bias: ``[E]``, the bias of that convolution.
+        grid_size: The grid of the tokens, one to three axes, last axis fastest. Tokens before it are prefix tokens
+            (class, register), which are not convolved.
+        backend: ``"portable"`` (PyTorch operations, everywhere), ``"cpp"`` (a compiled kernel, CPU), ``"triton"`` (GPU);
+            None chooses, or the environment variable ``FLATTEN_BACKEND`` does.
+
+    Returns:
+        ``[B, H, N, E]`` in ``query.dtype``.
+
+    Raises:
+        ValueError: If shapes, dtypes or options do not fit; for a mask over query-key pairs, which no
+            linear-time attention can apply.
+        RuntimeError: If the backend asked for cannot run here; the message says why.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 2, 4, 196, 32).unbind(0)
+        >>> focused_linear_attention(q, k, v, focusing_factor=3).shape
+        torch.Size([2, 4, 196, 32])
+    """
+    check_attention(query, key, value)
+    check_focusing_factor(focusing_factor)
+    check_norm(norm)
+    check_mask(attn_mask, key.shape[0], key.shape[2])
+    check_temperature(temperature, query.shape[1], query.shape[3])
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}: a token with no positive channel needs it")
+    check_key_encoding(key_encoding, key)
+    check_convolution(conv_weight, conv_bias, grid_size, query, value)
+
+    options = Options(focusing_factor, temperature, norm, eps, key_encoding, conv_weight, conv_bias, tuple(grid_size or ()))
+    attend = choose_backend(backend, query, value, options)
+    if attn_mask is not None:  # before anything else: a masked NaN must not reach a sum, forward or backward
+        hidden = ~attn_mask.transpose(2, 3)  # [B, 1, M, 1]
+        key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
+    return attend(query, key, value, attn_mask, options)

@@ -1,0 +1,68 @@
+"""Which backend computes an attention: by device, dtype and size, or the one that is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flatten_transformer.ops import linear_attention
+from flatten_transformer.ops.fused import Attend
+from flatten_transformer.ops.options import Options
+
+Backend = Literal["portable", "cpp", "triton"]
+VARIABLE = "FLATTEN_BACKEND"
+
+
+class _Entry(NamedTuple):
+    attend: Attend
+    why_not: Callable[[Tensor, Tensor, Options], str | None]  # query, value, options -> reason it cannot run, or None
+
+
+def _anything(query: Tensor, value: Tensor, options: Options) -> None:
+    return None
+
+
+_BACKENDS: dict[str, _Entry] = {"portable": _Entry(linear_attention.attend, _anything)}
+
+
+def check_backend(backend: str | None) -> None:
+    """Raise ValueError unless ``backend`` is the name of one, or None."""
+    if backend is not None and backend not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, or None to choose; got {backend!r}")
+
+
+def choose_backend(backend: str | None, query: Tensor, value: Tensor, options: Options) -> Attend:
+    """Return what computes this attention.
+
+    Args:
+        backend: The one asked for; None leaves it to the environment variable ``FLATTEN_BACKEND``, and then to what
+            was fastest in the benchmarks of the documentation.
+        query: ``[B, H, N, D]``.
+        value: ``[B, H, M, E]``.
+        options: The rest.
+
+    Raises:
+        ValueError: If there is no such backend.
+        RuntimeError: If it was asked for and cannot compute this here; the message says why.
+
+    Example:
+        >>> q, v = torch.rand(2, 1, 2, 5, 4).unbind(0)
+        >>> choose_backend("portable", q, v, Options()).__module__
+        'flatten_transformer.ops.linear_attention'
+    """
+    if torch.compiler.is_exporting():  # what is exported runs where this library is not
+        return _BACKENDS["portable"].attend
+    asked = backend or os.environ.get(VARIABLE)
+    if asked:
+        check_backend(asked)
+        reason = _BACKENDS[asked].why_not(query, value, options)
+        if reason:
+            raise RuntimeError(
+                f'backend "{asked}" cannot run here: {reason}; with backend=None and {VARIABLE} unset one is chosen'
+            )
+        return _BACKENDS[asked].attend
+    return _BACKENDS["portable"].attend
