@@ -71,9 +71,7 @@ def check_convolution(
             raise ValueError("conv_bias and grid_size belong to a convolution: pass conv_weight too")
         return
     if grid_size is None or not 1 <= len(grid_size) <= 3:
-        raise ValueError(
-            f"conv_weight needs the grid of the tokens, one to three sizes such as grid_size=(14, 14); got {grid_size}"
-        )
+        raise ValueError(f"conv_weight needs grid_size, one to three sizes such as (14, 14); got {grid_size}")
     kernel, channels = conv_weight.shape[2:], value.shape[3]
     if conv_weight.shape[:2] != (channels, 1) or len(kernel) != len(grid_size) or any(size % 2 == 0 for size in kernel):
         raise ValueError(

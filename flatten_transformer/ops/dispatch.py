@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops import linear_attention
+from flatten_transformer.ops import cpp, linear_attention
 from flatten_transformer.ops.fused import Attend
 from flatten_transformer.ops.options import Options
 
@@ -26,7 +26,10 @@ def _anything(query: Tensor, value: Tensor, options: Options) -> None:
     return None
 
 
-_BACKENDS: dict[str, _Entry] = {"portable": _Entry(linear_attention.attend, _anything)}
+_BACKENDS: dict[str, _Entry] = {
+    "portable": _Entry(linear_attention.attend, _anything),
+    "cpp": _Entry(cpp.attend, cpp.why_not),
+}
 
 
 def check_backend(backend: str | None) -> None:
@@ -65,4 +68,6 @@ def choose_backend(backend: str | None, query: Tensor, value: Tensor, options: O
                 f'backend "{asked}" cannot run here: {reason}; with backend=None and {VARIABLE} unset one is chosen'
             )
         return _BACKENDS[asked].attend
-    return _BACKENDS["portable"].attend
+    fused = "cpp" if query.device.type == "cpu" else "triton"
+    runs = fused in _BACKENDS and _BACKENDS[fused].why_not(query, value, options) is None
+    return _BACKENDS[fused if runs else "portable"].attend

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,42 +25,70 @@ _BACKWARD = (
 )
 
 
-def define_operator(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Attend:
-    """Make a backend of two kernels: registers ``flatten_transformer::<name>`` and ``…_backward`` with PyTorch.
+class Arguments(NamedTuple):
+    """What a kernel is given: tensors whose last axis is contiguous, masked keys and values zero already."""
 
-    The kernels get tensors whose last axis is contiguous; masked keys and values are zero already.
+    query: Tensor  # [B, H, N, D]
+    key: Tensor  # [B, H, M, D]
+    value: Tensor  # [B, H, M, E]
+    key_weights: Tensor | None  # [B, M], the share of each key in the mean over keys, 0 where masked; None: 1/M
+    key_encoding: Tensor | None  # [H, M, D]
+    temperature: Tensor | None  # [H, D]
+    conv_weight: Tensor | None  # [E, 1, height, width]
+    conv_bias: Tensor | None  # [E]
+    grid_size: Sequence[int]  # height, width; empty without a convolution
+    focusing_factor: float
+    joint: bool  # norms over all heads
+    eps: float
+
+
+_TENSORS = 8  # of the arguments
+
+
+def define_operator(
+    name: str,
+    forward: Callable[[Arguments], tuple[Tensor, Tensor, Tensor]],
+    backward: Callable[[Tensor, Arguments, Tensor, Tensor], tuple[Tensor, ...]],
+) -> Attend:
+    """Make a backend of two kernels: registers ``flatten_transformer::<name>`` and ``…_backward`` with PyTorch.
 
     Args:
         name: Of the operator.
-        forward: From query ``[B, H, N, D]``, key ``[B, H, M, D]``, value ``[B, H, M, E]``, key_weights ``[B, M]`` (the
-            share of each key in the mean over keys, 0 where masked; None: 1/M), key_encoding ``[H, M, D]``, temperature
-            ``[H, D]``, conv_weight ``[E, 1, height, width]``, conv_bias ``[E]``, grid_size (height, width), focusing_factor,
-            joint and eps to the output ``[B, H, N, E]`` (heads side by side in memory: ``[B, N, H, E]``, transposed), the context
-            ``Σ w_j φ(k_j)ᵀ v_j``, ``[B, H, D, E]``, and the weighted sum of the φ(k_j), ``[B, H, D]``, in the dtype of the sums.
-        backward: From the gradient of the output, the same tensors, context and key_sum, and the same settings to the
-            gradients of query, key, value (each as its tensor), temperature ``[H, D]``, conv_weight and conv_bias;
-            without the option, the last three are empty tensors.
+        forward: Returns the output ``[B, H, N, E]`` (heads side by side in memory: ``[B, N, H, E]``, transposed), the
+            context ``Σ w_j φ(k_j)ᵀ v_j``, ``[B, H, D, E]``, and the weighted sum of the φ(k_j), ``[B, H, D]``, the last two in
+            the dtype of the sums.
+        backward: From the gradient of the output (laid out as the output), the arguments, context and sum, the gradients
+            of query, key and value (laid out as the output), temperature ``[H, D]``, conv_weight and conv_bias; without
+            the option, the last three are empty tensors.
 
     Returns:
         The backend, as :func:`flatten_transformer.ops.dispatch.choose_backend` returns it.
     """
-    operator = torch.library.custom_op(f"flatten_transformer::{name}", forward, mutates_args=(), schema=_FORWARD)
-    gradient = torch.library.custom_op(f"flatten_transformer::{name}_backward", backward, mutates_args=(), schema=_BACKWARD)
+
+    def run_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return forward(Arguments(*inputs))
+
+    def run_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+        context, key_sum = inputs[_TENSORS : _TENSORS + 2]
+        return backward(grad, Arguments(*inputs[:_TENSORS], *inputs[_TENSORS + 2 :]), context, key_sum)
+
+    operator = torch.library.custom_op(f"flatten_transformer::{name}", run_forward, mutates_args=(), schema=_FORWARD)
+    gradient = torch.library.custom_op(f"flatten_transformer::{name}_backward", run_backward, mutates_args=(), schema=_BACKWARD)
     operator.register_fake(_fake_forward)
     gradient.register_fake(_fake_backward)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:8], *output[1:])
-        ctx.settings = inputs[8:]
+        ctx.save_for_backward(*inputs[:_TENSORS], *output[1:])
+        ctx.settings = inputs[_TENSORS:]
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * len(Arguments._fields)
         tensors = ctx.saved_tensors
-        of_query, of_key, of_value, *of_options = gradient(grad.contiguous(), *tensors, *ctx.settings)
+        of_query, of_key, of_value, *of_options = gradient(_side_by_side(grad), *tensors, *ctx.settings)
         of_encoding = of_key.sum(0) if tensors[4] is not None else None
-        kept = [one if tensor is not None else None for one, tensor in zip(of_options, tensors[5:8], strict=True)]
+        kept = [one if tensor is not None else None for one, tensor in zip(of_options, tensors[5:_TENSORS], strict=True)]
         return (of_query, of_key, of_value, None, of_encoding, *kept, None, None, None, None)
 
     operator.register_autograd(differentiate, setup_context=setup_context)
@@ -83,6 +111,11 @@ def define_operator(name: str, forward: Callable[..., Any], backward: Callable[.
 def last_axis_contiguous(x: Tensor) -> Tensor:
     """Return ``x``, copied only if its last axis is strided: slices of a packed projection are read where they lie."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _side_by_side(grad: Tensor) -> Tensor:
+    """Return a gradient ``[B, H, N, E]`` with its heads side by side in memory, where it mostly lies so already."""
+    return grad.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def key_weights(attn_mask: Tensor | None, key: Tensor) -> Tensor | None:

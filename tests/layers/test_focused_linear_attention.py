@@ -335,6 +335,7 @@ def test_the_representation_shows_what_no_submodule_shows() -> None:
 def test_autocast_stays_near_float32_and_keeps_its_sums() -> None:
     layer = make_layer((5, 7), torch.float32)
     x = tokens(layer, (5, 7))
+    layer.backend = "portable"  # whose products can be seen
     widths = []
 
     class Products(TensorsMade):

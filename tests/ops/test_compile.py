@@ -9,6 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from flatten_transformer import focused_linear_attention
 from tests.helpers import Case, relative_error
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 CASES = {
     "plain": Case(11, 2, 3, 40, 50, 16, 8),
     "all options": Case(11, 2, 3, 40, 50, 16, 8, 2.5, "per_head", masked=True, with_temperature=True),

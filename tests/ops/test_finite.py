@@ -9,6 +9,8 @@ from torch import Tensor
 from flatten_transformer import focused_linear_attention
 from tests.helpers import Case, output_and_gradients
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 POWERS = [2, 3, 4, 8, 16, 32]
 MAGNITUDES = [1e-3, 1.0, 50.0, 1e3, 3e4]

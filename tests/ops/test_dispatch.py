@@ -1,0 +1,138 @@
+"""Which backend runs: the one asked for, or a reason; the fused one where it can, without being asked."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from flatten_transformer import FocusedLinearAttention, focused_linear_attention
+from flatten_transformer.ops import cpp
+from flatten_transformer.ops.cpp import build
+from flatten_transformer.ops.dispatch import VARIABLE, choose_backend
+from flatten_transformer.ops.linear_attention import attend as portable
+from flatten_transformer.ops.options import Options
+
+needs_cpp = pytest.mark.skipif(build.unavailable() is not None, reason=f"no compiled kernel: {build.unavailable()}")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def chosen(backend: str | None = None, options: Options | None = None, device: str = "cpu") -> Any:
+    query = torch.empty(1, 2, 5, 4, device=device)
+    return choose_backend(backend, query, query, Options() if options is None else options)
+
+
+@needs_cpp
+def test_the_compiled_kernel_runs_on_a_cpu_unasked() -> None:
+    assert chosen() is cpp.attend
+    assert chosen("portable") is portable
+    assert chosen("cpp") is cpp.attend
+
+
+def test_the_environment_forces_a_backend_and_the_argument_overrides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "portable")
+    assert chosen() is portable
+    monkeypatch.setenv(VARIABLE, "fast")
+    with pytest.raises(ValueError, match="got 'fast'"):
+        chosen()
+    assert chosen("portable") is portable
+
+
+def test_elsewhere_the_portable_backend_runs_and_a_forced_one_says_why_it_cannot() -> None:
+    assert chosen(device="meta") is portable
+    with pytest.raises(RuntimeError, match='"cpp" cannot run here: it is for CPUs, and the query is on meta'):
+        chosen("cpp", device="meta")
+    volume = Options(grid_size=(1, 1, 5))
+    assert chosen(options=volume) is portable
+    with pytest.raises(RuntimeError, match=r"one or two axes, grid_size is \(1, 1, 5\)"):
+        chosen("cpp", volume)
+
+
+def test_without_a_compiler_the_portable_backend_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    build.functions.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    try:
+        assert chosen() is portable
+        with pytest.raises(RuntimeError, match=r'backend "cpp" cannot run here: .*no-compiler'):
+            chosen("cpp")
+        monkeypatch.delenv("CXX")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(RuntimeError, match=r"there is no C\+\+ compiler"):
+            chosen("cpp")
+    finally:
+        build.functions.cache_clear()
+
+
+@needs_cpp
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("this is no program")
+    monkeypatch.setattr(build, "_SOURCE", broken)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    build.functions.cache_clear()
+    try:
+        assert "error" in str(build.unavailable())
+        assert not list((tmp_path / "cache").rglob("*.so"))
+    finally:
+        build.functions.cache_clear()
+
+
+@needs_cpp
+def test_the_kernel_is_compiled_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.functions.cache_clear()
+    try:
+        build.functions()
+        (library,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        written = library.stat().st_mtime_ns
+        build.functions.cache_clear()
+        build.functions()
+        assert library.stat().st_mtime_ns == written
+    finally:
+        build.functions.cache_clear()
+
+
+def test_a_layer_hands_its_backend_on() -> None:
+    layer = FocusedLinearAttention(32, 2, (1, 2, 2), backend="cpp")
+    with pytest.raises(RuntimeError, match="one or two axes"):
+        layer(torch.randn(1, 4, 32))
+    with pytest.raises(ValueError, match="got 'cuda'"):
+        FocusedLinearAttention(32, 2, (2, 2), backend="cuda")  # type: ignore[arg-type]
+
+
+@needs_cpp
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck itself reads it
+@pytest.mark.parametrize("convolved", [False, True])
+def test_pytorch_accepts_the_operator(convolved: bool) -> None:
+    query, key, value = (torch.randn(2, 2, 12, 16).requires_grad_() for _ in range(3))
+    extras: list[Any] = [None] * 5
+    if convolved:
+        extras = [
+            torch.full((2, 12), 1 / 12),
+            torch.randn(2, 12, 16),
+            torch.rand(2, 16) + 0.5,
+            torch.randn(16, 1, 3, 3),
+            torch.randn(16),
+        ]
+        extras = [extras[0], *(x.requires_grad_() for x in extras[1:])]
+    grid = [3, 4] if convolved else []
+    operator = torch.ops.flatten_transformer.cpp_attention
+    torch.library.opcheck(operator, (query, key, value, *extras, grid, 3.0, True, 1e-6))
+
+
+@needs_cpp
+def test_second_derivatives_need_the_portable_backend() -> None:
+    query, key, value = (x.requires_grad_() for x in torch.randn(3, 1, 2, 6, 4, dtype=torch.float64).unbind(0))
+
+    def penalty(backend: Any) -> torch.Tensor:
+        out = focused_linear_attention(query, key, value, backend=backend)
+        (gradient,) = torch.autograd.grad(out.sum(), query, create_graph=True)
+        return gradient.square().sum()
+
+    assert torch.autograd.grad(penalty("portable"), query)[0].isfinite().all()
+    with pytest.raises(RuntimeError, match=r"no autograd formula|does not require grad|not implemented"):
+        torch.autograd.grad(penalty("cpp"), query)
