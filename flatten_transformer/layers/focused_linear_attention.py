@@ -323,6 +323,29 @@ class FocusedLinearAttention(FocusedLinearAttentionCore):
         return chosen
 
 
+def set_backend(module: nn.Module, backend: Backend | None) -> None:
+    """Tell every focused linear attention in ``module`` what computes it.
+
+    Args:
+        module: A model, or any part of one.
+        backend: See :func:`flatten_transformer.focused_linear_attention`; None chooses.
+
+    Raises:
+        ValueError: If there is no such backend.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("flatten_deit_tiny_patch16_224", depth=1)
+        >>> set_backend(model, "portable")
+        >>> model.blocks[0].attn.backend
+        'portable'
+    """
+    check_backend(backend)
+    for part in module.modules():
+        if isinstance(part, FocusedLinearAttentionCore):
+            part.backend = backend
+
+
 def check_grid(grid_size: Sequence[int]) -> tuple[int, ...]:
     """Return the grid as a tuple, or raise ValueError if it is not 1 to 3 positive sizes."""
     if not isinstance(grid_size, Sequence) or not 1 <= len(grid_size) <= 3 or any(size < 1 for size in grid_size):

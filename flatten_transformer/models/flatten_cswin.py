@@ -22,13 +22,14 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from flatten_transformer.layers import FocusedLinearAttentionCore
+from flatten_transformer.layers import FocusedLinearAttentionCore, set_backend
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
+from flatten_transformer.ops.dispatch import Backend
 from flatten_transformer.ops.rank_restoration import restore_rank
 
 __all__ = ["FlattenCSwinTransformer"]
@@ -262,6 +263,7 @@ class FlattenCSwinTransformer(nn.Module):
         softmax_split_sizes: Width of the stripes of the softmax stages, likewise.
         focusing_factor: The power p ≥ 1 of the focused function.
         kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         mlp_ratio: Hidden channels of the MLP, in channels of the stage.
         qkv_bias: Learn biases in the projections of queries, keys and values.
         drop_rate: Dropout probability before the classifier.
@@ -296,6 +298,7 @@ class FlattenCSwinTransformer(nn.Module):
         softmax_split_sizes: int | Sequence[int] = (1, 2, 7, 7),
         focusing_factor: float = 3.0,
         kernel_size: int = 5,
+        backend: Backend | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
@@ -353,6 +356,7 @@ class FlattenCSwinTransformer(nn.Module):
         self.head_hidden_size = self.head.num_features
         self.apply(_initialise)
         accept_official_names(self, convert)
+        set_backend(self, backend)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised last map, ``[B, height / 32, width / 32, C]``, of images ``[B, 3, height, width]``."""

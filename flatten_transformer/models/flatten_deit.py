@@ -18,11 +18,12 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flatten_transformer.layers import FocusedLinearAttention
+from flatten_transformer.layers import FocusedLinearAttention, set_backend
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
 from flatten_transformer.models.options import expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
+from flatten_transformer.ops.dispatch import Backend
 
 __all__ = ["FlattenVisionTransformer"]
 
@@ -73,6 +74,7 @@ class FlattenVisionTransformer(VisionTransformer):
         attn_types: ``"L"`` focused linear or ``"S"`` softmax attention; one letter for all blocks or one a block.
         focusing_factor: The power p ≥ 1 of the focused function.
         kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         class_token: As in timm; class and register tokens attend, and pass by the convolution.
         global_pool: As in timm.
         dynamic_img_pad: As in timm; on, so that sizes need not be multiples of the patch.
@@ -94,6 +96,7 @@ class FlattenVisionTransformer(VisionTransformer):
         attn_types: str = "L",
         focusing_factor: float = 3.0,
         kernel_size: int = 5,
+        backend: Backend | None = None,
         class_token: bool = False,
         global_pool: str = "avg",
         dynamic_img_pad: bool = True,
@@ -120,6 +123,7 @@ class FlattenVisionTransformer(VisionTransformer):
             if letter == "L":
                 block.attn = self._focused_attention(block.attn, focusing_factor, kernel_size)
         accept_official_names(self, convert)
+        set_backend(self, backend)
 
     def _focused_attention(self, softmax: Attention, focusing_factor: float, kernel_size: int) -> FocusedLinearAttention:
         weight = softmax.qkv.weight

@@ -20,6 +20,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flatten_transformer.layers import set_backend
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.checkpoint import (
@@ -40,6 +41,7 @@ from flatten_transformer.models.spatial_reduction import (
     set_feat_sizes,
     stage_sr_ratios,
 )
+from flatten_transformer.ops.dispatch import Backend
 
 __all__ = ["FlattenPyramidVisionTransformer"]
 
@@ -182,6 +184,7 @@ class FlattenPyramidVisionTransformer(nn.Module):
             stages or one a stage.
         focusing_factor: The power p ≥ 1 of the focused function.
         kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
             stages and PVT's own 8, 4, 2, 1 in softmax stages, as released.
         stretch: How reduced values are stretched to the map before the depthwise convolution: along the ``"grid"``,
@@ -219,6 +222,7 @@ class FlattenPyramidVisionTransformer(nn.Module):
         attn_types: str = "LLLL",
         focusing_factor: float = 3.0,
         kernel_size: int = 5,
+        backend: Backend | None = None,
         sr_ratios: int | Sequence[int] | None = None,
         stretch: Stretch = "grid",
         drop_rate: float = 0.0,
@@ -277,6 +281,7 @@ class FlattenPyramidVisionTransformer(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
         self.apply(_init_weights)
         accept_official_names(self, convert)
+        set_backend(self, backend)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores ``[B, num_classes]`` of images ``[B, in_chans, height, width]``."""

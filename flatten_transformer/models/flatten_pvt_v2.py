@@ -14,6 +14,7 @@ from timm.models import generate_default_cfgs, pvt_v2, register_model
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor
 
+from flatten_transformer.layers import set_backend
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
@@ -25,6 +26,7 @@ from flatten_transformer.models.spatial_reduction import (
     set_feat_sizes,
     stage_sr_ratios,
 )
+from flatten_transformer.ops.dispatch import Backend
 
 __all__ = ["FlattenPyramidVisionTransformerV2"]
 
@@ -39,6 +41,7 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
             stages or one a stage.
         focusing_factor: The power p ≥ 1 of the focused function.
         kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
             stages and PVTv2's own 8, 4, 2, 1 in softmax stages, as released.
         stretch: How reduced values are stretched to the map before the depthwise convolution: along the ``"grid"``,
@@ -65,6 +68,7 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         attn_types: str = "LLLL",
         focusing_factor: float = 3.0,
         kernel_size: int = 5,
+        backend: Backend | None = None,
         sr_ratios: int | Sequence[int] | None = None,
         stretch: Stretch = "grid",
         qkv_bias: bool = True,
@@ -97,6 +101,7 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
                     dtype=weight.dtype,
                 ).apply(self._init_weights)
         accept_official_names(self, convert)
+        set_backend(self, backend)
 
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Change the size the model is built for; key encodings are resized to it."""

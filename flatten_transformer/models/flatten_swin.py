@@ -25,12 +25,13 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor, nn
 
-from flatten_transformer.layers import FocusedLinearAttention
+from flatten_transformer.layers import FocusedLinearAttention, set_backend
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
+from flatten_transformer.ops.dispatch import Backend
 
 __all__ = ["FlattenSwinTransformer"]
 
@@ -194,6 +195,7 @@ class FlattenSwinTransformer(SwinTransformer):
             above 56, which is the released rule (96 with 12 for images of 384).
         focusing_factor: The power p ≥ 1 of the focused function.
         kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         kwargs: Everything else of timm's SwinTransformer, but what has no meaning here, which raises.
 
     Raises:
@@ -214,6 +216,7 @@ class FlattenSwinTransformer(SwinTransformer):
         softmax_window_size: WindowSize | None = None,
         focusing_factor: float = 3.0,
         kernel_size: int = 5,
+        backend: Backend | None = None,
         depths: Sequence[int] = (2, 2, 6, 2),
         **kwargs: Any,
     ) -> None:
@@ -245,6 +248,7 @@ class FlattenSwinTransformer(SwinTransformer):
                 )
             stage.blocks = nn.Sequential(*blocks)
         accept_official_names(self, convert)
+        set_backend(self, backend)
 
     def _choose(self, linear: Sequence[Size], softmax: Sequence[Size]) -> tuple[Size, ...]:
         return tuple(pair["LS".index(letter)] for letter, *pair in zip(self.attn_types, linear, softmax, strict=True))

@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.ops import FeaturePyramidNetwork
 
 from flatten_transformer.benchmark.models import model_cost
+from flatten_transformer.layers import FocusedLinearAttentionCore, set_backend
+from flatten_transformer.ops.cpp.build import unavailable
 
 ALL = timm.list_models("flatten_*")
 FAMILIES = [  # the smallest of each, for what needs numbers
@@ -118,6 +120,28 @@ def test_every_parameter_has_a_place_in_the_order_of_layers(name: str) -> None:
     layers = timm.models.group_parameters(model, model.group_matcher())
     assert sum(len(names) for names in layers.values()) == len(list(model.named_parameters()))
     assert len(layers) > 5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_backend_is_an_option_of_every_family(name: str) -> None:
+    chosen = {
+        part.backend for part in on_meta(name, backend="portable").modules() if isinstance(part, FocusedLinearAttentionCore)
+    }
+    assert chosen == {"portable"}
+    with pytest.raises(ValueError, match="backend must be one of portable, cpp.*got 'fast'"):
+        on_meta(name, backend="fast")
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=f"no compiled kernel: {unavailable()}")
+def test_every_backend_gives_the_same_scores(model: Any) -> None:
+    x = images(64, 96)
+    scores = {}
+    with torch.no_grad():
+        for backend in ("portable", "cpp"):
+            set_backend(model, backend)  # type: ignore[arg-type]
+            scores[backend] = model(x)
+    set_backend(model, None)
+    torch.testing.assert_close(scores["cpp"], scores["portable"], rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_is_deterministic_and_other_sizes_leave_no_trace(model: Any) -> None:
