@@ -128,7 +128,7 @@ def test_the_backend_is_an_option_of_every_family(name: str) -> None:
         part.backend for part in on_meta(name, backend="portable").modules() if isinstance(part, FocusedLinearAttentionCore)
     }
     assert chosen == {"portable"}
-    with pytest.raises(ValueError, match="backend must be one of portable, cpp.*got 'fast'"):
+    with pytest.raises(ValueError, match=r"backend must be one of portable, cpp.*got 'fast'"):
         on_meta(name, backend="fast")
 
 
@@ -138,7 +138,7 @@ def test_every_backend_gives_the_same_scores(model: Any) -> None:
     scores = {}
     with torch.no_grad():
         for backend in ("portable", "cpp"):
-            set_backend(model, backend)  # type: ignore[arg-type]
+            set_backend(model, backend)
             scores[backend] = model(x)
     set_backend(model, None)
     torch.testing.assert_close(scores["cpp"], scores["portable"], rtol=1e-4, atol=1e-5)
