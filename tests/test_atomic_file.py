@@ -33,6 +33,28 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_all_of_the_content_is_on_the_disk_before_it_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "file", []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_size, path.exists())))
+    write_atomically(path, b"short")  # shorter than the buffer, which must be emptied first
+    assert synced == [(5, False)]
+    assert path.read_bytes() == b"short"
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, others = tmp_path / "file", [b"other"]
+
+    def while_another_writes(descriptor: int) -> None:
+        if others:
+            write_atomically(path, others.pop())
+            assert path.read_bytes() == b"other"
+
+    monkeypatch.setattr(os, "fsync", while_another_writes)
+    write_atomically(path, b"mine")
+    assert path.read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("wait_s", [0.0, 0.002, 0.005, 0.01])
 def test_a_kill_in_the_middle_of_a_write_leaves_a_whole_file(wait_s: float, tmp_path: Path) -> None:
     path = tmp_path / "file"

@@ -101,4 +101,5 @@ def check_mask(attn_mask: Tensor | None, batch: int, keys: int) -> None:
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
-    return all(size in (1, wanted) for size, wanted in zip(shape, target, strict=True))
+    # not `in`, which Dynamo of PyTorch 2.8 and 2.9 gets wrong for symbolic sizes
+    return all(size == 1 or size == wanted for size, wanted in zip(shape, target, strict=True))

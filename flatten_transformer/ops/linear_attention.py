@@ -102,6 +102,11 @@ def _features(x: Tensor, options: Options) -> Tensor:
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Keep float32 products float32: under autocast a matmul would round them to half precision."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if _autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+@torch.compiler.assume_constant_result  # Dynamo of PyTorch 2.8 and 2.9 cannot look into it
+def _autocast_available(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)

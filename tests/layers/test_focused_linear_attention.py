@@ -2,6 +2,7 @@
 
 import copy
 import re
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -487,3 +488,17 @@ def test_attend_is_the_layer_between_its_projections() -> None:
     query, key, value = F.linear(x, layer.qkv.weight, layer.qkv.bias).chunk(3, dim=2)
     attended = layer.attend(query, key, value, (5, 7), (5, 7))
     assert torch.equal(layer.proj(attended), layer(x))
+
+
+@pytest.mark.parametrize("context_grid", [(9, 4), (5, 7)], ids=str)
+def test_the_op_is_told_the_backend_and_convolves_where_keys_lie_under_queries(
+    context_grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, told = import_module("flatten_transformer.layers.focused_linear_attention"), {}
+    op = module.focused_linear_attention
+    monkeypatch.setattr(module, "focused_linear_attention", lambda *args, **given: told.update(given) or op(*args, **given))
+    layer = make_layer((5, 7), context_dim=24, backend="portable")
+    layer(tokens(layer, (9, 4)), (9, 4), context=tokens(layer, context_grid, channels=24), context_grid_size=context_grid)
+    assert told["backend"] == "portable"
+    assert layer.dwc is not None
+    assert told["conv_weight"] is (layer.dwc.weight if context_grid == (9, 4) else None)

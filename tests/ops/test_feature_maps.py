@@ -104,6 +104,16 @@ def test_products_and_pow_agree(p: int) -> None:
     assert relative_error(gradients[0], gradients[1]) < 1e-13
 
 
+@pytest.mark.parametrize("p", [8, 16, 64])
+def test_whole_powers_up_to_64_go_by_products(p: int) -> None:
+    x = torch.rand(1000, dtype=torch.float64)
+    squared = x
+    for _ in range(p.bit_length() - 1):
+        squared = squared * squared
+    assert torch.equal(power(x, p), squared)
+    assert not torch.equal(x ** float(p), squared)  # rounding tells them apart
+
+
 @pytest.mark.parametrize("p", [1.5, 6.5, 65.0, 65.5, 1000.0])
 def test_powers_that_are_not_small_and_whole_go_by_pow(p: float) -> None:
     x = torch.rand(100, dtype=torch.float64)
@@ -123,6 +133,17 @@ def test_the_gradient_may_skip_the_peak(x: Tensor, p: float, norm: Norm) -> None
     (came,) = torch.autograd.grad(focused(fast, p, norm=norm), fast, upstream)
     (wanted,) = torch.autograd.grad(reference.focused_function(literal, p, norm=norm), literal, upstream)
     torch.testing.assert_close(came, wanted, rtol=1e-11, atol=1e-12)
+
+
+def test_the_gradient_takes_no_way_through_the_peak() -> None:
+    waiting, names = [focused(torch.rand(1, 2, 3, 4, requires_grad=True), 3.0).grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            names.add(node.name())
+            waiting.extend(before for before, _ in node.next_functions)
+    assert "LinalgVectorNormBackward0" in names
+    assert "AmaxBackward0" not in names
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flatten_transformer.ops import reference
@@ -99,3 +100,26 @@ def test_gradients_of_the_oracle_are_finite_differences(norm: Norm, masked: bool
         return reference.focused_linear_attention(query, key, value, temperature=temperature, **case.options())
 
     assert torch.autograd.gradcheck(oracle, inputs)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("grid", [(7,), (5, 7), (3, 4, 5)], ids=str)
+def test_the_convolution_of_the_oracle_is_pytorchs(grid: tuple[int, ...], kernel_size: int) -> None:
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(grid)]
+    value = torch.randn(1, 2, 2 + math.prod(grid), 4, dtype=torch.float64)  # two prefix tokens
+    weight = torch.randn(4, 1, *[kernel_size] * len(grid), dtype=torch.float64)
+    bias = torch.randn(4, dtype=torch.float64)
+    came = reference.depthwise_convolution(value, weight, bias, grid)
+    assert came[:, :, :2].abs().max() == 0
+    for head in range(2):
+        image = value[:, head, 2:].reshape(1, *grid, 4).movedim(-1, 1)
+        wanted = convolve(image, weight, bias, padding=kernel_size // 2, groups=4).movedim(1, -1).flatten(1, -2)
+        assert relative_error(came[:, head, 2:], wanted) < 1e-13
+
+
+def test_the_key_encoding_of_the_oracle_is_part_of_the_keys() -> None:
+    query, key, value = torch.randn(3, 2, 3, 6, 4, dtype=torch.float64).unbind(0)
+    encoding = torch.randn(3, 6, 4, dtype=torch.float64)
+    came = reference.focused_linear_attention(query, key, value, key_encoding=encoding)
+    assert torch.equal(came, reference.focused_linear_attention(query, key + encoding, value))
+    assert relative_error(came, reference.focused_linear_attention(query, key, value)) > 1e-3
