@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.layers.projection import Projection
 from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, Stretch, depthwise_convolution, stretch_values
 from flatten_transformer.ops import focused_linear_attention
 from flatten_transformer.ops.checks import Norm, check_focusing_factor, check_norm, shape_of
@@ -253,11 +254,11 @@ class FocusedLinearAttention(FocusedLinearAttentionCore):
         )
         self.context_dim = context_dim
         if context_dim is None:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+            self.qkv = Projection(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         else:
-            self.q = nn.Linear(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
-            self.kv = nn.Linear(context_dim, 2 * dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
+            self.q = Projection(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
+            self.kv = Projection(context_dim, 2 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = Projection(dim, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers import FocusedLinearAttentionCore, set_backend
 from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.layers.projection import Projection
 from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
@@ -177,7 +178,7 @@ class CrossShapedBlock(nn.Module):
         if num_heads % self.branches:
             raise ValueError(f"num_heads must be even where two kinds of stripes share the heads, got {num_heads}")
         self.norm1 = nn.LayerNorm(dim, **factory)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
+        self.qkv = Projection(dim, 3 * dim, bias=qkv_bias, **factory)
         shares = (dim // self.branches, num_heads // self.branches)
         self.attns = nn.ModuleList()
         for branch in range(self.branches):
@@ -186,7 +187,7 @@ class CrossShapedBlock(nn.Module):
                 continue
             window = self.windows(branch, feat_size).window_size
             self.attns.append(LinearStripes(*shares, window, focusing_factor=focusing_factor, kernel_size=kernel_size, **factory))
-        self.proj = nn.Linear(dim, dim, **factory)
+        self.proj = Projection(dim, dim, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, **factory)

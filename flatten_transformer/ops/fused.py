@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from flatten_transformer.ops.options import Options
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Options], Tensor]
+
+Shape = Sequence[int]
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? key_weights, Tensor? key_encoding, Tensor? temperature, "
@@ -77,6 +81,9 @@ def define_operator(
     operator.register_fake(_fake_forward)
     gradient.register_fake(_fake_backward)
 
+    register_flop_formula(getattr(torch.ops.flatten_transformer, name))(_count_forward)
+    register_flop_formula(getattr(torch.ops.flatten_transformer, f"{name}_backward"))(_count_backward)
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs[:_TENSORS], *output[1:])
         ctx.settings = inputs[_TENSORS:]
@@ -140,6 +147,24 @@ def _tensors(options: Options) -> tuple[Tensor | None, ...]:
 
 def _planar(grid_size: Sequence[int]) -> Sequence[int]:
     return (1, *grid_size) if len(grid_size) == 1 else grid_size
+
+
+def _count_forward(query: Shape, key: Shape, value: Shape, *options: Any, out_shape: Any = None, **_: Any) -> int:
+    """Count floating-point operations as PyTorch does those of the portable backend: products and convolution."""
+    batch, heads, queries, channels = query
+    products = (key[2] + queries) * channels * value[3] + queries * channels
+    return 2 * batch * heads * (products + _taps(options) * value[2] * value[3])
+
+
+def _count_backward(grad: Shape, query: Shape, key: Shape, value: Shape, *options: Any, out_shape: Any = None, **_: Any) -> int:
+    batch, heads, queries, channels = query
+    products = (3 * queries + 2 * key[2]) * channels * value[3] + queries * channels  # one of them made again
+    return 2 * batch * heads * (products + 2 * _taps(options) * value[2] * value[3])
+
+
+def _taps(options: Sequence[Any]) -> int:
+    conv_weight = options[3]  # after key_weights, key_encoding and temperature
+    return 0 if conv_weight is None else math.prod(conv_weight[2:])
 
 
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,87 @@
+"""The projections are nn.Linear to everybody who looks, and the same numbers whoever multiplies."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from flatten_transformer import FocusedLinearAttention
+from flatten_transformer.layers import projection
+from flatten_transformer.layers.projection import Projection
+from tests.helpers import TOLERANCES, relative_error
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return a list that grows by what each call decided: oneDNN or not."""
+    decided: list[bool] = []
+    fits: Callable[..., bool] = projection._fits_onednn
+
+    def decide(x: Tensor, weight: Tensor) -> bool:
+        decided.append(fits(x, weight))
+        return decided[-1]
+
+    monkeypatch.setattr(projection, "_fits_onednn", decide)
+    return decided
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(24,), (7, 24), (2, 5, 24), (2, 3, 5, 24), (0, 24)], ids=str)
+def test_inference_runs_in_onednn_and_gives_the_same_numbers(bias: bool, shape: tuple[int, ...], calls: list[bool]) -> None:
+    layer, x = Projection(24, 40, bias=bias), torch.randn(*shape)
+    with torch.no_grad():
+        came = layer(x)
+    assert calls == [len(shape) > 1]
+    wanted = nn.functional.linear(x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double())
+    assert came.shape == wanted.shape
+    assert relative_error(came, wanted) <= TOLERANCES[torch.float32]
+
+
+@needs_onednn
+def test_strided_tokens_give_what_contiguous_ones_give() -> None:
+    layer, x = Projection(24, 40), torch.randn(2, 5, 72)[..., ::3]
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer(x.contiguous()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_dtypes_gradients_and_autocast_stay_with_pytorch(dtype: torch.dtype, calls: list[bool]) -> None:
+    layer = Projection(24, 40)
+    assert layer(torch.randn(5, 24)).requires_grad
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(5, 24)).dtype == torch.bfloat16
+    layer.to(dtype)
+    with torch.no_grad():
+        assert layer(torch.randn(5, 24, dtype=dtype)).dtype == dtype
+    assert not any(calls)
+
+
+@torch.no_grad()
+def test_counters_transforms_and_traces_see_a_plain_linear_layer() -> None:
+    layer, x = Projection(24, 40), torch.randn(3, 5, 24)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * 15 * 24 * 40
+    torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
+    exported = torch.export.export(layer, (x,)).graph_module.code
+    assert "linear" in exported
+    assert "mkldnn" not in exported
+
+
+def test_parameters_are_those_of_a_linear_layer() -> None:
+    layer = FocusedLinearAttention(32, 2, (2, 2))
+    assert isinstance(layer.qkv, nn.Linear)
+    assert {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"} <= set(layer.state_dict())
+
+
+def test_hooks_still_run() -> None:
+    layer, seen = Projection(24, 40), []
+    layer.register_forward_hook(lambda _module, _args, out: seen.append(out.shape))
+    with torch.no_grad():
+        out: Tensor = layer(torch.randn(2, 24))
+    assert seen == [out.shape]
