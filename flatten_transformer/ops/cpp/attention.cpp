@@ -167,15 +167,16 @@ template <class T> struct Features {
       : unit(TILE * s.row), less(TILE * s.row), powered(TILE * s.row), peak(TILE * s.groups), norm(peak), power_norm(peak),
         factor(peak), inverse_factor(peak) {}
 
-  void fill(const Shape<T> &s, const Tokens<T> &x, int64_t start, int64_t count) {
+  // KEEP what differentiate() needs; otherwise u**p and the numbers a token are all.
+  template <bool KEEP> void fill(const Shape<T> &s, const Tokens<T> &x, int64_t start, int64_t count) {
     for (int64_t t = 0; t < count; ++t)
       for (int64_t g = 0; g < s.groups; ++g) {
         const int64_t from = g * s.group_heads, i = t * s.groups + g, j = t * s.row + from * s.head();
         peak[i] = read(s, x, start + t, from, from + s.group_heads, &unit[j]);
         if (s.power == 3) {
-          raise(s, i, j, [](Vec<T> u) { return u * u; });
+          raise<KEEP>(s, i, j, [](Vec<T> u) { return u * u; });
         } else {
-          raise(s, i, j, [&](Vec<T> u) { return power<T>(u, s.power - 1); });
+          raise<KEEP>(s, i, j, [&](Vec<T> u) { return power<T>(u, s.power - 1); });
         }
       }
   }
@@ -195,14 +196,15 @@ template <class T> struct Features {
     return std::max(largest<T>(most), std::numeric_limits<T>::min());
   }
 
-  template <class Below> void raise(const Shape<T> &s, int64_t i, int64_t j, Below below) {
+  template <bool KEEP, class Below> void raise(const Shape<T> &s, int64_t i, int64_t j, Below below) {
     const T inverse = 1 / peak[i];
     const bool tiny = !(inverse < std::numeric_limits<T>::max());
     T *u = &unit[j], *l = &less[j], *up = &powered[j];
     Vec<T> squares{}, power_squares{};
     for (int64_t d = 0; d < s.group_heads * s.head(); d += LANES<T>) {
       const Vec<T> one = tiny ? load(u + d) / peak[i] : load(u + d) * inverse, lower = below(one), whole = lower * one;
-      store(u + d, one), store(l + d, lower), store(up + d, whole);
+      if (KEEP) store(u + d, one), store(l + d, lower);
+      store(up + d, whole);
       squares += one * one, power_squares += whole * whole;
     }
     norm[i] = std::sqrt(sum<T>(squares));
@@ -452,7 +454,7 @@ template <class T> void sum_keys(const Call<T> &c, int64_t b, int64_t start, int
   const Tokens<T> tokens = c.keys(b);
   for (int64_t at = start; at < end; at += TILE) {
     const int64_t count = std::min(TILE, end - at);
-    keys.fill(c.shape, tokens, at, count);
+    keys.template fill<false>(c.shape, tokens, at, count);
     for (int64_t h = 0; h < c.p.heads; ++h) {
       T *features = &keys.powered[h * c.head];
       for (int64_t t = 0; t < count; ++t) {
@@ -477,7 +479,7 @@ template <class T> void forward_queries(const Call<T> &c, int64_t b, int64_t sta
   const int64_t channels = c.p.value_channels;
   for (int64_t at = start; at < end; at += TILE) {
     const int64_t count = std::min(TILE, end - at);
-    queries.fill(c.shape, tokens, at, count);
+    queries.template fill<false>(c.shape, tokens, at, count);
     for (int64_t h = 0; h < c.p.heads; ++h) {
       const T *features = &queries.powered[h * c.head];
       product<T, false>(count, c.line, c.p.channels, features, c.shape.row, 1, context + h * c.p.channels * c.line, c.line,
@@ -506,7 +508,7 @@ void backward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, c
   T *to = static_cast<T *>(c.p.grad_query) + b * c.p.queries * c.p.heads * c.p.channels;
   for (int64_t at = start; at < end; at += TILE) {
     const int64_t count = std::min(TILE, end - at);
-    queries.fill(c.shape, tokens, at, count);
+    queries.template fill<true>(c.shape, tokens, at, count);
     for (int64_t h = 0; h < c.p.heads; ++h) {
       const T *features = &queries.powered[h * c.head];
       product<T, false>(count, c.line, c.p.channels, features, c.shape.row, 1, context + h * c.p.channels * c.line, c.line,
@@ -555,7 +557,7 @@ void backward_keys(const Call<T> &c, int64_t b, int64_t start, int64_t end, cons
   T *to = static_cast<T *>(c.p.grad_key) + b * c.p.keys * c.p.heads * c.p.channels;
   for (int64_t at = start; at < end; at += TILE) {
     const int64_t count = std::min(TILE, end - at);
-    keys.fill(c.shape, tokens, at, count);
+    keys.template fill<true>(c.shape, tokens, at, count);
     for (int64_t h = 0; h < c.p.heads; ++h) {
       const T *features = &keys.powered[h * c.head];
       product<T, false>(count, c.line, c.p.channels, features, c.shape.row, 1, of_context + h * c.p.channels * c.line, c.line,
