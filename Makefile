@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench-gpu install clean
 
 demo: install  ## train, explain and use a small FLatten-DeiT on handwritten digits (about 4 minutes on 2 CPU cores)
 	$(BIN)/flatten demo
@@ -15,6 +15,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-gpu:  ## measure on this machine's GPU (under 8 minutes; needs torch, triton, timm and matplotlib, installs nothing)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 install: $(VENV)/installed
 

@@ -31,6 +31,10 @@ COMMANDS = {  # a function's parameters are the options of its command, its docs
     "convert-checkpoint": Command(
         "turn a pickled checkpoint into safetensors", "flatten_transformer.models.files:convert_checkpoint"
     ),
+    "benchmark op": Command(
+        "race the attention against the released form and softmax", "flatten_transformer.benchmark.commands:op"
+    ),
+    "benchmark model": Command("race models against their softmax namesakes", "flatten_transformer.benchmark.commands:model"),
     "demo": Command("train, compare, explain and use a small model on digits", "flatten_transformer.demo:demo"),
 }
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
@@ -75,22 +79,45 @@ def run(argv: list[str]) -> None:
     Raises:
         ValueError: If there is no such command, or it refuses an argument.
     """
-    name = argv[0] if argv else "--help"
+    name, arguments = _split(argv)
     if name in ("-h", "--help", "help"):
         sys.stdout.write(overview())
     elif name == "--version":
         sys.stdout.write(f"flatten {__version__}\n")
     elif name in TRAINING:
-        _load("flatten_transformer.tasks.training:train")(name, argv[1:])
+        _load("flatten_transformer.tasks.training:train")(name, arguments)
     elif name in COMMANDS:
-        call(name, _load(COMMANDS[name].function), argv[1:])
+        call(name, _load(COMMANDS[name].function), arguments)
+    elif name in _groups() and arguments[:1] in ([], ["-h"], ["--help"]):
+        sys.stdout.write(overview(name))
     else:
-        raise ValueError(f"no command {name!r}: {hint(name, [*TRAINING, *COMMANDS])}")
+        raise ValueError(f"no command {name!r}: {hint(name, _names(name))}")
 
 
-def overview() -> str:
-    """Return what ``flatten --help`` prints."""
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    """Return the command, which may be two words, and its arguments."""
+    if not argv:
+        return "--help", []
+    words = 2 if argv[0] in _groups() and len(argv) > 1 and not argv[1].startswith("-") else 1
+    return " ".join(argv[:words]), argv[words:]
+
+
+def _groups() -> set[str]:
+    """Return the first words of the commands that have two."""
+    return {name.partition(" ")[0] for name in COMMANDS if " " in name}
+
+
+def _names(near: str) -> list[str]:
+    """Return the commands a user may have meant who wrote ``near``."""
+    group = near.partition(" ")[0]
+    return [name for name in [*TRAINING, *COMMANDS] if group not in _groups() or name.startswith(f"{group} ")]
+
+
+def overview(group: str | None = None) -> str:
+    """Return what ``flatten --help`` prints, or, of the commands that begin with one word, ``flatten benchmark --help``."""
     summaries = {**TRAINING, **{name: command.summary for name, command in COMMANDS.items()}}
+    if group is not None:
+        summaries = {name: summary for name, summary in summaries.items() if name.startswith(f"{group} ")}
     width = max(map(len, summaries))
     lines = [f"  flatten {name:<{width}}  {summary}" for name, summary in summaries.items()]
     return "\n".join(

@@ -1,0 +1,89 @@
+"""What a user writes on the command line of a benchmark, as values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+
+from flatten_transformer.benchmark.contenders import Shape
+from flatten_transformer.hints import hint
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+_LARGEST_TOKENS = 2**24
+
+
+def words(text: str, name: str, allowed: Iterable[str]) -> list[str]:
+    """Return the words of a comma-separated list.
+
+    Raises:
+        ValueError: If one is not among ``allowed``, or there is none.
+
+    Example:
+        >>> words("float32, bfloat16", "dtypes", DTYPES)
+        ['float32', 'bfloat16']
+    """
+    allowed = list(allowed)
+    found = [word.strip() for word in text.split(",") if word.strip()]
+    if not found:
+        raise ValueError(f"{name} is empty: choose some of {', '.join(allowed)}, separated by commas")
+    for word in found:
+        if word not in allowed:
+            raise ValueError(f"{name} holds {word!r}: {hint(word, allowed)}")
+    return list(dict.fromkeys(found))
+
+
+def whole_numbers(text: str, name: str, largest: int = _LARGEST_TOKENS) -> list[int]:
+    """Return the positive whole numbers of a comma-separated list.
+
+    Raises:
+        ValueError: If there is anything else in it.
+
+    Example:
+        >>> whole_numbers("49,1_024", "tokens")
+        [49, 1024]
+    """
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(1 <= number <= largest for number in found):
+        raise ValueError(f"{name} must be whole numbers from 1 to {largest}, separated by commas, such as 196,784; got {text!r}")
+    return found
+
+
+def shapes(text: str) -> list[Shape]:
+    """Return the shapes of a comma-separated list, each batch x height x width x channels x heads.
+
+    Raises:
+        ValueError: If one is written otherwise, or its heads do not divide its channels.
+
+    Example:
+        >>> shapes("16x14x14x192x3")
+        [Shape(batch=16, height=14, width=14, channels=192, heads=3)]
+    """
+    found = []
+    for word in text.split(","):
+        if not re.fullmatch(r"\s*[1-9]\d*(x[1-9]\d*){4}\s*", word):
+            raise ValueError(
+                f"a shape is BATCHxHEIGHTxWIDTHxCHANNELSxHEADS, such as 16x14x14x192x3, shapes separated by commas; got {word!r}"
+            )
+        found.append(Shape(*map(int, word.split("x"))))
+        check_heads(found[-1].channels, found[-1].heads)
+    return found
+
+
+def check_heads(channels: int, heads: int) -> None:
+    """Raise ValueError unless the heads divide the channels."""
+    if heads < 1 or channels < 1 or channels % heads:
+        raise ValueError(
+            f"channels must be a multiple of heads, got {channels} channels and {heads} heads: choose 192 and 3, say"
+        )
+
+
+def check_positive(**values: float) -> None:
+    """Raise ValueError unless all values are above 0; their names are those of the options."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value:g}")

@@ -1,0 +1,267 @@
+"""The attentions that race in `flatten benchmark op`, each from one packed projection, as in a layer."""
+
+# B batch, N tokens, C = H heads × D channels per head.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatten_transformer.benchmark.race import FORWARD
+from flatten_transformer.benchmark.released import released_attention
+from flatten_transformer.benchmark.report import RELEASED
+from flatten_transformer.benchmark.timing import Run
+from flatten_transformer.ops import focused_linear_attention
+from flatten_transformer.ops.dispatch import Backend, choose_backend
+from flatten_transformer.ops.options import Options
+
+OURS = "ours"
+KERNEL_SIZE = 5
+_SOFTMAX = {
+    "softmax-math": SDPBackend.MATH,
+    "softmax-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "softmax-flash": SDPBackend.FLASH_ATTENTION,
+    "softmax-cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+
+
+class Shape(NamedTuple):
+    """Sizes of one attention over a plane of tokens."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int  # of all heads
+    heads: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens N of one sample."""
+        return self.height * self.width
+
+    def elements(self) -> int:
+        """Return the elements of one of q, k, v and the output: B·N·C."""
+        return self.batch * self.tokens * self.channels
+
+    def scores(self) -> int:
+        """Return the elements of the matrix that only some kernels of softmax attention write: B·H·N²."""
+        return self.batch * self.heads * self.tokens**2
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.height}x{self.width}x{self.channels}x{self.heads}"
+
+
+class Inputs(NamedTuple):
+    """What one call reads; a contender without encoding, temperature or convolution leaves theirs."""
+
+    packed: Tensor  # [B, N, 3C], of which q, k and v are slices
+    encoding: Tensor  # [1, N, C]
+    scale: Tensor  # [1, 1, C]; the temperature is softplus(scale)
+    conv_weight: Tensor  # [D, 1, 5, 5]
+    conv_bias: Tensor  # [D]
+
+
+Attention = Callable[[Inputs, Shape], Tensor]  # -> [B, N, C]
+
+
+def draw_inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
+    """Draw inputs of a trained model's size.
+
+    Example:
+        >>> draw_inputs(Shape(2, 3, 4, 32, 2), torch.float32, torch.device("cpu")).packed.shape
+        torch.Size([2, 12, 96])
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    draw = partial(torch.randn, generator=generator, device=device, dtype=dtype)
+    side = KERNEL_SIZE
+    per_head = shape.channels // shape.heads
+    return Inputs(
+        draw(shape.batch, shape.tokens, 3 * shape.channels),
+        draw(1, shape.tokens, shape.channels) * 0.2,
+        draw(1, 1, shape.channels) * 0.2,
+        draw(per_head, 1, side, side) / side,
+        draw(per_head) * 0.1,
+    )
+
+
+def released(inputs: Inputs, shape: Shape) -> Tensor:
+    """Attend by the released form, ``[B, N, C]``."""
+    query, key, value = inputs.packed.chunk(3, dim=2)
+    return released_attention(
+        query,
+        key,
+        value,
+        num_heads=shape.heads,
+        positional_encoding=inputs.encoding,
+        temperature=F.softplus(inputs.scale),
+        conv_weight=inputs.conv_weight,
+        conv_bias=inputs.conv_bias,
+        grid_size=(shape.height, shape.width),
+    )
+
+
+def ours(inputs: Inputs, shape: Shape, backend: Backend | None = None) -> Tensor:
+    """Attend by this library, as its layer does, ``[B, N, C]``."""
+    query, key, value = _heads(inputs.packed, shape)
+    out = focused_linear_attention(
+        query,
+        key,
+        value,
+        temperature=_temperature(inputs, shape),
+        key_encoding=_encoding(inputs, shape),
+        conv_weight=inputs.conv_weight,
+        conv_bias=inputs.conv_bias,
+        grid_size=(shape.height, shape.width),
+        backend=backend,
+    )
+    return out.transpose(1, 2).flatten(2)
+
+
+def relu_linear(inputs: Inputs, shape: Shape) -> Tensor:
+    """Attend by ReLU linear attention, ``[B, N, C]``: no focusing, no encoding, no convolution."""
+    out = focused_linear_attention(*_heads(inputs.packed, shape), focusing_factor=1)
+    return out.transpose(1, 2).flatten(2)
+
+
+def softmax(inputs: Inputs, shape: Shape) -> Tensor:
+    """Attend by softmax, ``[B, N, C]``, with whatever kernel is allowed."""
+    query, key, value = _heads(inputs.packed, shape)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def _heads(packed: Tensor, shape: Shape) -> Sequence[Tensor]:
+    """Return q, k and v, ``[B, H, N, D]`` each, as views of the projection."""
+    return [x.unflatten(2, (shape.heads, -1)).transpose(1, 2) for x in packed.chunk(3, dim=2)]
+
+
+def _temperature(inputs: Inputs, shape: Shape) -> Tensor:
+    scale = inputs.scale if inputs.scale.element_size() >= 4 else inputs.scale.float()
+    return F.softplus(scale).reshape(shape.heads, -1)
+
+
+def _encoding(inputs: Inputs, shape: Shape) -> Tensor:
+    return inputs.encoding.unflatten(2, (shape.heads, -1)).transpose(1, 2)[0]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An attention that takes part, and what is known of it beforehand."""
+
+    name: str
+    attention: Attention
+    focused: bool = True  # computes what the released form computes
+    stores_scores: bool = False  # writes the N × N matrix
+    kernel: SDPBackend | None = None
+    compiled: bool = False
+    left_out: str | None = None
+
+    def setting(self, direction: str) -> Callable[[], AbstractContextManager[object]]:
+        """Return what is entered around each of its calls."""
+        return partial(_setting, self.kernel, direction == FORWARD)
+
+    def needs_mib(self, shape: Shape, dtype: torch.dtype, direction: str) -> float:
+        """Estimate the memory of one call, in MiB, generously: float32 copies, and what autograd saves."""
+        copies, scores = (10, 2) if direction == FORWARD else (30, 4)
+        elements = copies * shape.elements() + scores * shape.scores() * self.stores_scores
+        return elements * max(4, dtype.itemsize) / 2**20
+
+
+@contextmanager
+def _setting(kernel: SDPBackend | None, no_gradients: bool) -> Iterator[None]:
+    with torch.no_grad() if no_gradients else nullcontext(), sdpa_kernel(kernel) if kernel else nullcontext():
+        yield
+
+
+def contenders(inputs: Inputs, shape: Shape, *, compiled: bool = True) -> list[Contender]:
+    """Return everyone who could take part with these inputs; a backend that cannot run here says why.
+
+    Args:
+        inputs: By their device and dtype backends say whether they can run.
+        shape: Its sizes.
+        compiled: Whether torch.compile takes part: the released form and our portable backend under it.
+    """
+    reasons = {f"{OURS}-{backend}": _why_not(backend, inputs, shape) for backend in get_args(Backend)}
+    return [replace(each, left_out=reasons.get(each.name)) for each in _everyone(compiled)]
+
+
+def names(*, compiled: bool = True) -> list[str]:
+    """Return the names of all contenders.
+
+    Example:
+        >>> names()[:5]
+        ['ours', 'ours-portable', 'ours-cpp', 'ours-triton', 'released']
+    """
+    return [each.name for each in _everyone(compiled)]
+
+
+def _everyone(compiled: bool) -> list[Contender]:
+    everyone = [Contender(OURS, ours)]
+    everyone += [Contender(f"{OURS}-{backend}", partial(ours, backend=backend)) for backend in get_args(Backend)]
+    everyone.append(Contender(RELEASED, released))
+    if compiled:
+        everyone.append(Contender(f"{RELEASED}-compiled", released, compiled=True))
+        everyone.append(Contender(f"{OURS}-portable-compiled", partial(ours, backend="portable"), compiled=True))
+    everyone.append(Contender("relu-linear", relu_linear, focused=False))
+    for name, kernel in _SOFTMAX.items():
+        stores = kernel == SDPBackend.MATH
+        everyone.append(Contender(name, softmax, focused=False, stores_scores=stores, kernel=kernel))
+    return everyone
+
+
+def _why_not(backend: Backend, inputs: Inputs, shape: Shape) -> str | None:
+    """Return why a backend cannot compute this, in its own words, or None."""
+    query, _, value = _heads(inputs.packed, shape)
+    options = Options(
+        temperature=_temperature(inputs, shape),
+        key_encoding=_encoding(inputs, shape),
+        conv_weight=inputs.conv_weight,
+        conv_bias=inputs.conv_bias,
+        grid_size=(shape.height, shape.width),
+    )
+    try:
+        choose_backend(backend, query, value, options)
+    except RuntimeError as error:
+        return str(error).partition(";")[0]
+    except ValueError:
+        return f'this version has no backend "{backend}"'
+    return None
+
+
+class Task(NamedTuple):
+    """What every contender of a race is given."""
+
+    shape: Shape
+    direction: str  # "forward" or "forward+backward"
+    inputs: Sequence[Inputs]  # one set or more, taken in turn
+    upstream: Tensor  # [B, N, C], the gradient of the output
+
+
+def make_run(contender: Contender, task: Task) -> Run:
+    """Return what is timed: one call of the contender, forward, or with the gradients of all that it read."""
+    attention, shape = contender.attention, task.shape
+    if contender.compiled:
+        attention = torch.compile(partial(_call, attention), dynamic=False, fullgraph=True)
+    setting = contender.setting(task.direction)
+    if task.direction == FORWARD:
+        return Run(lambda turn: (attention(task.inputs[turn % len(task.inputs)], shape),), setting)
+    leaves = [Inputs(*(x.detach().requires_grad_() for x in one)) for one in task.inputs]
+
+    def step(turn: int) -> tuple[Tensor, ...]:
+        inputs = leaves[turn % len(leaves)]
+        out = attention(inputs, shape)
+        gradients = torch.autograd.grad(out, inputs, task.upstream, allow_unused=True)
+        return (out.detach(), *(gradient for gradient in gradients if gradient is not None))
+
+    return Run(step, setting)
+
+
+def _call(attention: Attention, inputs: Inputs, shape: Shape) -> Tensor:
+    return attention(inputs, shape)

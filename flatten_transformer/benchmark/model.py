@@ -1,0 +1,218 @@
+"""FLatten models against their softmax namesakes and against themselves on the released form, side by side."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flatten_transformer.benchmark.contenders import OURS
+from flatten_transformer.benchmark.race import DEFAULT_LIMITS, FORWARD, Entrant, Limits, race, relative_error
+from flatten_transformer.benchmark.released import on_released_form
+from flatten_transformer.benchmark.report import RELEASED, SOFTMAX, Point
+from flatten_transformer.benchmark.timing import Run
+from flatten_transformer.hints import hint
+
+TOLERANCE = 1e-4  # ‖ours - released‖ / ‖released‖ of scores and gradients in float32, 2 images
+_CLASSES = 1000
+
+
+class Namesake(NamedTuple):
+    """The softmax model that a FLatten model stands beside."""
+
+    name: str
+    options: Mapping[str, Any] = {}
+
+
+# timm's model where it has one; else the same model with softmax attention in every stage.
+NAMESAKES = {
+    **{f"flatten_deit_{size}_patch16_224": Namesake(f"deit_{size}_patch16_224") for size in ("tiny", "small", "base")},
+    **{f"flatten_swin_{size}_patch4_224": Namesake(f"swin_{size}_patch4_window7_224") for size in ("tiny", "small", "base")},
+    "flatten_swin_base_patch4_384": Namesake("swin_base_patch4_window12_384"),
+    **{f"flatten_pvt_v2_b{size}": Namesake(f"pvt_v2_b{size}") for size in range(6)},
+    **{
+        name: Namesake(name, {"attn_types": "SSSS", "sr_ratios": (8, 4, 2, 1)})
+        for name in (f"flatten_pvt_{size}" for size in ("tiny", "small", "medium", "large"))
+    },
+    **{
+        name: Namesake(name, {"attn_types": "SSSS"})
+        for name in ("flatten_cswin_tiny_224", "flatten_cswin_small_224", "flatten_cswin_base_224", "flatten_cswin_base_384")
+    },
+}
+MODELS = (
+    "flatten_swin_tiny_patch4_224",
+    "flatten_pvt_tiny",
+    "flatten_pvt_v2_b0",
+    "flatten_pvt_v2_b2",
+    "flatten_deit_tiny_patch16_224",
+)
+
+
+class Case(NamedTuple):
+    """One race: a model at one size."""
+
+    model: str
+    image_px: int
+    dtype: torch.dtype
+    direction: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `flatten benchmark model` measures."""
+
+    cases: Sequence[Case]
+    device: torch.device
+    batch: int = 8
+    limits: Limits = DEFAULT_LIMITS
+    wanted: Sequence[str] | None = None  # names of contenders; None: all
+    compiled: bool = False
+
+
+def make_cases(
+    models: Sequence[str], sizes_px: Sequence[int], dtypes: Sequence[torch.dtype], directions: Sequence[str]
+) -> list[Case]:
+    """Return every combination.
+
+    Raises:
+        ValueError: If a model has no namesake, or a size is not one that all of a model's maps divide.
+    """
+    for model in models:
+        if model not in NAMESAKES:
+            raise ValueError(f"no FLatten model {model!r} to benchmark: {hint(model, NAMESAKES)}")
+    for size_px in sizes_px:
+        if size_px < 32 or size_px % 32:
+            raise ValueError(f"image sizes must be multiples of 32, such as 224 or 512, got {size_px}")
+    return [Case(*case) for case in product(models, sizes_px, dtypes, directions)]
+
+
+def contender_names(*, compiled: bool) -> list[str]:
+    """Return the names of all contenders: ours, the same model on the released form, and the softmax namesake.
+
+    Example:
+        >>> contender_names(compiled=True)
+        ['ours', 'released', 'softmax', 'ours-compiled', 'released-compiled', 'softmax-compiled']
+    """
+    eager = [OURS, RELEASED, SOFTMAX]
+    return eager + [f"{name}-compiled" for name in eager] * compiled
+
+
+def measure(plan: Plan) -> Iterator[list[Point]]:
+    """Race through all cases; yields the points of each."""
+    for case in plan.cases:
+        torch.compiler.reset()  # the recompile limit counts over all models
+        names = [name for name in contender_names(compiled=plan.compiled) if plan.wanted is None or name in plan.wanted]
+        entrants = [_entrant(name, plan, case) for name in names]
+        yield race(entrants, partial(_blank, plan, case), [RELEASED, SOFTMAX], plan.device, plan.limits)
+
+
+def _blank(plan: Plan, case: Case, name: str) -> Point:
+    shape = {"batch": plan.batch, "image_px": case.image_px}
+    return Point(case.model, name, shape, str(case.dtype).removeprefix("torch."), case.direction)
+
+
+def _entrant(name: str, plan: Plan, case: Case) -> Entrant:
+    judged = name.startswith(OURS)
+    build = partial(_build_run, name, plan, case)
+    return Entrant(name, build, partial(_distance_to_released, plan, case) if judged else None, TOLERANCE if judged else None)
+
+
+def build_model(name: str, image_px: int, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build a model of timm's registry for one image size, without stochastic depth, which would be another draw each time.
+
+    A FLatten-Swin attends to its whole maps in the linear stages, as the published ones do at 224 and at 384.
+
+    Example:
+        >>> build_model("flatten_pvt_v2_b0", 64)(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 1000])
+    """
+    sized: dict[str, Any] = {} if name.startswith("pvt_v2") else {"img_size": image_px}
+    if name.startswith("flatten_swin"):
+        sized |= {"window_size": image_px // 4, "softmax_window_size": 12 if "384" in name else 7}
+    model: nn.Module = timm.create_model(name, num_classes=_CLASSES, drop_path_rate=0.0, **sized, **(options or {}))
+    return model
+
+
+def build_flatten(case: Case) -> nn.Module:
+    """Build the FLatten model of a case as if it were trained: what starts at zero holds noise, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(case.model, case.image_px)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("positional_encoding", "scale")):
+                nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def _build_run(name: str, plan: Plan, case: Case) -> Run:
+    kind, _, compiled = name.partition("-")
+    if kind == SOFTMAX:
+        namesake = NAMESAKES[case.model]
+        model = build_model(namesake.name, case.image_px, namesake.options)
+    else:
+        model = build_flatten(case)
+    model = model.to(plan.device, case.dtype).train(case.direction != FORWARD)
+    call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if compiled else model
+    return make_run(model, call, draw_images(plan.batch, case, plan.device), case.direction, released=kind == RELEASED)
+
+
+def draw_images(batch: int, case: Case, device: torch.device) -> Tensor:
+    """Draw two batches of images, ``[2, B, 3, size, size]``, taken in turn."""
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(2, batch, 3, case.image_px, case.image_px, generator=generator, device=device, dtype=case.dtype)
+
+
+def make_run(
+    model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor, direction: str, *, released: bool = False
+) -> Run:
+    """Return what is timed: scores of a batch, or a training step's forward, cross-entropy and gradients, no optimiser.
+
+    Args:
+        model: Whose parameters get gradients.
+        call: The model, or the model compiled.
+        images: ``[sets, B, 3, size, size]``.
+        direction: ``"forward"`` or ``"forward+backward"``.
+        released: Compute the attention by the released form.
+    """
+    setting = partial(_setting, released, direction == FORWARD)
+    if direction == FORWARD:
+        return Run(lambda turn: (call(images[turn % len(images)]),), setting)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    labels = torch.arange(images.shape[1], device=images.device) % _CLASSES
+
+    def step(turn: int) -> tuple[Tensor, ...]:
+        scores = call(images[turn % len(images)])
+        return (scores.detach(), *torch.autograd.grad(F.cross_entropy(scores, labels), parameters))
+
+    return Run(step, setting)
+
+
+@contextmanager
+def _setting(released: bool, no_gradients: bool) -> Iterator[None]:
+    form: AbstractContextManager[object] = on_released_form() if released else nullcontext()
+    with form, torch.no_grad() if no_gradients else nullcontext():
+        yield
+
+
+def _distance_to_released(plan: Plan, case: Case, _: Run) -> float:
+    """Return how far scores and gradients of two images in float32 are from those of the same weights on the released form.
+
+    In float32 whatever the dtype of the race, in which a whole network rounds by more than what is looked for here.
+    """
+    ours = build_flatten(case).to(plan.device).train(case.direction != FORWARD)
+    images = draw_images(2, case._replace(dtype=torch.float32), plan.device)
+    results = []
+    for model, released in ((ours, False), (copy.deepcopy(ours), True)):
+        judged = make_run(model, model, images, case.direction, released=released)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), judged.setting():
+            results.append(judged.step(0))
+    return relative_error(*results)

@@ -1,0 +1,266 @@
+"""A report as a picture: lines over the tokens of a sweep, bars for single shapes and for models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flatten_transformer.benchmark.growth import crossover, fastest
+from flatten_transformer.benchmark.report import ATTENTION, RELEASED, SOFTMAX, Point, Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _PALE, _FLOOR = "#222222", "#dddddd", "#8a8a8a"
+
+
+class _Style(NamedTuple):
+    label: str
+    colour: str
+    dashes: str = "-"
+    width: float = 1.6
+
+
+# Ours is blue and heavy, the released form grey, softmax warm: told apart by dashes too.
+_STYLES = {
+    "ours": _Style("ours", "#0b5fa5", width=3.2),
+    "ours-portable": _Style("ours, portable", "#5aa9e6", "--"),
+    "ours-portable-compiled": _Style("ours, portable, compiled", "#5aa9e6", ":"),
+    "ours-cpp": _Style("ours, C++", "#17becf", "--"),
+    "ours-triton": _Style("ours, Triton", "#17becf", "--"),
+    "ours-compiled": _Style("ours, compiled", "#5aa9e6"),
+    "released": _Style("released form", "#555555"),
+    "released-compiled": _Style("released form, compiled", "#555555", "--"),
+    "relu-linear": _Style("ReLU linear", "#5b9f3b", "-."),
+    "softmax": _Style("softmax", "#d9480f"),
+    "softmax-compiled": _Style("softmax, compiled", "#f08c4a"),
+    "softmax-math": _Style("softmax, math", "#f2a65a", ":"),
+    "softmax-efficient": _Style("softmax, memory-efficient", "#e8590c", "-."),
+    "softmax-flash": _Style("softmax, flash", "#c92a2a"),
+    "softmax-cudnn": _Style("softmax, cuDNN", "#a61e4d", "--"),
+}
+
+
+def draw(report: Report, path: Path) -> None:
+    """Draw a report into a PNG file: a sweep where attention was measured at three numbers of tokens or more, else bars.
+
+    Args:
+        report: What was measured.
+        path: Where the PNG goes.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with rc_context(_RC):
+        figure = _sweep(report) if _is_sweep(report.points) else _bars(report)
+        FigureCanvasAgg(figure)
+        _add_legend(figure, _caption(report))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160, bbox_inches="tight", facecolor="white")
+
+
+_RC: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+def _is_sweep(points: Sequence[Point]) -> bool:
+    attention = [point for point in points if point.subject == ATTENTION]
+    sizes = {point.shape["tokens"] for point in attention}
+    return len(sizes) >= 3 and len({(point.shape["channels"], point.shape["heads"]) for point in attention}) == 1
+
+
+def _caption(report: Report) -> str:
+    header = report.header
+    threads = f", threads: {header['threads']}" if header.get("device") == "cpu" else ""
+    versions = f"torch {header.get('torch')} · commit {header.get('commit')}"
+    return f"{header.get('device_name')}{threads} · {versions} · {header.get('date')}"
+
+
+def _add_legend(figure: Figure, caption: str) -> None:
+    """Put who is who below all axes, once each, under what it was measured on."""
+    handles = {text: handle for axis in figure.axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = max(1, min(5, int(figure.get_figwidth() / 2.3)))
+    legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    legend.set_title(caption)
+    legend.get_title().set(color="#666666", fontsize=8.5)
+
+
+def _sweep(report: Report) -> Figure:
+    """Draw time and memory of one sample against its tokens, a row for each dtype and direction."""
+    from matplotlib.figure import Figure
+
+    points = [point for point in report.points if point.subject == ATTENTION]
+    rows = list(dict.fromkeys((point.dtype, point.direction) for point in points))
+    figure = Figure(figsize=(12.5, 4.3 * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), 2, squeeze=False)
+    for (dtype, direction), (time_axis, memory_axis) in zip(rows, axes, strict=True):
+        row = [point for point in points if (point.dtype, point.direction) == (dtype, direction)]
+        _log_axes(time_axis, row, _time_ticks)
+        _log_axes(memory_axis, row, _memory_ticks)
+        _draw_lines(time_axis, row, "median_us")
+        _draw_lines(memory_axis, row, "peak_mib")
+        _draw_floor(time_axis, row)
+        _mark_crossover(time_axis, row)
+        time_axis.set_title(f"{direction}, {dtype}: time of one sample")
+        memory_axis.set_title(f"{direction}, {dtype}: peak memory of one sample")
+    shape = points[0].shape
+    heads = f"{shape['heads']} heads of {shape['channels'] // shape['heads']} channels"
+    figure.suptitle(f"Attention over N tokens, {heads}", x=0.01, ha="left", fontsize=14, fontweight="bold")
+    return figure
+
+
+def _draw_lines(axis: Axes, points: Sequence[Point], key: str) -> None:
+    for name in dict.fromkeys(point.contender for point in points):
+        series = [(p.shape["tokens"], p.per_sample(getattr(p, key))) for p in points if p.contender == name]
+        measured = [(tokens, value) for tokens, value in series if value]
+        if not measured:
+            continue
+        style = _STYLES[name]
+        front = 5 if name == "ours" else 3
+        axis.plot(*zip(*measured, strict=True), style.dashes, marker="o", ms=style.width + 2, lw=style.width, color=style.colour,
+                  label=style.label, zorder=front)  # fmt: skip
+
+
+def _draw_floor(axis: Axes, points: Sequence[Point]) -> None:
+    """Draw the time that moving the inputs and outputs takes, and leave what cannot be reached below it pale."""
+    floors = {p.shape["tokens"]: floor_us for p in points if (floor_us := p.per_sample(p.floor_us)) is not None}
+    if floors:
+        tokens, floors_us = list(floors), list(floors.values())
+        axis.plot(tokens, floors_us, color=_FLOOR, lw=1.2, ls=(0, (6, 3)), label="floor: bytes at copy speed", zorder=2)
+        axis.fill_between(tokens, floors_us, min(floors_us) / 1e3, color=_PALE, alpha=0.5, lw=0, zorder=1)
+        axis.set_ylim(bottom=min(floors_us) / 2)
+
+
+def _mark_crossover(axis: Axes, points: Sequence[Point]) -> None:
+    ours, softmax = fastest(points, lambda name: name == "ours"), fastest(points, lambda name: name.startswith(SOFTMAX))
+    turn = crossover(ours, softmax)
+    if turn is None:
+        return
+    axis.axvline(turn, color=_INK, lw=1, ls=":", zorder=2)
+    axis.annotate(
+        f"from N ≈ {_round(turn):,} on\nours is faster than\nthe fastest softmax",
+        (turn, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="top",
+        fontsize=9,
+        color=_INK,
+    )
+
+
+def _round(value: float) -> int:
+    """Return two digits of a number, which is what an interpolation is worth."""
+    digits = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return round(value / digits) * digits
+
+
+def _log_axes(axis: Axes, points: Sequence[Point], tick: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    tokens = sorted({point.shape["tokens"] for point in points})
+    axis.set_xticks([n for i, n in enumerate(tokens) if i == 0 or n >= 1.6 * tokens[i - 1]])
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tokens_tick(round(value))))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(10, numticks=12))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axis.set_xlabel("tokens N")
+    axis.grid(which="major", color="#ececec", lw=0.8)
+    axis.set_axisbelow(True)
+
+
+def _tokens_tick(tokens: int) -> str:
+    """Return 784 as it is, 65,536 as 64k and 1,048,576 as 1M."""
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if tokens >= 4 * 2**10 and tokens % size == 0:
+            return f"{tokens // size}{unit}"
+    return f"{tokens:,}"
+
+
+def _time_ticks(us: float) -> str:
+    return f"{us / 1e6:g} s" if us >= 1e6 else f"{us / 1e3:g} ms" if us >= 1e3 else f"{us:g} µs"
+
+
+def _memory_ticks(mib: float) -> str:
+    return f"{mib:,.0f} MiB" if mib >= 1 else f"{mib:g} MiB"
+
+
+def _bars(report: Report) -> Figure:
+    """Draw how many times as fast as the baseline each contender is, a row for each dtype and direction."""
+    from matplotlib.figure import Figure
+
+    points = report.points
+    baseline = SOFTMAX if any(SOFTMAX in point.time_ratios for point in points) else RELEASED
+    rows = list(dict.fromkeys((point.dtype, point.direction) for point in points))
+    groups = list(dict.fromkeys(_group(point) for point in points))
+    timed = {point.contender for point in points if baseline in point.time_ratios}
+    names = [name for name in _STYLES if name in timed and name != baseline]
+    width = min(16.0, 3.0 + 0.28 * len(groups) * (len(names) + 1.5))
+    figure = Figure(figsize=(max(8.0, width), 3.4 * len(rows) + 0.8), layout="constrained")
+    for axis, (dtype, direction) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        row = [point for point in points if (point.dtype, point.direction) == (dtype, direction)]
+        _draw_bars(axis, row, groups, names, baseline)
+        axis.set_title(f"{direction}, {dtype}")
+    what = "the softmax namesake" if baseline == SOFTMAX else "the released form"
+    figure.suptitle(f"Times as fast as {what}", x=0.01, ha="left", fontsize=14, fontweight="bold")
+    return figure
+
+
+def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names: Sequence[str], baseline: str) -> None:
+    """Draw a bar for each contender in each group: the median of the rounds' ratios, whiskers at its quartiles."""
+    from matplotlib.patheffects import withStroke
+
+    width = 0.84 / max(1, len(names))
+    for place, name in enumerate(names):
+        style = _STYLES[name]
+        spreads = {
+            groups.index(_group(p)): p.time_ratios[baseline] for p in points if p.contender == name and baseline in p.time_ratios
+        }
+        heights = [1 / spread.median for spread in spreads.values()]
+        below = [1 / spread.median - 1 / spread.q3 for spread in spreads.values()]
+        above = [1 / spread.q1 - 1 / spread.median for spread in spreads.values()]
+        x = [group + (place - (len(names) - 1) / 2) * width for group in spreads]
+        look: dict[str, Any] = {
+            "color": style.colour,
+            "label": style.label,
+            "ecolor": _INK,
+            "error_kw": {"elinewidth": 1},
+            "zorder": 3,
+        }
+        bars = axis.bar(x, heights, width * 0.92, yerr=[below, above], **look)
+        labels = axis.bar_label(bars, [f"{height:.2f}" for height in heights], fontsize=8, padding=2, color=_INK, zorder=6)
+        for label in labels:
+            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    axis.axhline(1, color=_STYLES[baseline].colour, lw=1.6, zorder=4, label=f"{_STYLES[baseline].label} = 1")
+    axis.set_xticks(range(len(groups)), groups)
+    axis.set_ylabel("times as fast")
+    axis.margins(y=0.14)
+    axis.grid(axis="y", color="#ececec", lw=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="x", length=0)
+
+
+def _group(point: Point) -> str:
+    """Return the name under a group of bars, in two lines."""
+    shape = point.shape
+    if point.subject == ATTENTION:
+        plane = f"{shape['height']}²" if shape["height"] == shape["width"] else f"{shape['height']}·{shape['width']}"
+        return f"{shape['batch']} × {plane} tokens\nC {shape['channels']}, {shape['heads']} heads"
+    name = point.subject.removeprefix("flatten_").partition("_patch")[0].removesuffix("_224").removesuffix("_384")
+    return f"{name}\n{shape['image_px']} px, batch {shape['batch']}"

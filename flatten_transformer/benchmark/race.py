@@ -1,0 +1,198 @@
+"""A race: contenders that compute one thing are tried, judged, timed side by side, and their memory is measured."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flatten_transformer.benchmark.memory import free_mib, peak_mib
+from flatten_transformer.benchmark.report import RED, Point
+from flatten_transformer.benchmark.timing import Round, Run, Spread, interleave, stopwatch_for, time_ratios
+
+FORWARD, TRAINING = "forward", "forward+backward"
+DIRECTIONS = (FORWARD, TRAINING)
+
+
+class Limits(NamedTuple):
+    """How much a race may take."""
+
+    budget_s: float = 5.0  # for all contenders at one point, without what they need to start
+    call_s: float = 5.0  # for one call; a slower contender is left out
+    memory_mib: float | None = None  # what one call may need, by estimate; None: see _memory_limit_mib
+    max_rounds: int = 200
+    deadline_s: float = float("inf")  # on the clock of time.monotonic(); what starts later is left out
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A contender before the race. Building, judging and running it may raise RuntimeError, whose message is a reason."""
+
+    name: str
+    build: Callable[[], Run]
+    error: Callable[[Run], float] | None = None  # relative, against the released form
+    tolerance: float | None = None  # of that error; None: it is noted, not judged
+    needs_mib: float = 0.0  # an estimate of what one call needs
+    left_out: str | None = None  # why it does not even start
+
+
+def race(
+    entrants: Sequence[Entrant], blank: Callable[[str], Point], baselines: Sequence[str], device: torch.device, limits: Limits
+) -> list[Point]:
+    """Let all entrants that can run race, and return a point for each, in their order.
+
+    Args:
+        entrants: Who takes part.
+        blank: From an entrant's name to its point without any result.
+        baselines: Names of entrants that the times of all are set against.
+        device: Where they run.
+        limits: What they may take.
+    """
+    _release_memory(device)
+    runs: dict[str, Run] = {}
+    points = []
+    for entrant in entrants:
+        tried = _try(entrant, device, limits)
+        if tried.run is not None:
+            runs[entrant.name] = tried.run
+        points.append(replace(blank(entrant.name), relative_error=tried.error, reason=tried.reason))
+    rounds = interleave(runs, stopwatch_for(device), budget_s=limits.budget_s, max_rounds=limits.max_rounds)
+    present = [name for name in baselines if name in runs]
+    return [
+        _finished(point, runs[point.contender], rounds, present, device) if point.reason is None else point for point in points
+    ]
+
+
+class _Tried(NamedTuple):
+    run: Run | None = None
+    error: float | None = None
+    reason: str | None = None
+
+
+def _try(entrant: Entrant, device: torch.device, limits: Limits) -> _Tried:
+    """Build an entrant, judge it, and call it once more, to see how long that takes."""
+    reason = entrant.left_out or _too_much(entrant, device, limits)
+    if reason is None and time.monotonic() > limits.deadline_s:
+        reason = "left out: the time for the whole benchmark was over"
+    if reason is not None:
+        return _Tried(reason=reason)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            return _judge(entrant, device, limits)
+        except RuntimeError as failure:
+            reason = _reason(failure, [str(warning.message) for warning in caught])
+    if reason.startswith(TOO_LARGE):
+        _release_memory(device)
+    return _Tried(reason=reason)
+
+
+def _judge(entrant: Entrant, device: torch.device, limits: Limits) -> _Tried:
+    run = entrant.build()
+    error = _error(entrant, run)
+    if error is not None and entrant.tolerance is not None and not error <= entrant.tolerance:
+        return _Tried(
+            error=error, reason=f"{RED}: relative error {error:.1e} against the released form, {entrant.tolerance:g} allowed"
+        )
+    with run.setting():
+        run.step(0)  # whatever is done once: compiling, tuning
+        _synchronize(device)
+        start_s = time.perf_counter()
+        run.step(1)
+        _synchronize(device)
+        took_s = time.perf_counter() - start_s
+    if took_s > limits.call_s:
+        return _Tried(error=error, reason=f"{TOO_SLOW}: one call took {took_s:.1f} s, the limit is {limits.call_s:g} s")
+    return _Tried(run, error)
+
+
+def _error(entrant: Entrant, run: Run) -> float | None:
+    """Return how far the entrant is from the released form; who is not judged need not fit into memory beside it."""
+    if entrant.error is None:
+        return None
+    try:
+        return entrant.error(run)
+    except RuntimeError:
+        if entrant.tolerance is not None:
+            raise
+        return None
+
+
+TOO_SLOW = "too slow"  # how the reason of a contender begins that is not tried at larger sizes
+TOO_LARGE = "too large"
+
+
+def _too_much(entrant: Entrant, device: torch.device, limits: Limits) -> str | None:
+    limit_mib = _memory_limit_mib(device) if limits.memory_mib is None else limits.memory_mib
+    if entrant.needs_mib <= limit_mib:
+        return None
+    return f"{TOO_LARGE}: one call needs about {entrant.needs_mib:,.0f} MiB, the limit is {limit_mib:,.0f} MiB"
+
+
+def _memory_limit_mib(device: torch.device) -> float:
+    """Return 0.6 of what is free on the CPU, where too much ends the process; on a GPU it is tried: it raises."""
+    return float("inf") if device.type == "cuda" else 0.6 * free_mib(device)
+
+
+def _reason(failure: RuntimeError, said: Sequence[str]) -> str:
+    """Return one line; where PyTorch finds no kernel, its warnings say more than its error."""
+    message = str(failure).strip().partition("\n")[0]
+    if isinstance(failure, torch.OutOfMemoryError) or "not enough memory" in message:
+        return f"{TOO_LARGE}: out of memory"
+    if message.startswith(("No viable backend", "No available kernel")):
+        causes = [text.partition(" (Triggered")[0] for text in said if "kernel not used because" not in text]
+        message = " ".join(["PyTorch has no such kernel for this device, dtype and shape", *causes[:1]])
+    return " ".join(message.split())[:300]
+
+
+def _finished(point: Point, run: Run, rounds: Sequence[Round], baselines: Sequence[str], device: torch.device) -> Point:
+    q1_us, median_us, q3_us = Spread.of([times_us[point.contender] for times_us in rounds])
+    with run.setting():
+        peak = peak_mib(lambda: run.step(0), device)
+    return replace(
+        point,
+        median_us=median_us,
+        q1_us=q1_us,
+        q3_us=q3_us,
+        rounds=len(rounds),
+        peak_mib=peak,
+        time_ratios={name: time_ratios(rounds, point.contender, name) for name in baselines},
+    )
+
+
+def relative_error(came: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Return ‖came - wanted‖ / ‖wanted‖: of the output, the first tensor, or of all its gradients, whichever is larger.
+
+    Example:
+        >>> relative_error([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 5.0])])
+        0.17149858514250882
+    """
+    parts = [(came[:1], wanted[:1])] + [(came[1:], wanted[1:])] * (len(wanted) > 1)
+    return max(_distance(*part) for part in parts)
+
+
+def _distance(came: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    pairs = [(a.detach(), b.detach()) for a, b in zip(came, wanted, strict=True)]
+    differences = torch.stack([(a - b).double().norm() for a, b in pairs])  # a - b in the wider dtype of the two
+    error = float(differences.norm() / torch.stack([b.double().norm() for _, b in pairs]).norm())
+    return error if error == error else float("inf")
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _release_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,175 @@
+"""A report as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from flatten_transformer.benchmark.report import ATTENTION, RELEASED, SOFTMAX, Point, Report
+
+_LOSS = "▼"
+
+
+def tables(report: Report) -> list[Table]:
+    """Return a table for each race, and what they say together: means over shapes and exponents of growth."""
+    races = [list(points) for _, points in groupby(report.points, key=_race)]
+    drawn = [_attention_table(points) if points[0].subject == ATTENTION else _model_table(points) for points in races]
+    if report.means and report.means[0].shapes > 1:
+        drawn.append(_means_table(report))
+    if report.growth:
+        drawn.append(_growth_table(report))
+    return drawn
+
+
+def shape_label(shape: dict[str, int]) -> str:
+    """Return a shape in words.
+
+    Example:
+        >>> shape_label({"batch": 8, "height": 28, "width": 28, "channels": 192, "heads": 6, "tokens": 784})
+        '8 × 28·28 tokens, C 192, 6 heads'
+        >>> shape_label({"batch": 8, "image_px": 224})
+        '8 images of 224 px'
+    """
+    if "image_px" in shape:
+        return f"{shape['batch']} images of {shape['image_px']} px"
+    return "{batch} × {height}·{width} tokens, C {channels}, {heads} heads".format(**shape)
+
+
+def time_label(time_us: float) -> str:
+    """Return a time in its own unit, three digits.
+
+    Example:
+        >>> time_label(21.44), time_label(1234.5), time_label(4_560_000)
+        ('21.4 µs', '1.23 ms', '4.56 s')
+    """
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if time_us >= size:
+            return f"{_three_digits(time_us / size)} {unit}"
+    return f"{_three_digits(time_us)} µs"
+
+
+def memory_label(mib: float) -> str:
+    """Return a memory in its own unit, three digits.
+
+    Example:
+        >>> memory_label(0.0123), memory_label(12.34), memory_label(2048)
+        ('12.6 KiB', '12.3 MiB', '2.00 GiB')
+    """
+    for unit, size in (("GiB", 1024), ("MiB", 1)):
+        if mib >= size:
+            return f"{_three_digits(mib / size)} {unit}"
+    return f"{_three_digits(mib * 1024)} KiB"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def _race(point: Point) -> tuple[object, ...]:
+    return point.subject, tuple(point.shape.items()), point.dtype, point.direction
+
+
+def _title(point: Point) -> str:
+    subject = "" if point.subject == ATTENTION else f"{point.subject}, "
+    return f"{subject}{shape_label(point.shape)}, {point.dtype}, {point.direction}"
+
+
+def _attention_table(points: Sequence[Point]) -> Table:
+    table = _table(_title(points[0]), "contender", "median", "±", "× released", "× floor", "memory", "error")
+    best = max((speedup for p in points if not p.contender.startswith("ours") and (speedup := p.speedup())), default=0.0)
+    for point in points:
+        if point.median_us is None:
+            continue
+        floor = "" if point.floor_us is None else f"{point.median_us / point.floor_us:.1f}"
+        error = "" if point.relative_error is None else f"{point.relative_error:.0e}"
+        loses = point.contender.startswith("ours") and (point.speedup() or best) < best
+        table.add_row(*_times(point), _speedup(point, loses), floor, _memory(point), error)
+    table.caption = _caption(points)
+    return table
+
+
+def _model_table(points: Sequence[Point]) -> Table:
+    table = _table(_title(points[0]), "contender", "median", "÷ released", "÷ softmax", "images/s", "memory")
+    for point in points:
+        if point.median_us is None:
+            continue
+        ratios = [_ratio(point, baseline) for baseline in (RELEASED, SOFTMAX)]
+        table.add_row(*_times(point)[:2], *ratios, f"{1e6 * point.shape['batch'] / point.median_us:,.1f}", _memory(point))
+    table.caption = _caption(points)
+    return table
+
+
+def _means_table(report: Report) -> Table:
+    table = _table(
+        "times as fast as the released form: geometric mean", "contender", "dtype", "direction", "shapes", "× released"
+    )
+    for mean in report.means:
+        table.add_row(mean.contender, mean.dtype, mean.direction, str(mean.shapes), f"{mean.speedup:.2f}")
+    return table
+
+
+def _growth_table(report: Report) -> Table:
+    one = report.growth[0]
+    title = f"growth with the tokens N from {one.from_tokens:,} on: cost of one sample ~ N^exponent"
+    table = _table(title, "contender", "dtype", "direction", "up to N", "time", "memory")
+    for one in report.growth:
+        memory = "" if one.memory_exponent is None else f"{one.memory_exponent:.3f}"
+        table.add_row(one.contender, one.dtype, one.direction, f"{one.to_tokens:,}", f"{one.time_exponent:.3f}", memory)
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column(first, no_wrap=True)
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _times(point: Point) -> tuple[str, str, str]:
+    """Return the name, the median, and half the distance between the quartiles as a share of it."""
+    assert point.median_us is not None
+    assert point.q1_us is not None
+    assert point.q3_us is not None
+    half_width = (point.q3_us - point.q1_us) / 2 / point.median_us
+    return point.contender, time_label(point.median_us), f"{half_width:.0%}"
+
+
+def _memory(point: Point) -> str:
+    return "" if point.peak_mib is None else memory_label(point.peak_mib)
+
+
+def _speedup(point: Point, loses: bool) -> Text:
+    """Return how many times as fast as the released form; marked where ours loses to the fastest of the others."""
+    speedup = point.speedup()
+    text = "" if speedup is None else f"{speedup:.2f}"
+    return _marked(text, loses)
+
+
+def _ratio(point: Point, baseline: str) -> Text:
+    """Return a median ratio with its quartiles; marked where ours takes longer."""
+    ratio = point.time_ratios.get(baseline)
+    if ratio is None or point.contender == baseline:
+        return Text("")
+    loses = point.contender.startswith("ours") and ratio.median > 1
+    return _marked(f"{ratio.median:.2f} ({ratio.q1:.2f}-{ratio.q3:.2f})", loses)
+
+
+def _marked(text: str, loses: bool) -> Text:
+    return Text(f"{text} {_LOSS}", style="red") if loses else Text(f"{text}  ")
+
+
+def _caption(points: Sequence[Point]) -> str:
+    """Return what the marks mean, and who has no time and why: a line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for point in points:
+        if point.median_us is None:
+            reasons.setdefault(point.reason or "not measured", []).append(point.contender)
+    mark = f"{_LOSS} slower than {'the fastest of the others' if points[0].subject == ATTENTION else 'what it is set against'}"
+    return "\n".join([mark, *(f"not timed: {', '.join(names)}: {reason}" for reason, names in reasons.items())])
