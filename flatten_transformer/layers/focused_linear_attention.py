@@ -138,7 +138,9 @@ class FocusedLinearAttentionCore(nn.Module):
         if self.positional_encoding is None:
             return None
         encoding = resize_grid(self.positional_encoding, self.grid_size, grid_size)
-        return self._split_heads(F.pad(encoding, (0, 0, self.num_prefix_tokens, 0)))[0]
+        if self.num_prefix_tokens:
+            encoding = F.pad(encoding, (0, 0, self.num_prefix_tokens, 0))
+        return self._split_heads(encoding)[0]
 
     def set_grid_size(self, grid_size: Sequence[int]) -> None:
         """Learn the key encoding on another grid from here on: resizes the parameter."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,11 +70,12 @@ def define_operator(
     """
 
     def run_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return forward(Arguments(*inputs))
+        return forward(_laid_out(Arguments(*inputs)))
 
     def run_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         context, key_sum = inputs[_TENSORS : _TENSORS + 2]
-        return backward(grad, Arguments(*inputs[:_TENSORS], *inputs[_TENSORS + 2 :]), context, key_sum)
+        arguments = _laid_out(Arguments(*inputs[:_TENSORS], *inputs[_TENSORS + 2 :]))
+        return backward(_side_by_side(grad), arguments, context, key_sum)
 
     operator = torch.library.custom_op(f"flatten_transformer::{name}", run_forward, mutates_args=(), schema=_FORWARD)
     gradient = torch.library.custom_op(f"flatten_transformer::{name}_backward", run_backward, mutates_args=(), schema=_BACKWARD)
@@ -93,7 +94,7 @@ def define_operator(
         if grad is None:
             return (None,) * len(Arguments._fields)
         tensors = ctx.saved_tensors
-        of_query, of_key, of_value, *of_options = gradient(_side_by_side(grad), *tensors, *ctx.settings)
+        of_query, of_key, of_value, *of_options = gradient(grad, *tensors, *ctx.settings)
         of_encoding = of_key.sum(0) if tensors[4] is not None else None
         kept = [one if tensor is not None else None for one, tensor in zip(of_options, tensors[5:_TENSORS], strict=True)]
         return (of_query, of_key, of_value, None, of_encoding, *kept, None, None, None, None)
@@ -102,9 +103,9 @@ def define_operator(
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options) -> Tensor:
         out, _, _ = operator(
-            *(last_axis_contiguous(x) for x in (query, key, value)),
+            *(query, key, value),
             key_weights(attn_mask, key),
-            *(None if x is None else x.to(sum_dtype(query)).contiguous() for x in _tensors(options)),
+            *_tensors(options, sum_dtype(query)),
             _planar(options.grid_size),
             float(options.focusing_factor),
             options.norm == "joint",
@@ -115,9 +116,19 @@ def define_operator(
     return attend
 
 
-def last_axis_contiguous(x: Tensor) -> Tensor:
-    """Return ``x``, copied only if its last axis is strided: slices of a packed projection are read where they lie."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _laid_out(a: Arguments) -> Arguments:
+    """Return the arguments as the kernels want them: slices of a packed projection are read where they lie.
+
+    This is done within the operator, where strides are true: those that a compiler predicts may be others.
+    """
+    rows = {name: _row_contiguous(getattr(a, name)) for name in ("query", "key", "value", "key_encoding")}
+    others = ("key_weights", "temperature", "conv_weight", "conv_bias")
+    wholes = {name: None if getattr(a, name) is None else getattr(a, name).contiguous() for name in others}
+    return a._replace(**rows, **wholes)
+
+
+def _row_contiguous(x: Tensor | None) -> Tensor | None:
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 def _side_by_side(grad: Tensor) -> Tensor:
@@ -138,11 +149,13 @@ def sum_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _tensors(options: Options) -> tuple[Tensor | None, ...]:
+def _tensors(options: Options, dtype: torch.dtype) -> Iterator[Tensor | None]:
+    """Yield key_encoding, temperature, conv_weight and conv_bias."""
     weight = options.conv_weight
     if weight is not None and weight.ndim == 3:  # one axis is a plane of one row
         weight = weight.unsqueeze(2)
-    return options.key_encoding, options.temperature, weight, options.conv_bias
+    for x in (options.key_encoding, options.temperature, weight, options.conv_bias):
+        yield None if x is None else x.to(dtype)
 
 
 def _planar(grid_size: Sequence[int]) -> Sequence[int]:

@@ -60,6 +60,7 @@ def _run(direction: str, a: Arguments, **others: Tensor) -> None:
     problem = Problem(
         **{name: x.data_ptr() for name, x in tensors.items()},
         **{f"{name}_strides": tensors[name].stride()[:3] for name in ("query", "key", "value")},
+        encoding_strides=(0, 0) if a.key_encoding is None else a.key_encoding.stride()[:2],
         batch=batch,
         heads=heads,
         queries=queries,

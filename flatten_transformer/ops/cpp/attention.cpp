@@ -35,6 +35,7 @@ struct Problem {
   void *out, *context, *key_sum;
   void *grad_query, *grad_key, *grad_value, *grad_temperature, *grad_weight, *grad_bias;
   int64_t query_strides[3], key_strides[3], value_strides[3];  // of batch, head, token
+  int64_t encoding_strides[2];                                 // of head, token
   int64_t batch, heads, queries, keys, channels, value_channels;
   int64_t height, width, kernel_height, kernel_width;
   int64_t joint, threads;
@@ -141,8 +142,8 @@ template <class T> Vec<T> power(Vec<T> x, double exponent) {
 template <class T> struct Tokens {
   const T *first;                // of this sample
   int64_t head_stride, stride;
-  const T *encoding;             // [H, tokens, D] or null
-  int64_t count;
+  const T *encoding;             // of [H, tokens, D], or null
+  int64_t encoding_head_stride, encoding_stride;
 };
 
 template <class T> struct Shape {
@@ -219,7 +220,7 @@ template <class T> struct Features {
     const T *from = x.first + h * x.head_stride + token * x.stride + d;
     __builtin_prefetch(from + AHEAD * x.stride);
     Vec<T> a = load(from, left);
-    if (x.encoding) a += load(x.encoding + (h * x.count + token) * s.channels + d, left);
+    if (x.encoding) a += load(x.encoding + h * x.encoding_head_stride + token * x.encoding_stride + d, left);
     return a;
   }
 
@@ -413,11 +414,11 @@ template <class T> struct Call {
         head(shape.head()), line(padded<T>(problem.value_channels)) {}
 
   Tokens<T> queries(int64_t b) const {
-    return {static_cast<const T *>(p.query) + b * p.query_strides[0], p.query_strides[1], p.query_strides[2], nullptr, p.queries};
+    return {static_cast<const T *>(p.query) + b * p.query_strides[0], p.query_strides[1], p.query_strides[2], nullptr, 0, 0};
   }
   Tokens<T> keys(int64_t b) const {
     return {static_cast<const T *>(p.key) + b * p.key_strides[0], p.key_strides[1], p.key_strides[2],
-            static_cast<const T *>(p.key_encoding), p.keys};
+            static_cast<const T *>(p.key_encoding), p.encoding_strides[0], p.encoding_strides[1]};
   }
   const T *values(int64_t b, int64_t h) const {
     return static_cast<const T *>(p.value) + b * p.value_strides[0] + h * p.value_strides[1];

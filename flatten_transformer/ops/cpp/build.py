@@ -35,6 +35,7 @@ class Problem(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((f"{name}_strides", ctypes.c_int64 * 3) for name in ("query", "key", "value")),
+        ("encoding_strides", ctypes.c_int64 * 2),
         *((name, ctypes.c_int64) for name in _SIZES),
         ("focusing_factor", ctypes.c_double),
         ("eps", ctypes.c_double),
