@@ -121,14 +121,24 @@ def _laid_out(a: Arguments) -> Arguments:
 
     This is done within the operator, where strides are true: those that a compiler predicts may be others.
     """
-    rows = {name: _row_contiguous(getattr(a, name)) for name in ("query", "key", "value", "key_encoding")}
-    others = ("key_weights", "temperature", "conv_weight", "conv_bias")
-    wholes = {name: None if getattr(a, name) is None else getattr(a, name).contiguous() for name in others}
-    return a._replace(**rows, **wholes)
+    return a._replace(
+        query=_rows(a.query),
+        key=_rows(a.key),
+        value=_rows(a.value),
+        key_encoding=None if a.key_encoding is None else _rows(a.key_encoding),
+        key_weights=_whole(a.key_weights),
+        temperature=_whole(a.temperature),
+        conv_weight=_whole(a.conv_weight),
+        conv_bias=_whole(a.conv_bias),
+    )
 
 
-def _row_contiguous(x: Tensor | None) -> Tensor | None:
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _whole(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _side_by_side(grad: Tensor) -> Tensor:
