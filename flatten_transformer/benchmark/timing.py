@@ -51,8 +51,8 @@ class Spread(NamedTuple):
 def wall_clock(calls: Sequence[tuple[Run, int]]) -> list[float]:
     """Time calls one after the other by the computer's clock; microseconds. For the CPU, where a call ends when it is done.
 
-    An untimed call of the same run goes before each: a run that has given much memory back to the system would otherwise
-    slow down the next one, which has to ask for it again (measured: fourfold).
+    An untimed call of the same run goes before each: a run that has given much memory back to the system can otherwise
+    slow down the next one, which has to ask for it again.
     """
     times = []
     for run, turn in calls:
@@ -111,7 +111,7 @@ def interleave(
         The time of each run in each round, in microseconds.
 
     Example:
-        >>> rounds = interleave({"nothing": Run(lambda turn: ())}, wall_clock, budget_s=1, max_rounds=5)
+        >>> rounds = interleave({"nothing": Run(lambda turn: ())}, wall_clock, budget_s=60, max_rounds=5)
         >>> len(rounds), list(rounds[0])
         (5, ['nothing'])
     """

@@ -63,7 +63,7 @@ def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
     write_atomically(path, save(tensors, {"format": "pt", _KEY: entry}))
 
 
-def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
+def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     """Return the model of a file, in evaluation mode on the CPU, and what the file says of it.
 
     Args:
@@ -73,6 +73,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a model file, or damaged; the message says what to do.
     """
+    path = Path(path)
     tensors, metadata = _read(path)
     info = _info(path, metadata)
     model = info.build()

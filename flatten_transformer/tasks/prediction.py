@@ -34,10 +34,12 @@ def predict(images: list[Path], checkpoint: Path, top_k: int = 3) -> None:
     """
     model, info = load_model(checkpoint)
     guesses = classify(model, info, images, top_k)
-    ranks = range(len(guesses[0]))
-    table = Table("image", *(heading for rank in ranks for heading in (f"class {rank + 1}", "probability")))
+    table = Table(title="The most probable classes")
+    table.add_column("image", overflow="fold")  # a path is of no use cut short
+    for rank in range(len(guesses[0])):
+        table.add_column(f"{rank + 1}.", overflow="fold")
     for image, row in zip(images, guesses, strict=True):
-        table.add_row(str(image), *(cell for guess in row for cell in (guess.class_name, f"{guess.probability:.1%}")))
+        table.add_row(str(image), *(f"{guess.class_name} ({guess.probability:.1%})" for guess in row))
     Console().print(table)
 
 
