@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops.fused import define_operator
+from flatten_transformer.ops.fused import Arguments, define_operator
 from flatten_transformer.ops.options import Options
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -33,9 +32,7 @@ def why_not(query: Tensor, value: Tensor, options: Options) -> str | None:
         'query is torch.float64 and value torch.float64; it takes torch.float16, torch.bfloat16 and torch.float32'
     """
     if query.dtype not in _DTYPES or value.dtype not in _DTYPES:
-        return (
-            f"query is {query.dtype} and value {value.dtype}; it takes {', '.join(map(str, _DTYPES[:-1]))} and {_DTYPES[-1]}"
-        )
+        return f"query is {query.dtype} and value {value.dtype}; it takes {', '.join(map(str, _DTYPES[:-1]))} and {_DTYPES[-1]}"
     key_channels, value_channels = query.shape[3], value.shape[3]
     if key_channels not in _CHANNELS or value_channels not in _CHANNELS:
         return f"heads have {key_channels} key and {value_channels} value channels; it takes {_CHANNELS[0]} to {_CHANNELS[-1]}"
@@ -53,16 +50,16 @@ def why_not(query: Tensor, value: Tensor, options: Options) -> str | None:
     return f"the tensors are on {query.device}, not on a CUDA device (on a CPU it runs under TRITON_INTERPRET=1, to be tested)"
 
 
-def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     from flatten_transformer.ops.triton.launch import forward  # Triton is optional
 
-    return forward(*inputs)
+    return forward(a)
 
 
-def _backward(*inputs: Any) -> tuple[Tensor, ...]:
+def _backward(grad: Tensor, a: Arguments, context: Tensor, key_sum: Tensor) -> tuple[Tensor, ...]:
     from flatten_transformer.ops.triton.launch import backward
 
-    return backward(*inputs)
+    return backward(grad, a, context, key_sum)
 
 
 attend = define_operator("triton_attention", _forward, _backward)

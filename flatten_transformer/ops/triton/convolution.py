@@ -104,7 +104,7 @@ def convolution_backward_kernel(
 
     total = tl.zeros([BLOCK, PAD_E], tl.float32)
     for head in range(first, last):
-        total += load_tile(
-            grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E
-        ).to(tl.float32)
+        total += load_tile(grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E).to(
+            tl.float32
+        )
     tl.store(part + KERNEL_HEIGHT * KERNEL_WIDTH * E, tl.sum(total, axis=0), mask=channels < E)

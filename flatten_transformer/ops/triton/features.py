@@ -142,15 +142,10 @@ def gradient_of_scores(scores, log_gradient, eps):
 
 @triton.jit
 def gradient_of_log_features(products, total, unit, powered, ratio, power_ratio, unit_square, power_square, exponent):
-    """Return ``a · da`` of one head from ``f · df``: through ``f = ‖a‖ a**p / ‖a**p‖``.
+    """Return ``a · da`` of one head from ``products = f · df``, through ``f = ‖a‖ a**p / ‖a**p‖``.
 
-    Args:
-        products: ``f · df``, ``[BLOCK, PADDED]``.
-        total: Their sum over all channels of the norm, ``[BLOCK]``.
-        unit, powered: Of :func:`features_of_head`.
-        ratio, power_ratio: The head's peak over the peak of the norm, ``[BLOCK]``, and that to the power p.
-        unit_square, power_square: Of :func:`norms_of_tokens`.
-        exponent: p.
+    ``total [BLOCK]`` is the sum of the products over all channels of the norm, ``ratio [BLOCK]`` the head's peak over the
+    peak of the norm, ``power_ratio`` that to the power p; the rest is of features_of_head and norms_of_tokens.
     """
     of_norm = unit * unit * (total * ratio * ratio / unit_square)[:, None]
     of_power_norm = powered * powered * (total * power_ratio * power_ratio / power_square)[:, None]

@@ -169,9 +169,7 @@ def keys_backward_kernel(
         inverse_temperature = temperature_of(temperature, head, D, PAD_D)
         scores = load_scores(key, key_strides, encoding, keys, batch, head, rows, inside, D, PAD_D)
         own, _, powered = features_of_head(scores, inverse_temperature, eps, exponent, WHOLE)
-        tile = load_tile(
-            value + batch * value_strides[0] + head * value_strides[1], rows, inside, value_strides[2], E, PAD_E
-        )
+        tile = load_tile(value + batch * value_strides[0] + head * value_strides[1], rows, inside, value_strides[2], E, PAD_E)
         gain = scale * power(own / peak, exponent, WHOLE)
         products, _, _, _ = _products(powered, gain, tile, key_sum, of_means, of_shares, batch * heads + head, D, E, PAD_D, PAD_E)
         total += tl.sum(products, axis=1)
@@ -180,9 +178,7 @@ def keys_backward_kernel(
         inverse_temperature = temperature_of(temperature, head, D, PAD_D)
         scores = load_scores(key, key_strides, encoding, keys, batch, head, rows, inside, D, PAD_D)
         own, unit, powered = features_of_head(scores, inverse_temperature, eps, exponent, WHOLE)
-        tile = load_tile(
-            value + batch * value_strides[0] + head * value_strides[1], rows, inside, value_strides[2], E, PAD_E
-        )
+        tile = load_tile(value + batch * value_strides[0] + head * value_strides[1], rows, inside, value_strides[2], E, PAD_E)
         ratio = own / peak
         power_ratio = power(ratio, exponent, WHOLE)
         products, shares, means, size = _products(

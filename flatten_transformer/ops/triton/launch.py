@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from flatten_transformer.ops.fused import Arguments
 from flatten_transformer.ops.triton.convolution import convolution_backward_kernel
 from flatten_transformer.ops.triton.keys import keys_backward_kernel, keys_forward_kernel
 from flatten_transformer.ops.triton.queries import context_backward_kernel, queries_backward_kernel, queries_forward_kernel
@@ -20,6 +21,7 @@ from flatten_transformer.ops.triton.queries import context_backward_kernel, quer
 _LARGEST_MULTIPLIED_POWER = 64
 _WANTED_PROGRAMS = 512  # a few for each of the about 130 processors of a large GPU
 _LONGEST_STRETCH = 512  # tokens of a split: their second reading should still hit the cache
+_LAUNCH = {"num_warps": 8, "num_stages": 2}
 
 
 class _Sizes(NamedTuple):
@@ -29,128 +31,96 @@ class _Sizes(NamedTuple):
     keys: int
     groups: int  # programs along batch, and along heads where each has its own norm
     tiles: dict[str, int]  # what the kernels are compiled for
-    block: int
-    launch: dict[str, int]
+    norm: dict[str, int]
+    convolution: dict[str, int]
+    grid: tuple[int, int, int]  # number of prefix tokens, height, width
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_weights: Tensor | None,
-    key_encoding: Tensor | None,
-    temperature: Tensor | None,
-    conv_weight: Tensor | None,
-    conv_bias: Tensor | None,
-    grid_size: Sequence[int],
-    focusing_factor: float,
-    joint: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the forward kernels: see :func:`flatten_transformer.ops.fused.define_operator`, also for the shapes.
+def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the forward kernels: see :func:`flatten_transformer.ops.fused.define_operator`.
 
     Returns:
         The output ``[B, H, N, E]``, the context ``[B, H, D, E]`` and the sum of the keys ``[B, H, D]``, in float32.
     """
-    sizes = _sizes(query, key, value, joint)
-    norm = {**sizes.tiles, "WHOLE": _whole(focusing_factor), "JOINT": joint}
-    samples = (sizes.batch, sizes.heads)
-    channels, value_channels = query.shape[3], value.shape[3]
+    sizes = _sizes(a)
+    block, samples = sizes.tiles["BLOCK"], (sizes.batch, sizes.heads)
+    channels, value_channels = a.query.shape[3], a.value.shape[3]
 
-    with _on(query):
-        splits, stretch = _split(sizes.keys, sizes.block, sizes.groups)
-        numbers = allocate((2, sizes.groups, sizes.keys), query)
-        contexts = allocate((splits, *samples, channels, value_channels), query)
-        key_sums = allocate((splits, *samples, channels), query)
+    with _on(a.query):
+        splits, stretch = _split(sizes.keys, block, sizes.groups)
+        contexts = allocate((splits, *samples, channels, value_channels), a.query)
+        key_sums = allocate((splits, *samples, channels), a.query)
         keys_forward_kernel[(splits * sizes.groups,)](
-            key, _strides(key), value, _strides(value), key_weights, key_encoding, temperature,
-            numbers, contexts, key_sums, sizes.keys, sizes.heads, sizes.groups, splits, stretch, eps, focusing_factor,
-            **norm, **sizes.launch,
+            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, a.temperature,
+            allocate((2, sizes.groups, sizes.keys), a.query), contexts, key_sums,
+            sizes.keys, sizes.heads, sizes.groups, splits, stretch, a.eps, a.focusing_factor,
+            **sizes.tiles, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
         context, key_sum = _add_up(contexts), _add_up(key_sums)
 
-        out = _token_buffer(query, value_channels)
-        blocks = triton.cdiv(sizes.queries, sizes.block)
+        out = _token_buffer(a.query, value_channels)
+        blocks = triton.cdiv(sizes.queries, block)
         queries_forward_kernel[(blocks * sizes.groups,)](
-            query, _strides(query), value, _strides(value), temperature, context, key_sum, conv_weight, conv_bias,
-            out, _strides(out), sizes.queries, sizes.heads, blocks, *_grid(value, conv_weight, grid_size), eps,
-            focusing_factor, **norm, **_kernel_size(conv_weight), **sizes.launch,
+            a.query, _strides(a.query), a.value, _strides(a.value), a.temperature, context, key_sum,
+            a.conv_weight, a.conv_bias, out, _strides(out),
+            sizes.queries, sizes.heads, blocks, *sizes.grid, a.eps, a.focusing_factor,
+            **sizes.tiles, **sizes.norm, **sizes.convolution, **_LAUNCH,
         )  # fmt: skip
     return out, context, key_sum
 
 
-def backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_weights: Tensor | None,
-    key_encoding: Tensor | None,
-    temperature: Tensor | None,
-    conv_weight: Tensor | None,
-    conv_bias: Tensor | None,
-    context: Tensor,
-    key_sum: Tensor,
-    grid_size: Sequence[int],
-    focusing_factor: float,
-    joint: bool,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """Launch the backward kernels: see :func:`flatten_transformer.ops.fused.define_operator`, also for the shapes.
+def backward(grad: Tensor, a: Arguments, context: Tensor, key_sum: Tensor) -> tuple[Tensor, ...]:
+    """Launch the backward kernels: see :func:`flatten_transformer.ops.fused.define_operator`.
 
     Returns:
         The gradients of query, key, value, temperature, conv_weight and conv_bias; empty ones for missing options.
     """
-    sizes = _sizes(query, key, value, joint)
-    norm = {**sizes.tiles, "WHOLE": _whole(focusing_factor), "JOINT": joint}
-    samples = (sizes.batch, sizes.heads)
-    channels, value_channels = query.shape[3], value.shape[3]
-    of_query, of_key, of_value = (_token_buffer(x, x.shape[3]) for x in (query, key, value))
-    query_blocks, key_blocks = (triton.cdiv(tokens, sizes.block) for tokens in (sizes.queries, sizes.keys))
-    from_queries = sizes.batch * query_blocks
+    sizes = _sizes(a)
+    block, samples = sizes.tiles["BLOCK"], (sizes.batch, sizes.heads)
+    channels, value_channels = a.query.shape[3], a.value.shape[3]
+    of_query, of_key, of_value = (_token_buffer(x, x.shape[3]) for x in (a.query, a.key, a.value))
+    query_blocks, key_blocks = (triton.cdiv(tokens, block) for tokens in (sizes.queries, sizes.keys))
+    from_queries, from_keys = sizes.batch * query_blocks, sizes.batch * key_blocks
 
-    with _on(query):
-        temperature_parts = None
-        if temperature is not None:
-            temperature_parts = allocate((from_queries + sizes.batch * key_blocks, *temperature.shape), query)
-        numbers = allocate((2, *samples, sizes.queries), query)
+    with _on(a.query):
+        parts = None if a.temperature is None else allocate((from_queries + from_keys, *a.temperature.shape), grad)
+        numbers = allocate((2, *samples, sizes.queries), grad)
         queries_backward_kernel[(query_blocks * sizes.groups,)](
-            query, _strides(query), temperature, context, key_sum, grad, _strides(grad), of_query, _strides(of_query),
-            temperature_parts, numbers, sizes.queries, sizes.heads, query_blocks, sizes.groups, eps, focusing_factor,
-            **norm, **sizes.launch,
+            a.query, _strides(a.query), a.temperature, context, key_sum, grad, _strides(grad),
+            of_query, _strides(of_query), parts, numbers,
+            sizes.queries, sizes.heads, query_blocks, sizes.groups, a.eps, a.focusing_factor,
+            **sizes.tiles, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
 
         rows = math.prod(samples)
-        splits, stretch = _split(sizes.queries, sizes.block, rows)
-        of_means = allocate((splits, *samples, channels, value_channels), query)
-        of_shares = allocate((splits, *samples, channels), query)
+        splits, stretch = _split(sizes.queries, block, rows)
+        of_means = allocate((splits, *samples, channels, value_channels), grad)
+        of_shares = allocate((splits, *samples, channels), grad)
         context_backward_kernel[(splits * rows,)](
-            query, _strides(query), temperature, key_sum, grad, _strides(grad), numbers, of_means, of_shares,
-            sizes.queries, sizes.heads, splits, stretch, sizes.batch, eps, focusing_factor,
-            **sizes.tiles, WHOLE=norm["WHOLE"], **sizes.launch,
+            a.query, _strides(a.query), a.temperature, key_sum, grad, _strides(grad), numbers, of_means, of_shares,
+            sizes.queries, sizes.heads, splits, stretch, sizes.batch, a.eps, a.focusing_factor,
+            **sizes.tiles, WHOLE=sizes.norm["WHOLE"], **_LAUNCH,
         )  # fmt: skip
 
         keys_backward_kernel[(key_blocks * sizes.groups,)](
-            key, _strides(key), value, _strides(value), key_weights, key_encoding, temperature, key_sum,
-            _add_up(of_means), _add_up(of_shares), grad, _strides(grad), conv_weight,
-            of_key, _strides(of_key), of_value, _strides(of_value),
-            None if temperature_parts is None else temperature_parts[from_queries:],
-            sizes.keys, sizes.heads, key_blocks, *_grid(value, conv_weight, grid_size), eps, focusing_factor,
-            **norm, **_kernel_size(conv_weight), **sizes.launch,
+            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, a.temperature, key_sum,
+            _add_up(of_means), _add_up(of_shares), grad, _strides(grad), a.conv_weight,
+            of_key, _strides(of_key), of_value, _strides(of_value), None if parts is None else parts[from_queries:],
+            sizes.keys, sizes.heads, key_blocks, *sizes.grid, a.eps, a.focusing_factor,
+            **sizes.tiles, **sizes.norm, **sizes.convolution, **_LAUNCH,
         )  # fmt: skip
 
-        of_temperature = grad.new_empty(0) if temperature_parts is None else _add_up(temperature_parts)
+        of_temperature = grad.new_empty(0) if parts is None else _add_up(parts)
         of_weight, of_bias = grad.new_empty(0), grad.new_empty(0)
-        if conv_weight is not None:
-            parts = allocate((from_queries, conv_weight[0].numel() + 1, value_channels), query)
-            convolution_backward_kernel[(from_queries,)](
-                value, _strides(value), grad, _strides(grad), parts, sizes.keys, sizes.heads,
-                *_grid(value, conv_weight, grid_size), value_channels, sizes.tiles["PAD_E"], sizes.block,
-                **_kernel_size(conv_weight), **sizes.launch,
+        if a.conv_weight is not None:
+            taps = allocate((from_keys, a.conv_weight[0].numel() + 1, value_channels), grad)
+            convolution_backward_kernel[(from_keys,)](
+                a.value, _strides(a.value), grad, _strides(grad), taps, sizes.keys, sizes.heads, *sizes.grid,
+                value_channels, sizes.tiles["PAD_E"], block, **sizes.convolution, **_LAUNCH,
             )  # fmt: skip
-            taps = _add_up(parts)  # [K + 1, E]
-            of_weight = taps[:-1].T.reshape(conv_weight.shape).contiguous()
-            of_bias = taps[-1].clone() if conv_bias is not None else of_bias
+            *of_taps, of_all = _add_up(taps)  # [K + 1, E]
+            of_weight = torch.stack(of_taps, dim=1).reshape(a.conv_weight.shape)
+            of_bias = of_all.clone() if a.conv_bias is not None else of_bias
     return of_query, of_key, of_value, of_temperature, of_weight, of_bias
 
 
@@ -165,23 +135,28 @@ def _token_buffer(x: Tensor, channels: int) -> Tensor:
     return allocate((batch, tokens, heads, channels), x, x.dtype).transpose(1, 2)
 
 
-def _sizes(query: Tensor, key: Tensor, value: Tensor, joint: bool) -> _Sizes:
-    batch, heads, queries, channels = query.shape
-    value_channels = value.shape[3]
+def _sizes(a: Arguments) -> _Sizes:
+    batch, heads, queries, channels = a.query.shape
+    keys, value_channels = a.value.shape[2:]
     # the matrix products of the kernels need at least 16 in each direction
     padded, value_padded = (max(16, triton.next_power_of_2(width)) for width in (channels, value_channels))
-    block = 64 if max(padded, value_padded) <= 64 else 32
-    if torch.float32 in (query.dtype, key.dtype, value.dtype):
-        block = 32 if max(padded, value_padded) <= 32 else 16
+    widest = max(padded, value_padded)
+    if torch.float32 in (a.query.dtype, a.key.dtype, a.value.dtype):
+        block = 32 if widest <= 32 else 16
+    else:
+        block = 64 if widest <= 64 else 32
+    height, width = a.grid_size or (1, 1)
+    kernel_height, kernel_width = (0, 0) if a.conv_weight is None else a.conv_weight.shape[2:]
     return _Sizes(
-        batch,
-        heads,
-        queries,
-        key.shape[2],
-        batch if joint else batch * heads,
-        {"D": channels, "E": value_channels, "PAD_D": padded, "PAD_E": value_padded, "BLOCK": block},
-        block,
-        {"num_warps": 8, "num_stages": 2},
+        batch=batch,
+        heads=heads,
+        queries=queries,
+        keys=keys,
+        groups=batch if a.joint else batch * heads,
+        tiles={"D": channels, "E": value_channels, "PAD_D": padded, "PAD_E": value_padded, "BLOCK": block},
+        norm={"WHOLE": _whole(a.focusing_factor), "JOINT": a.joint},
+        convolution={"KERNEL_HEIGHT": kernel_height, "KERNEL_WIDTH": kernel_width},
+        grid=(keys - height * width, height, width),
     )
 
 
@@ -206,19 +181,6 @@ def _whole(focusing_factor: float) -> int:
     """Return the power if products compute it, else 0."""
     whole = int(focusing_factor)
     return whole if whole == focusing_factor and whole <= _LARGEST_MULTIPLIED_POWER else 0
-
-
-def _grid(value: Tensor, conv_weight: Tensor | None, grid_size: Sequence[int]) -> tuple[int, int, int]:
-    """Return the number of prefix tokens, and height and width of the grid."""
-    if conv_weight is None:
-        return 0, 1, 1
-    height, width = grid_size
-    return value.shape[2] - height * width, height, width
-
-
-def _kernel_size(conv_weight: Tensor | None) -> dict[str, int]:
-    height, width = (0, 0) if conv_weight is None else conv_weight.shape[2:]
-    return {"KERNEL_HEIGHT": height, "KERNEL_WIDTH": width}
 
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:

@@ -154,9 +154,7 @@ def queries_backward_kernel(
         sums = load_channels(key_sum + at * D, D, PAD_D)
         gain = scale * power(own / peak, exponent, WHOLE)
         attention, normaliser, epsilon = attend_to_channels(powered, sums, gain, eps)
-        of_out = load_tile(
-            grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E
-        )
+        of_out = load_tile(grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E)
         pull = exact_product(of_out, load_means(context, sums, at, D, E, PAD_D, PAD_E))
         agreement = tl.sum(attention * pull, axis=1)
         total += agreement * (epsilon / normaliser)  # the sum of f · df over the channels, as only eps leaves any
@@ -172,9 +170,7 @@ def queries_backward_kernel(
         ratio = own / peak
         power_ratio = power(ratio, exponent, WHOLE)
         attention, _, _ = attend_to_channels(powered, sums, scale * power_ratio, eps)
-        of_out = load_tile(
-            grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E
-        )
+        of_out = load_tile(grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E)
         pull = exact_product(of_out, load_means(context, sums, at, D, E, PAD_D, PAD_E))
         products = attention * (pull - tl.sum(attention * pull, axis=1)[:, None])
         log_gradient = gradient_of_log_features(
@@ -238,14 +234,12 @@ def context_backward_kernel(
         scores = load_scores(query, query_strides, None, queries, batch, head, rows, inside, D, PAD_D)
         _, _, powered = features_of_head(scores, inverse_temperature, eps, exponent, WHOLE)
         normaliser = tl.load(normalisers + rows, mask=inside, other=float("inf"))
-        of_out = load_tile(
-            grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E
-        )
+        of_out = load_tile(grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E)
         attention = (powered * sums[None, :] / normaliser[:, None]).to(of_out.dtype)
         agreement = tl.load(agreements + rows, mask=inside, other=0.0)
         means += product(tl.trans(attention), of_out)
         shares += tl.sum(attention.to(tl.float32) * agreement[:, None], axis=0)
-    out = (split.to(tl.int64) * samples * heads + at)
+    out = split.to(tl.int64) * samples * heads + at
     channels = tl.arange(0, PAD_D)
     store_tile(of_means + out * (D * E), means, channels, channels < D, E, E, PAD_E)
     tl.store(of_shares + out * D + channels, shares, mask=channels < D)
