@@ -92,7 +92,7 @@ def features_of_head(scores, inverse_temperature, eps, exponent, WHOLE: tl.const
     """Return a token's largest a ``[BLOCK]``, a divided by it, and that to the power p, both ``[BLOCK, PADDED]``."""
     positive = (tl.maximum(scores, 0.0) + eps) * inverse_temperature[None, :]
     peak = tl.max(positive, axis=1)
-    unit = positive / peak[:, None]
+    unit = positive * (1.0 / peak)[:, None]
     return peak, unit, power(unit, exponent, WHOLE)
 
 

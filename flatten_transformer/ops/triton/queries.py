@@ -38,7 +38,7 @@ def attend_to_channels(powered, sums, gain, eps):
     weighted = powered * tl.where(sums > TINY, sums, 0.0)[None, :]
     epsilon = eps / tl.maximum(gain, TINY)
     normaliser = tl.sum(weighted, axis=1) + epsilon
-    return weighted / normaliser[:, None], normaliser, epsilon
+    return weighted * (1.0 / normaliser)[:, None], normaliser, epsilon
 
 
 @triton.jit
@@ -235,7 +235,7 @@ def context_backward_kernel(
         _, _, powered = features_of_head(scores, inverse_temperature, eps, exponent, WHOLE)
         normaliser = tl.load(normalisers + rows, mask=inside, other=float("inf"))
         of_out = load_tile(grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E)
-        attention = (powered * sums[None, :] / normaliser[:, None]).to(of_out.dtype)
+        attention = (powered * sums[None, :] * (1.0 / normaliser)[:, None]).to(of_out.dtype)
         agreement = tl.load(agreements + rows, mask=inside, other=0.0)
         means += product(tl.trans(attention), of_out)
         shares += tl.sum(attention.to(tl.float32) * agreement[:, None], axis=0)
