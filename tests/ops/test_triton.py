@@ -3,8 +3,12 @@
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,7 +182,7 @@ def test_output_and_every_gradient_equal_the_oracle(name: str) -> None:
 @pytest.mark.parametrize("programs", [1, 10**6])
 def test_stretches_of_tokens_add_up(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_WANTED_PROGRAMS", programs)
-    monkeypatch.setattr(launch, "_LONGEST_STRETCH", 96)  # three blocks
+    monkeypatch.setattr(launch, "_LONGEST_LIMIT", 96)  # three blocks
     for tensor, error in errors(Problem(queries=200, keys=230, heads=1, temperature=True, masked=True)).items():
         assert error <= TOLERANCES[torch.float32], tensor
 
@@ -216,7 +220,7 @@ def test_packed_projections_are_read_where_they_lie() -> None:
         leaf = packed.clone().requires_grad_()
         tensors = leaf.permute(2, 0, 3, 1, 4).unbind(0)
         query, key, value = (x.contiguous() for x in tensors) if contiguous else tensors
-        out = focused_linear_attention(query, key, value, grid_size=problem.grid, backend="triton", **options)
+        out = focused_linear_attention(query, key, value, grid_size=problem.grid, backend="triton", **options)  # type: ignore[arg-type]
         results.append((out.detach(), *torch.autograd.grad(out, leaf, problem.upstream())))
         assert out.transpose(1, 2).is_contiguous()  # the projection behind it needs no copy
     for strided, wanted in zip(*results, strict=True):
@@ -235,7 +239,7 @@ def test_an_expanded_gradient_is_accepted() -> None:
     query, key, value = (tensor.requires_grad_() for tensor in problem.inputs().values())
     gradients = []
     for name in ("triton", "portable"):
-        out = focused_linear_attention(query, key, value, backend=name)  # type: ignore[arg-type]
+        out = focused_linear_attention(query, key, value, backend=name)
         gradients.append(torch.autograd.grad(out.sum(), value)[0])
     assert relative_error(*gradients) < TOLERANCES[torch.float32]
 
@@ -324,6 +328,16 @@ def test_compiled_it_is_one_node_with_the_same_bits() -> None:
     assert sum("triton_attention" in node for node in nodes) == 1
 
 
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.ops.compile_triton_kernels"]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    if "Cannot find ptxas" in done.stderr:
+        pytest.skip("this Triton comes without NVIDIA's assembler")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("compiles") == 6
+
+
 # Where it cannot run ------------------------------------------------------------------------------------------------
 
 
@@ -350,8 +364,10 @@ def test_it_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 31, 64, 65, 3136, 10**6])
 @pytest.mark.parametrize("programs", [1, 24, 4096])
-def test_stretches_cover_the_tokens_and_are_short(tokens: int, programs: int) -> None:
-    splits, stretch = launch._split(tokens, 64, programs)
+@pytest.mark.parametrize("longest", [256, 300, 10**6])
+def test_stretches_cover_the_tokens_and_are_short(tokens: int, programs: int, longest: int) -> None:
+    splits, stretch = launch._split(tokens, 64, programs, longest)
     assert stretch % 64 == 0
     assert splits == math.ceil(tokens / stretch)
-    assert stretch <= launch._LONGEST_STRETCH
+    assert stretch < min(longest, launch._LONGEST_LIMIT) + 64
+    assert splits * programs >= min(launch._WANTED_PROGRAMS / 2, programs * math.ceil(tokens / 64) / 2)

@@ -63,7 +63,7 @@ def keys_forward_kernel(
 ):
     """Sum ``f(k)ᵀ v`` and ``f(k)`` over one stretch of the keys of one sample (one head of it unless JOINT).
 
-    First the norms of its tokens, over all heads, into ``numbers [2, groups, M]``; then one head after the other, whose
+    First the norms of its tokens, over all heads, into ``numbers [groups, 2, M]``; then one head after the other, whose
     keys are still in the cache. It writes its own ``context [split, B, H, D, E]`` and ``key_sum [split, B, H, D]``.
     """
     program = tl.program_id(0)
@@ -72,8 +72,8 @@ def keys_forward_kernel(
     begin = split * split_size
     end = tl.minimum(begin + split_size, keys)
     batches = groups if JOINT else groups // heads
-    peaks = numbers + group.to(tl.int64) * keys
-    scales = peaks + groups.to(tl.int64) * keys
+    peaks = numbers + group.to(tl.int64) * 2 * keys
+    scales = peaks + keys
 
     for start in range(begin, end, BLOCK):
         rows = (start + tl.arange(0, BLOCK)).to(tl.int64)

@@ -19,8 +19,9 @@ from flatten_transformer.ops.triton.keys import keys_backward_kernel, keys_forwa
 from flatten_transformer.ops.triton.queries import context_backward_kernel, queries_backward_kernel, queries_forward_kernel
 
 _LARGEST_MULTIPLIED_POWER = 64
-_WANTED_PROGRAMS = 512  # a few for each of the about 130 processors of a large GPU
-_LONGEST_STRETCH = 512  # tokens of a split: their second reading should still hit the cache
+_WANTED_PROGRAMS = 256  # about two for each processor of a large GPU
+_CACHE_BYTES = 96 * 1024  # of keys to a program, so that its second reading hits the cache while 256 of them run
+_SHORTEST_LIMIT, _LONGEST_LIMIT = 256, 4096  # tokens: what a stretch writes must stay small beside what it reads
 _LAUNCH = {"num_warps": 8, "num_stages": 2}
 
 
@@ -47,12 +48,13 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     channels, value_channels = a.query.shape[3], a.value.shape[3]
 
     with _on(a.query):
-        splits, stretch = _split(sizes.keys, block, sizes.groups)
+        tokens_cached = _CACHE_BYTES // (math.prod(a.key.shape[1::2]) * a.key.element_size())
+        splits, stretch = _split(sizes.keys, block, sizes.groups, max(tokens_cached, _SHORTEST_LIMIT))
         contexts = allocate((splits, *samples, channels, value_channels), a.query)
         key_sums = allocate((splits, *samples, channels), a.query)
         keys_forward_kernel[(splits * sizes.groups,)](
             a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, a.temperature,
-            allocate((2, sizes.groups, sizes.keys), a.query), contexts, key_sums,
+            allocate((sizes.groups, 2, sizes.keys), a.query), contexts, key_sums,
             sizes.keys, sizes.heads, sizes.groups, splits, stretch, a.eps, a.focusing_factor,
             **sizes.tiles, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
@@ -84,16 +86,16 @@ def backward(grad: Tensor, a: Arguments, context: Tensor, key_sum: Tensor) -> tu
 
     with _on(a.query):
         parts = None if a.temperature is None else allocate((from_queries + from_keys, *a.temperature.shape), grad)
-        numbers = allocate((2, *samples, sizes.queries), grad)
+        numbers = allocate((*samples, 2, sizes.queries), grad)
         queries_backward_kernel[(query_blocks * sizes.groups,)](
             a.query, _strides(a.query), a.temperature, context, key_sum, grad, _strides(grad),
             of_query, _strides(of_query), parts, numbers,
-            sizes.queries, sizes.heads, query_blocks, sizes.groups, a.eps, a.focusing_factor,
+            sizes.queries, sizes.heads, query_blocks, a.eps, a.focusing_factor,
             **sizes.tiles, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
 
         rows = math.prod(samples)
-        splits, stretch = _split(sizes.queries, block, rows)
+        splits, stretch = _split(sizes.queries, block, rows, _LONGEST_LIMIT)
         of_means = allocate((splits, *samples, channels, value_channels), grad)
         of_shares = allocate((splits, *samples, channels), grad)
         context_backward_kernel[(splits * rows,)](
@@ -160,9 +162,9 @@ def _sizes(a: Arguments) -> _Sizes:
     )
 
 
-def _split(tokens: int, block: int, programs: int) -> tuple[int, int]:
-    """Return into how many stretches to cut the tokens, and the length of one: a multiple of the block."""
-    wanted = max(triton.cdiv(_WANTED_PROGRAMS, programs), triton.cdiv(tokens, _LONGEST_STRETCH))
+def _split(tokens: int, block: int, programs: int, longest: int) -> tuple[int, int]:
+    """Return into how many stretches to cut the tokens, and the length of one: whole blocks, about ``longest`` at most."""
+    wanted = max(triton.cdiv(_WANTED_PROGRAMS, programs), triton.cdiv(tokens, min(longest, _LONGEST_LIMIT)))
     stretch = block * triton.cdiv(max(tokens, 1), block * wanted)
     return max(1, triton.cdiv(tokens, stretch)), stretch
 

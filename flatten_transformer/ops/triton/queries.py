@@ -118,7 +118,6 @@ def queries_backward_kernel(
     queries,
     heads,
     blocks,
-    groups,
     eps,
     exponent,
     D: tl.constexpr,
@@ -131,7 +130,7 @@ def queries_backward_kernel(
 ):
     """Write the gradients of one block of queries and its part of the temperature's, ``[B · blocks, H, D]``.
 
-    ``numbers [2, B, H, N]`` takes each query's normaliser and ``grad · out``, for :func:`context_backward_kernel`.
+    ``numbers [B, H, 2, N]`` takes each query's normaliser and ``grad · out``, for :func:`context_backward_kernel`.
     """
     program = tl.program_id(0)
     block, group = program % blocks, program // blocks
@@ -143,8 +142,6 @@ def queries_backward_kernel(
         D, PAD_D, BLOCK, WHOLE,
     )  # fmt: skip
     scale = peak * tl.sqrt(unit_square / power_square)
-    samples = groups.to(tl.int64) if JOINT else groups.to(tl.int64) // heads
-    normalisers, agreements = numbers, numbers + samples * heads * queries
 
     total = tl.zeros([BLOCK], tl.float32)
     for head in range(first, last):
@@ -158,8 +155,8 @@ def queries_backward_kernel(
         pull = exact_product(of_out, load_means(context, sums, at, D, E, PAD_D, PAD_E))
         agreement = tl.sum(attention * pull, axis=1)
         total += agreement * (epsilon / normaliser)  # the sum of f · df over the channels, as only eps leaves any
-        tl.store(normalisers + at * queries + rows, normaliser, mask=inside)
-        tl.store(agreements + at * queries + rows, agreement, mask=inside)
+        tl.store(numbers + at * 2 * queries + rows, normaliser, mask=inside)
+        tl.store(numbers + (at * 2 + 1) * queries + rows, agreement, mask=inside)
 
     for head in range(first, last):
         at = batch * heads + head
@@ -224,8 +221,8 @@ def context_backward_kernel(
     inverse_temperature = temperature_of(temperature, head, D, PAD_D)
     sums = load_channels(key_sum + at * D, D, PAD_D)
     sums = tl.where(sums > TINY, sums, 0.0)
-    normalisers = numbers + at * queries
-    agreements = normalisers + samples.to(tl.int64) * heads * queries
+    normalisers = numbers + at * 2 * queries
+    agreements = normalisers + queries
     means = tl.zeros([PAD_D, PAD_E], tl.float32)
     shares = tl.zeros([PAD_D], tl.float32)
     for start in range(begin, end, BLOCK):
