@@ -49,7 +49,7 @@ def source(kernel: Any, dtype: str, sizes: dict[str, Any], ones: bool) -> ASTSou
         if name in sizes:
             signature[name], constants[(index,)] = "constexpr", sizes[name]
         elif name.endswith("_strides"):
-            signature[name] = ("i64", "i32", "i32")
+            signature[name] = ("i64", "i32") if name == "encoding_strides" else ("i64", "i32", "i32")
         elif name in TOKENS:
             signature[name] = f"*{dtype}"
         elif name in FLOATS:

@@ -78,7 +78,7 @@ class Problem:
         if self.temperature:
             tensors["temperature"] = self.draw(4, self.heads, d).sigmoid() + 0.5
         if self.encoding:
-            tensors["key_encoding"] = self.draw(5, self.heads, self.keys, d)
+            tensors["key_encoding"] = self.draw(5, self.keys, self.heads, d).transpose(0, 1)  # as the layer has it
         if self.kernel:
             tensors["conv_weight"] = self.draw(6, e, 1, *self.kernel)
             if self.bias:

@@ -79,11 +79,11 @@ def temperature_of(temperature, head, D: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def load_scores(x, strides, encoding, tokens, batch, head, rows, inside, D: tl.constexpr, PADDED: tl.constexpr):
+def load_scores(x, strides, encoding, encoding_strides, batch, head, rows, inside, D: tl.constexpr, PADDED: tl.constexpr):
     """Return x, with its encoding ``[H, T, D]`` if there is one, as float32 ``[BLOCK, PADDED]``."""
     scores = load_tile(x + batch * strides[0] + head * strides[1], rows, inside, strides[2], D, PADDED).to(tl.float32)
     if encoding is not None:
-        scores += load_tile(encoding + head * tokens * D, rows, inside, D, D, PADDED)
+        scores += load_tile(encoding + head * encoding_strides[0], rows, inside, encoding_strides[1], D, PADDED)
     return scores
 
 
@@ -101,8 +101,8 @@ def norms_of_tokens(
     x,
     strides,
     encoding,
+    encoding_strides,
     temperature,
-    tokens,
     batch,
     first,
     last,
@@ -123,7 +123,7 @@ def norms_of_tokens(
     unit_square = tl.zeros([BLOCK], tl.float32)
     power_square = tl.zeros([BLOCK], tl.float32)
     for head in range(first, last):
-        scores = load_scores(x, strides, encoding, tokens, batch, head, rows, inside, D, PADDED)
+        scores = load_scores(x, strides, encoding, encoding_strides, batch, head, rows, inside, D, PADDED)
         own, unit, powered = features_of_head(scores, temperature_of(temperature, head, D, PADDED), eps, exponent, WHOLE)
         top = tl.maximum(peak, own)
         before, now = peak / top, own / top

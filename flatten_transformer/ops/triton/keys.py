@@ -42,6 +42,7 @@ def keys_forward_kernel(
     value_strides,
     weights,
     encoding,
+    encoding_strides,
     temperature,
     numbers,
     context,
@@ -79,7 +80,7 @@ def keys_forward_kernel(
         rows = (start + tl.arange(0, BLOCK)).to(tl.int64)
         inside = rows < end
         peak, unit_square, power_square = norms_of_tokens(
-            key, key_strides, encoding, temperature, keys, batch, first, last, rows, inside, eps, exponent,
+            key, key_strides, encoding, encoding_strides, temperature, batch, first, last, rows, inside, eps, exponent,
             D, PAD_D, BLOCK, WHOLE,
         )  # fmt: skip
         share = share_of_keys(weights, batch, rows, inside, keys)
@@ -95,7 +96,7 @@ def keys_forward_kernel(
         for start in range(begin, end, BLOCK):
             rows = (start + tl.arange(0, BLOCK)).to(tl.int64)
             inside = rows < end
-            scores = load_scores(key, key_strides, encoding, keys, batch, head, rows, inside, D, PAD_D)
+            scores = load_scores(key, key_strides, encoding, encoding_strides, batch, head, rows, inside, D, PAD_D)
             own, _, powered = features_of_head(scores, inverse_temperature, eps, exponent, WHOLE)
             peak = tl.load(peaks + rows, mask=inside, other=1.0)
             gain = tl.load(scales + rows, mask=inside, other=0.0) * power(own / peak, exponent, WHOLE)
@@ -119,6 +120,7 @@ def keys_backward_kernel(
     value_strides,
     weights,
     encoding,
+    encoding_strides,
     temperature,
     key_sum,
     of_means,
@@ -159,7 +161,7 @@ def keys_backward_kernel(
     rows = (block * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     inside = rows < keys
     peak, unit_square, power_square = norms_of_tokens(
-        key, key_strides, encoding, temperature, keys, batch, first, last, rows, inside, eps, exponent,
+        key, key_strides, encoding, encoding_strides, temperature, batch, first, last, rows, inside, eps, exponent,
         D, PAD_D, BLOCK, WHOLE,
     )  # fmt: skip
     scale = share_of_keys(weights, batch, rows, inside, keys) * peak * tl.sqrt(unit_square / power_square)
@@ -167,7 +169,7 @@ def keys_backward_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     for head in range(first, last):
         inverse_temperature = temperature_of(temperature, head, D, PAD_D)
-        scores = load_scores(key, key_strides, encoding, keys, batch, head, rows, inside, D, PAD_D)
+        scores = load_scores(key, key_strides, encoding, encoding_strides, batch, head, rows, inside, D, PAD_D)
         own, _, powered = features_of_head(scores, inverse_temperature, eps, exponent, WHOLE)
         tile = load_tile(value + batch * value_strides[0] + head * value_strides[1], rows, inside, value_strides[2], E, PAD_E)
         gain = scale * power(own / peak, exponent, WHOLE)
@@ -176,7 +178,7 @@ def keys_backward_kernel(
 
     for head in range(first, last):
         inverse_temperature = temperature_of(temperature, head, D, PAD_D)
-        scores = load_scores(key, key_strides, encoding, keys, batch, head, rows, inside, D, PAD_D)
+        scores = load_scores(key, key_strides, encoding, encoding_strides, batch, head, rows, inside, D, PAD_D)
         own, unit, powered = features_of_head(scores, inverse_temperature, eps, exponent, WHOLE)
         tile = load_tile(value + batch * value_strides[0] + head * value_strides[1], rows, inside, value_strides[2], E, PAD_E)
         ratio = own / peak

@@ -46,6 +46,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     sizes = _sizes(a)
     block, samples = sizes.tiles["BLOCK"], (sizes.batch, sizes.heads)
     channels, value_channels = a.query.shape[3], a.value.shape[3]
+    encoding_strides = (0, 0) if a.key_encoding is None else a.key_encoding.stride()[:2]
 
     with _on(a.query):
         tokens_cached = _CACHE_BYTES // (math.prod(a.key.shape[1::2]) * a.key.element_size())
@@ -53,7 +54,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         contexts = allocate((splits, *samples, channels, value_channels), a.query)
         key_sums = allocate((splits, *samples, channels), a.query)
         keys_forward_kernel[(splits * sizes.groups,)](
-            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, a.temperature,
+            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides, a.temperature,
             allocate((sizes.groups, 2, sizes.keys), a.query), contexts, key_sums,
             sizes.keys, sizes.heads, sizes.groups, splits, stretch, a.eps, a.focusing_factor,
             **sizes.tiles, **sizes.norm, **_LAUNCH,
@@ -80,6 +81,7 @@ def backward(grad: Tensor, a: Arguments, context: Tensor, key_sum: Tensor) -> tu
     sizes = _sizes(a)
     block, samples = sizes.tiles["BLOCK"], (sizes.batch, sizes.heads)
     channels, value_channels = a.query.shape[3], a.value.shape[3]
+    encoding_strides = (0, 0) if a.key_encoding is None else a.key_encoding.stride()[:2]
     of_query, of_key, of_value = (_token_buffer(x, x.shape[3]) for x in (a.query, a.key, a.value))
     query_blocks, key_blocks = (triton.cdiv(tokens, block) for tokens in (sizes.queries, sizes.keys))
     from_queries, from_keys = sizes.batch * query_blocks, sizes.batch * key_blocks
@@ -105,8 +107,8 @@ def backward(grad: Tensor, a: Arguments, context: Tensor, key_sum: Tensor) -> tu
         )  # fmt: skip
 
         keys_backward_kernel[(key_blocks * sizes.groups,)](
-            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, a.temperature, key_sum,
-            _add_up(of_means), _add_up(of_shares), grad, _strides(grad), a.conv_weight,
+            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides, a.temperature,
+            key_sum, _add_up(of_means), _add_up(of_shares), grad, _strides(grad), a.conv_weight,
             of_key, _strides(of_key), of_value, _strides(of_value), None if parts is None else parts[from_queries:],
             sizes.keys, sizes.heads, key_blocks, *sizes.grid, a.eps, a.focusing_factor,
             **sizes.tiles, **sizes.norm, **sizes.convolution, **_LAUNCH,

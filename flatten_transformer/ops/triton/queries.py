@@ -79,14 +79,14 @@ def queries_forward_kernel(
     rows = (block * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     inside = rows < queries
     peak, unit_square, power_square = norms_of_tokens(
-        query, query_strides, None, temperature, queries, batch, first, last, rows, inside, eps, exponent,
+        query, query_strides, None, None, temperature, batch, first, last, rows, inside, eps, exponent,
         D, PAD_D, BLOCK, WHOLE,
     )  # fmt: skip
     scale = peak * tl.sqrt(unit_square / power_square)
 
     for head in range(first, last):
         at = batch * heads + head
-        scores = load_scores(query, query_strides, None, queries, batch, head, rows, inside, D, PAD_D)
+        scores = load_scores(query, query_strides, None, None, batch, head, rows, inside, D, PAD_D)
         own, _, powered = features_of_head(scores, temperature_of(temperature, head, D, PAD_D), eps, exponent, WHOLE)
         sums = load_channels(key_sum + at * D, D, PAD_D)
         attention, _, _ = attend_to_channels(powered, sums, scale * power(own / peak, exponent, WHOLE), eps)
@@ -138,7 +138,7 @@ def queries_backward_kernel(
     rows = (block * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     inside = rows < queries
     peak, unit_square, power_square = norms_of_tokens(
-        query, query_strides, None, temperature, queries, batch, first, last, rows, inside, eps, exponent,
+        query, query_strides, None, None, temperature, batch, first, last, rows, inside, eps, exponent,
         D, PAD_D, BLOCK, WHOLE,
     )  # fmt: skip
     scale = peak * tl.sqrt(unit_square / power_square)
@@ -146,7 +146,7 @@ def queries_backward_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     for head in range(first, last):
         at = batch * heads + head
-        scores = load_scores(query, query_strides, None, queries, batch, head, rows, inside, D, PAD_D)
+        scores = load_scores(query, query_strides, None, None, batch, head, rows, inside, D, PAD_D)
         own, _, powered = features_of_head(scores, temperature_of(temperature, head, D, PAD_D), eps, exponent, WHOLE)
         sums = load_channels(key_sum + at * D, D, PAD_D)
         gain = scale * power(own / peak, exponent, WHOLE)
@@ -161,7 +161,7 @@ def queries_backward_kernel(
     for head in range(first, last):
         at = batch * heads + head
         inverse_temperature = temperature_of(temperature, head, D, PAD_D)
-        scores = load_scores(query, query_strides, None, queries, batch, head, rows, inside, D, PAD_D)
+        scores = load_scores(query, query_strides, None, None, batch, head, rows, inside, D, PAD_D)
         own, unit, powered = features_of_head(scores, inverse_temperature, eps, exponent, WHOLE)
         sums = load_channels(key_sum + at * D, D, PAD_D)
         ratio = own / peak
@@ -228,7 +228,7 @@ def context_backward_kernel(
     for start in range(begin, end, BLOCK):
         rows = (start + tl.arange(0, BLOCK)).to(tl.int64)
         inside = rows < end
-        scores = load_scores(query, query_strides, None, queries, batch, head, rows, inside, D, PAD_D)
+        scores = load_scores(query, query_strides, None, None, batch, head, rows, inside, D, PAD_D)
         _, _, powered = features_of_head(scores, inverse_temperature, eps, exponent, WHOLE)
         normaliser = tl.load(normalisers + rows, mask=inside, other=float("inf"))
         of_out = load_tile(grad + batch * grad_strides[0] + head * grad_strides[1], rows, inside, grad_strides[2], E, PAD_E)
