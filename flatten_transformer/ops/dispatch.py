@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops import cpp, linear_attention
+from flatten_transformer.ops import cpp, linear_attention, triton
 from flatten_transformer.ops.fused import Attend
 from flatten_transformer.ops.options import Options
 
@@ -29,6 +29,7 @@ def _anything(query: Tensor, value: Tensor, options: Options) -> None:
 _BACKENDS: dict[str, _Entry] = {
     "portable": _Entry(linear_attention.attend, _anything),
     "cpp": _Entry(cpp.attend, cpp.why_not),
+    "triton": _Entry(triton.attend, triton.why_not),
 }
 
 

@@ -1,0 +1,76 @@
+"""Compile every Triton kernel for a GPU that need not be there: prints one line for each. A script, as Triton must not interpret.
+
+What the interpreter lets pass shows here: tiles of a wrong size, products that are too small, and methods called on an
+integer argument that is 1, which the compiler takes for a constant.
+"""
+
+import warnings
+from typing import Any
+
+from triton import compile as compile_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from flatten_transformer.ops.triton import convolution, keys, queries
+
+KERNELS = (
+    keys.keys_forward_kernel,
+    queries.queries_forward_kernel,
+    queries.queries_backward_kernel,
+    queries.context_backward_kernel,
+    keys.keys_backward_kernel,
+    convolution.convolution_backward_kernel,
+)
+TILES = {"D": 24, "E": 16, "PAD_D": 32, "PAD_E": 16, "BLOCK": 16, "KERNEL_HEIGHT": 1, "KERNEL_WIDTH": 3}
+TOKENS = ("key", "value", "query", "grad", "out", "of_key", "of_value", "of_query")
+FLOATS = ("eps", "exponent")
+OPTIONS = ("weights", "encoding", "temperature", "conv_weight", "conv_bias", "of_temperature")
+NUMBERS = {
+    "keys",
+    "queries",
+    "tokens",
+    "heads",
+    "groups",
+    "splits",
+    "split_size",
+    "samples",
+    "blocks",
+    "prefix",
+    "height",
+    "width",
+}
+
+
+def source(kernel: Any, dtype: str, sizes: dict[str, Any], ones: bool) -> ASTSource:
+    """Return what Triton would compile at a launch; with ``ones`` every integer is 1 and every option None."""
+    signature: dict[str, Any] = {}
+    constants: dict[Any, Any] = {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in sizes:
+            signature[name], constants[(index,)] = "constexpr", sizes[name]
+        elif name.endswith("_strides"):
+            signature[name] = ("i64", "i32") if name == "encoding_strides" else ("i64", "i32", "i32")
+        elif name in TOKENS:
+            signature[name] = f"*{dtype}"
+        elif name in FLOATS:
+            signature[name] = "fp32"
+        elif ones and name in OPTIONS:
+            signature[name], constants[(index,)] = "constexpr", None
+        elif ones and name in NUMBERS:
+            signature[name], constants[(index,)] = "constexpr", 1
+        else:
+            signature[name] = "i32" if name in NUMBERS else "*fp32"
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    for kernel in KERNELS:
+        for dtype, ones, joint, whole in (("bf16", True, True, 3), ("fp32", False, False, 0)):
+            sizes = {**TILES, "JOINT": joint, "WHOLE": whole}
+            compile_kernel(source(kernel, dtype, sizes, ones), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+        print(kernel.__name__, "compiles")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
