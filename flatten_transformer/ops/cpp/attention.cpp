@@ -431,12 +431,13 @@ template <class T> struct Call {
   int64_t group(int64_t t, int64_t h) const { return p.joint ? t : t * p.heads + h; }
   int64_t context_size() const { return p.heads * shape.channels * line; }
 
-  // A tile of rows of E channels, padded with zeros.
-  void gather(const T *from, int64_t stride, int64_t count, T *to) const {
+  // A tile of rows of E channels, padded with zeros, each times its scale if there are any.
+  void gather(const T *from, int64_t stride, int64_t count, T *to, const T *scales = nullptr) const {
     for (int64_t t = 0; t < count; ++t)
       for (int64_t e = 0; e < line; e += LANES<T>) {
         __builtin_prefetch(from + (t + AHEAD) * stride + e);
-        store(to + t * line + e, load(from + t * stride + e, p.value_channels - e));
+        const Vec<T> row = load(from + t * stride + e, p.value_channels - e);
+        store(to + t * line + e, scales ? row * scales[t] : row);
       }
   }
   // context [H, D, E] and key_sum [H, D] of one sample, padded.
@@ -457,16 +458,16 @@ template <class T> void sum_keys(const Call<T> &c, int64_t b, int64_t start, int
     const int64_t count = std::min(TILE, end - at);
     keys.template fill<false>(c.shape, tokens, at, count);
     for (int64_t h = 0; h < c.p.heads; ++h) {
-      T *features = &keys.powered[h * c.head];
-      for (int64_t t = 0; t < count; ++t) {
-        const T scale = c.weight(b, at + t) * keys.factor[c.group(t, h)];
-        for (int64_t d = 0; d < c.head; d += LANES<T>) {
-          const Vec<T> scaled = load(features + t * c.shape.row + d) * scale;
-          store(features + t * c.shape.row + d, scaled);
-          store(key_sum + h * c.head + d, load(key_sum + h * c.head + d) + scaled);
-        }
+      const T *features = &keys.powered[h * c.head];
+      T scales[TILE];
+      for (int64_t t = 0; t < count; ++t) scales[t] = c.weight(b, at + t) * keys.factor[c.group(t, h)];
+      for (int64_t d = 0; d < c.head; d += LANES<T>) {
+        Vec<T> total{};
+        for (int64_t t = 0; t < count; ++t) total += load(features + t * c.shape.row + d) * scales[t];
+        T *sum = key_sum + h * c.head + d;
+        store(sum, load(sum) + total);
       }
-      c.gather(c.values(b, h) + at * c.p.value_strides[2], c.p.value_strides[2], count, values.data());
+      c.gather(c.values(b, h) + at * c.p.value_strides[2], c.p.value_strides[2], count, values.data(), scales);
       product<T, true>(c.p.channels, c.line, count, features, 1, c.shape.row, values.data(), c.line,
                        context + h * c.p.channels * c.line, c.line);
     }
