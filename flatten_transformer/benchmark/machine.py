@@ -70,7 +70,7 @@ def describe(device: torch.device) -> Header:
         "flatten_backend": os.environ.get("FLATTEN_BACKEND"),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 

@@ -238,6 +238,9 @@ def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names
         x = [group + (place - (len(names) - 1) / 2) * width for group in spreads]
         look: dict[str, Any] = {
             "color": style.colour,
+            "hatch": "////" if name.endswith("compiled") else None,  # the colour is that of its eager form
+            "edgecolor": "white",
+            "linewidth": 0,
             "label": style.label,
             "ecolor": _INK,
             "error_kw": {"elinewidth": 1},

@@ -67,12 +67,11 @@ def power(x: Tensor, exponent: float) -> Tensor:
     whole = int(exponent)
     if whole != exponent or whole > _LARGEST_MULTIPLIED_POWER:
         return x.pow(exponent)
-    result = None
-    while True:  # square and multiply
+    odd: Tensor | None = None
+    while whole > 3:  # square and multiply; PyTorch's pow by 2 and by 3 is one pass of products
         if whole & 1:
-            result = x if result is None else result * x
+            odd = x if odd is None else odd * x
         whole >>= 1
-        if not whole:
-            assert result is not None
-            return result
-        x = x * x
+        x = x.pow(2)
+    even = x.pow(whole)
+    return even if odd is None else odd * even

@@ -71,18 +71,17 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
     check_mask(attn_mask, k.shape[0], k.shape[2])
     out_dtype, dtype = q.dtype, sum_dtype(q)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    if attn_mask is None:
-        k = k / k.shape[2]
-    else:
+    kept: Tensor | int = k.shape[2]
+    if attn_mask is not None:
         kept = attn_mask.sum(dim=3, keepdim=True).clamp(min=1)  # [B, 1, 1, 1]
-        k = (k / kept).masked_fill(~attn_mask.transpose(2, 3), 0)
+        k = k.masked_fill(~attn_mask.transpose(2, 3), 0)
 
     with _without_autocast(q.device.type):
         if _quadratic_is_cheaper(q.shape[2], k.shape[2], q.shape[3], v.shape[3]):
-            products = q @ k.transpose(2, 3)  # [B, H, N, M], fewer elements than q, k and v have
+            products = q @ (k / kept).transpose(2, 3)  # [B, H, N, M], fewer elements than q, k and v have
             return (products @ v / (products.sum(dim=3, keepdim=True) + eps)).to(out_dtype)
-        context = k.transpose(2, 3) @ v  # [B, H, D, E]
-        normaliser = q @ k.sum(dim=2).unsqueeze(3) + eps  # [B, H, N, 1]
+        context = k.transpose(2, 3) @ v / kept  # [B, H, D, E]: small, so it is divided instead of k
+        normaliser = q @ (k.sum(dim=2).unsqueeze(3) / kept) + eps  # [B, H, N, 1]
         return (q @ context / normaliser).to(out_dtype)
 
 
@@ -94,9 +93,12 @@ def _quadratic_is_cheaper(queries: int, keys: int, key_channels: int, value_chan
 
 
 def _features(x: Tensor, options: Options) -> Tensor:
-    x = torch.relu(x) + options.eps
-    if options.temperature is not None:
-        x = x / options.temperature.to(x.dtype)[:, None, :]
+    x = torch.relu(x)
+    if options.temperature is None:
+        x = x + options.eps
+    else:  # (x + eps) / temperature in one pass
+        inverse = 1 / options.temperature.to(x.dtype)[:, None, :]
+        x = torch.addcmul(options.eps * inverse, x, inverse)
     return focused(x, options.focusing_factor, norm=options.norm)
 
 

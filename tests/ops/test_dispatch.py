@@ -1,5 +1,7 @@
 """Which backend runs: the one asked for, or a reason; the fused one where it can, without being asked."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,49 +53,60 @@ def test_elsewhere_the_portable_backend_runs_and_a_forced_one_says_why_it_cannot
         chosen("cpp", volume)
 
 
-def test_without_a_compiler_the_portable_backend_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    build.functions.cache_clear()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Yield an empty folder for compiled kernels; what was loaded before is forgotten, and what a test loads too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    build.load.cache_clear()
+    yield tmp_path / "cache"
+    build.load.cache_clear()
+
+
+@pytest.mark.usefixtures("cache")
+def test_without_a_compiler_the_portable_backend_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
-    try:
-        assert chosen() is portable
-        with pytest.raises(RuntimeError, match=r'backend "cpp" cannot run here: .*no-compiler'):
-            chosen("cpp")
-        monkeypatch.delenv("CXX")
-        monkeypatch.setenv("PATH", str(tmp_path))
-        with pytest.raises(RuntimeError, match=r"there is no C\+\+ compiler"):
-            chosen("cpp")
-    finally:
-        build.functions.cache_clear()
+    assert chosen() is portable
+    with pytest.raises(RuntimeError, match=r'backend "cpp" cannot run here: .*no-compiler'):
+        chosen("cpp")
+    build.load.cache_clear()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"there is no C\+\+ compiler"):
+        chosen("cpp")
+
+
+@pytest.mark.usefixtures("cache")
+def test_without_a_home_the_portable_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert chosen() is portable
 
 
 @needs_cpp
-def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    broken = tmp_path / "broken.cpp"
+def test_a_compiler_that_fails_is_quoted_asked_once_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
+) -> None:
+    broken, compile_once, calls = tmp_path / "broken.cpp", build._compile, []
     broken.write_text("this is no program")
     monkeypatch.setattr(build, "_SOURCE", broken)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    build.functions.cache_clear()
-    try:
+    monkeypatch.setattr(build, "_compile", lambda *given: calls.append(given) or compile_once(*given))  # type: ignore[func-returns-value]
+    for _ in range(3):
         assert "error" in str(build.unavailable())
-        assert not list((tmp_path / "cache").rglob("*.so"))
-    finally:
-        build.functions.cache_clear()
+    assert len(calls) == 1
+    assert not list(cache.rglob("*.so"))
 
 
 @needs_cpp
-def test_the_kernel_is_compiled_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.functions.cache_clear()
-    try:
-        build.functions()
-        (library,) = (path for path in tmp_path.rglob("*") if path.is_file())
-        written = library.stat().st_mtime_ns
-        build.functions.cache_clear()
-        build.functions()
-        assert library.stat().st_mtime_ns == written
-    finally:
-        build.functions.cache_clear()
+def test_the_kernel_is_compiled_once_and_kept(cache: Path) -> None:
+    build.load()
+    (library,) = (path for path in cache.rglob("*") if path.is_file())
+    written = library.stat().st_mtime_ns
+    build.load.cache_clear()
+    assert build.load().functions
+    assert library.stat().st_mtime_ns == written
 
 
 def test_a_layer_hands_its_backend_on() -> None:

@@ -9,7 +9,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops.cpp.build import Problem, functions, unavailable
+from flatten_transformer.ops.cpp.build import Problem, load, unavailable
 from flatten_transformer.ops.fused import Arguments, define_operator, sum_dtype
 from flatten_transformer.ops.options import Options
 
@@ -76,7 +76,7 @@ def _run(direction: str, a: Arguments, **others: Tensor) -> None:
         focusing_factor=a.focusing_factor,
         eps=a.eps,
     )
-    functions()[direction, a.query.dtype](ctypes.byref(problem))
+    load().functions[direction, a.query.dtype](ctypes.byref(problem))
 
 
 def _side_by_side(like: Tensor, channels: int) -> Tensor:

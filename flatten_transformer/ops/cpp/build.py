@@ -12,12 +12,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _POINTERS = (
     *("query", "key", "value", "key_weights", "key_encoding", "temperature", "conv_weight", "conv_bias", "grad"),
     *("out", "context", "key_sum"),
@@ -42,29 +42,32 @@ class Problem(ctypes.Structure):
     ]
 
 
+class Kernel(NamedTuple):
+    """The entry points of the compiled kernel, or why there are none."""
+
+    functions: dict[tuple[str, torch.dtype], Callable[..., Any]]  # by direction ("forward" or "backward") and dtype
+    unavailable: str | None = None
+
+
 @torch.compiler.assume_constant_result
 def unavailable() -> str | None:
     """Return why there is no compiled kernel on this machine, or None; the first call compiles it, in about 3 seconds."""
+    return load().unavailable
+
+
+@functools.cache  # failures too: nobody waits twice for a compiler that fails
+def load() -> Kernel:
+    """Compile the kernel, if it is not there yet, and load it."""
     try:
-        functions()
-    except (OSError, subprocess.SubprocessError) as error:
-        return " ".join(str(error).split())
-    return None
-
-
-@functools.cache
-def functions() -> dict[tuple[str, torch.dtype], Callable[..., Any]]:
-    """Return the entry points by direction (``"forward"`` or ``"backward"``) and dtype.
-
-    Raises:
-        OSError: If there is no compiler, or it fails, or nothing can be written.
-    """
-    library = ctypes.CDLL(str(_compiled()))
-    return {
+        library = ctypes.CDLL(str(_compiled()))
+    except (OSError, RuntimeError) as error:  # no compiler, a compiler that fails, no home, nothing to write to
+        return Kernel({}, " ".join(str(error).split()))
+    functions = {
         (direction, dtype): getattr(library, f"focused_{direction}_{name}")
         for direction in ("forward", "backward")
         for dtype, name in ((torch.float32, "float"), (torch.float64, "double"))
     }
+    return Kernel(functions)
 
 
 def _compiled() -> Path:
@@ -86,10 +89,9 @@ def _compiled() -> Path:
 
 def _compile(compiler: str, target: Path) -> None:
     command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(target)]
-    if subprocess.run([*command, "-fopenmp"], capture_output=True, check=False).returncode:  # without OpenMP: one thread
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(f"{' '.join(command)} failed: {done.stderr[:500]}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)} failed: {done.stderr[:500]}")
 
 
 def _cache() -> Path:
