@@ -24,8 +24,12 @@ constexpr int64_t TILE = 32, MOST_SPLITS = 64, TOKENS_A_SPLIT = 512, AHEAD = 8; 
 typedef float FloatVector __attribute__((vector_size(VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(VECTOR_BYTES)));
 template <class T> struct VectorOf;
-template <> struct VectorOf<float> { using type = FloatVector; };
-template <> struct VectorOf<double> { using type = DoubleVector; };
+template <> struct VectorOf<float> {
+  using type = FloatVector;
+};
+template <> struct VectorOf<double> {
+  using type = DoubleVector;
+};
 template <class T> using Vec = typename VectorOf<T>::type;
 template <class T> constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
 
@@ -140,9 +144,9 @@ template <class T> Vec<T> power(Vec<T> x, double exponent) {
 
 // One kind of token (queries or keys) of one sample, and how its channels lie.
 template <class T> struct Tokens {
-  const T *first;                // of this sample
+  const T *first;  // of this sample
   int64_t head_stride, stride;
-  const T *encoding;             // of [H, tokens, D], or null
+  const T *encoding;  // of [H, tokens, D], or null
   int64_t encoding_head_stride, encoding_stride;
 };
 
@@ -154,8 +158,14 @@ template <class T> struct Shape {
   double power;
 
   Shape(const Problem &p, const T *inverse)
-      : heads(p.heads), channels(p.channels), row(p.heads * padded<T>(p.channels)), groups(p.joint ? 1 : p.heads),
-        group_heads(p.joint ? p.heads : 1), inverse_temperature(inverse), eps(T(p.eps)), power(p.focusing_factor) {}
+      : heads(p.heads),
+        channels(p.channels),
+        row(p.heads * padded<T>(p.channels)),
+        groups(p.joint ? 1 : p.heads),
+        group_heads(p.joint ? p.heads : 1),
+        inverse_temperature(inverse),
+        eps(T(p.eps)),
+        power(p.focusing_factor) {}
   int64_t head() const { return row / heads; }
 };
 
@@ -165,8 +175,14 @@ template <class T> struct Features {
   std::vector<T> peak, norm, power_norm, factor, inverse_factor;
 
   explicit Features(const Shape<T> &s)
-      : unit(TILE * s.row), less(TILE * s.row), powered(TILE * s.row), peak(TILE * s.groups), norm(peak), power_norm(peak),
-        factor(peak), inverse_factor(peak) {}
+      : unit(TILE * s.row),
+        less(TILE * s.row),
+        powered(TILE * s.row),
+        peak(TILE * s.groups),
+        norm(peak),
+        power_norm(peak),
+        factor(peak),
+        inverse_factor(peak) {}
 
   // KEEP what differentiate() needs; otherwise u**p and the numbers a token are all.
   template <bool KEEP> void fill(const Shape<T> &s, const Tokens<T> &x, int64_t start, int64_t count) {
@@ -257,8 +273,15 @@ template <class T> struct Convolution {
   std::vector<T> taps, bias, zeros;
 
   explicit Convolution(const Problem &p)
-      : height(p.height), width(p.width), rows(p.kernel_height), columns(p.kernel_width), prefix(p.keys - p.height * p.width),
-        channels(p.value_channels), line(padded<T>(p.value_channels)), taps(rows * columns * line), bias(line),
+      : height(p.height),
+        width(p.width),
+        rows(p.kernel_height),
+        columns(p.kernel_width),
+        prefix(p.keys - p.height * p.width),
+        channels(p.value_channels),
+        line(padded<T>(p.value_channels)),
+        taps(rows * columns * line),
+        bias(line),
         zeros(2 * LANES<T>) {
     if (!present()) return;
     const T *weight = static_cast<const T *>(p.conv_weight), *offset = static_cast<const T *>(p.conv_bias);
@@ -270,14 +293,17 @@ template <class T> struct Convolution {
   bool present() const { return rows > 0; }
 
   // Add the convolution at `count` tokens, or its transpose, to rows of E channels; x holds the tokens of one head.
-  template <bool TRANSPOSED> void add(const T *x, int64_t stride, int64_t token, int64_t count, T *to, int64_t to_stride) const {
+  template <bool TRANSPOSED>
+  void add(const T *x, int64_t stride, int64_t token, int64_t count, T *to, int64_t to_stride) const {
     for (const int64_t end = token + count; token < end;) {
       int64_t done = 1;
       if (token >= prefix) {
         const int64_t y = (token - prefix) / width, column = (token - prefix) % width;
         const int64_t together = std::min(end - token, width - column);  // on one row of the grid
         done = together >= 4 ? 4 : together >= 2 ? 2 : 1;
-        const auto some = done == 4 ? &Convolution::add_some<TRANSPOSED, 4> : done == 2 ? &Convolution::add_some<TRANSPOSED, 2> : &Convolution::add_some<TRANSPOSED, 1>;
+        const auto some = done == 4   ? &Convolution::add_some<TRANSPOSED, 4>
+                          : done == 2 ? &Convolution::add_some<TRANSPOSED, 2>
+                                      : &Convolution::add_some<TRANSPOSED, 1>;
         (this->*some)(x, stride, y, column, to, to_stride);
       }
       token += done, to += done * to_stride;
@@ -310,7 +336,8 @@ template <class T> struct Convolution {
 
   // N neighbours share the loads of the tokens around them; beyond the edge lie zeros.
   template <bool TRANSPOSED, int N, int K, int C, bool WHOLE>
-  void add_vectors(const T *x, int64_t stride, int64_t y, int64_t column, int64_t first, int64_t e, T *to, int64_t to_stride) const {
+  void add_vectors(const T *x, int64_t stride, int64_t y, int64_t column, int64_t first, int64_t e, T *to,
+                   int64_t to_stride) const {
     const int64_t above = rows / 2, left = channels - e;
     const int64_t start = TRANSPOSED ? column + columns / 2 - first - (K - 1) : column - columns / 2 + first;
     int64_t offsets[K + N - 1];
@@ -332,7 +359,8 @@ template <class T> struct Convolution {
           const Vec<T> value = WHOLE ? load(from + c * LANES<T>) : load(from, left);
 #pragma GCC unroll 4
           for (int n = 0; n < N; ++n)
-            if (i - n >= 0 && i - n < K) totals[n][c] += value * load(tap + (TRANSPOSED ? n - i : i - n) * line + c * LANES<T>);
+            if (i - n >= 0 && i - n < K)
+              totals[n][c] += value * load(tap + (TRANSPOSED ? n - i : i - n) * line + c * LANES<T>);
         }
       }
     }
@@ -346,7 +374,8 @@ template <class T> struct Convolution {
 
   // Add Σ_x grad[y, x] value[y + row, x + column + i] for K taps of one row of the kernel to of_taps.
   template <int K>
-  void correlate(const T *grad, int64_t grad_stride, const T *value, int64_t stride, int64_t e, int64_t shift, T *of_taps) const {
+  void correlate(const T *grad, int64_t grad_stride, const T *value, int64_t stride, int64_t e, int64_t shift,
+                 T *of_taps) const {
     Vec<T> sums[K] = {};
     const int64_t left = channels - e;
     for (int64_t x = 0; x < width; ++x) {
@@ -360,7 +389,8 @@ template <class T> struct Convolution {
   }
 
   // Add one row's part of the gradients of taps and bias, for one head.
-  void differentiate(const T *grad, int64_t grad_stride, const T *value, int64_t stride, int64_t y, T *of_taps, T *of_bias) const {
+  void differentiate(const T *grad, int64_t grad_stride, const T *value, int64_t stride, int64_t y, T *of_taps,
+                     T *of_bias) const {
     const T *grad_row = grad + (prefix + y * width) * grad_stride;
     for (int64_t e = 0; e < channels; e += LANES<T>) {
       Vec<T> total{};
@@ -410,20 +440,30 @@ template <class T> struct Call {
   int64_t head, line;  // padded D and E
 
   explicit Call(const Problem &problem)
-      : p(problem), inverse(inverse_temperature<T>(problem)), shape(problem, inverse.data()), convolution(problem),
-        head(shape.head()), line(padded<T>(problem.value_channels)) {}
+      : p(problem),
+        inverse(inverse_temperature<T>(problem)),
+        shape(problem, inverse.data()),
+        convolution(problem),
+        head(shape.head()),
+        line(padded<T>(problem.value_channels)) {}
 
   Tokens<T> queries(int64_t b) const {
     return {static_cast<const T *>(p.query) + b * p.query_strides[0], p.query_strides[1], p.query_strides[2], nullptr, 0, 0};
   }
   Tokens<T> keys(int64_t b) const {
-    return {static_cast<const T *>(p.key) + b * p.key_strides[0], p.key_strides[1], p.key_strides[2],
-            static_cast<const T *>(p.key_encoding), p.encoding_strides[0], p.encoding_strides[1]};
+    return {static_cast<const T *>(p.key) + b * p.key_strides[0],
+            p.key_strides[1],
+            p.key_strides[2],
+            static_cast<const T *>(p.key_encoding),
+            p.encoding_strides[0],
+            p.encoding_strides[1]};
   }
   const T *values(int64_t b, int64_t h) const {
     return static_cast<const T *>(p.value) + b * p.value_strides[0] + h * p.value_strides[1];
   }
-  const T *grads(int64_t b, int64_t h) const { return static_cast<const T *>(p.grad) + (b * p.queries * p.heads + h) * p.value_channels; }
+  const T *grads(int64_t b, int64_t h) const {
+    return static_cast<const T *>(p.grad) + (b * p.queries * p.heads + h) * p.value_channels;
+  }
   int64_t grad_stride() const { return p.heads * p.value_channels; }
   T weight(int64_t b, int64_t token) const {
     return p.key_weights ? static_cast<const T *>(p.key_weights)[b * p.keys + token] : T(1) / T(p.keys);
@@ -474,7 +514,8 @@ template <class T> void sum_keys(const Call<T> &c, int64_t b, int64_t start, int
   }
 }
 
-template <class T> void forward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, const T *context, const T *key_sum) {
+template <class T>
+void forward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, const T *context, const T *key_sum) {
   Features<T> queries(c.shape);
   std::vector<T> sums(TILE * c.line);
   const Tokens<T> tokens = c.queries(b);
@@ -488,7 +529,8 @@ template <class T> void forward_queries(const Call<T> &c, int64_t b, int64_t sta
                         sums.data(), c.line);
       for (int64_t t = 0; t < count; ++t) {
         Vec<T> products{};
-        for (int64_t d = 0; d < c.head; d += LANES<T>) products += load(features + t * c.shape.row + d) * load(key_sum + h * c.head + d);
+        for (int64_t d = 0; d < c.head; d += LANES<T>)
+          products += load(features + t * c.shape.row + d) * load(key_sum + h * c.head + d);
         const T share = 1 / (sum<T>(products) + c.shape.eps * queries.inverse_factor[c.group(t, h)]);
         T *out = static_cast<T *>(c.p.out) + ((b * c.p.queries + at + t) * c.p.heads + h) * channels;
         for (int64_t e = 0; e < channels; e += LANES<T>) store(out + e, load(&sums[t * c.line + e]) * share, channels - e);
@@ -519,7 +561,8 @@ void backward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, c
       T shares[TILE], along[TILE];
       for (int64_t t = 0; t < count; ++t) {
         Vec<T> products{}, agreement{};
-        for (int64_t d = 0; d < c.head; d += LANES<T>) products += load(features + t * c.shape.row + d) * load(key_sum + h * c.head + d);
+        for (int64_t d = 0; d < c.head; d += LANES<T>)
+          products += load(features + t * c.shape.row + d) * load(key_sum + h * c.head + d);
         const T share = 1 / (sum<T>(products) + c.shape.eps * queries.inverse_factor[c.group(t, h)]);
         for (int64_t e = 0; e < c.line; e += LANES<T>) {
           const Vec<T> scaled = load(&grads[t * c.line + e]) * share;
@@ -536,8 +579,8 @@ void backward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, c
       product<T, true>(c.p.channels, c.line, count, features, 1, c.shape.row, grads.data(), c.line,
                        of_context + h * c.p.channels * c.line, c.line);
       T *of_feature = &of_features[h * c.head];
-      product<T, false>(count, c.head, c.p.value_channels, grads.data(), c.line, 1, transposed + h * c.p.value_channels * c.head,
-                        c.head, of_feature, c.shape.row);
+      product<T, false>(count, c.head, c.p.value_channels, grads.data(), c.line, 1,
+                        transposed + h * c.p.value_channels * c.head, c.head, of_feature, c.shape.row);
       for (int64_t t = 0; t < count; ++t)
         for (int64_t d = 0; d < c.head; d += LANES<T>) {
           T *of = of_feature + t * c.shape.row + d;
@@ -562,16 +605,17 @@ void backward_keys(const Call<T> &c, int64_t b, int64_t start, int64_t end, cons
     keys.template fill<true>(c.shape, tokens, at, count);
     for (int64_t h = 0; h < c.p.heads; ++h) {
       const T *features = &keys.powered[h * c.head];
-      product<T, false>(count, c.line, c.p.channels, features, c.shape.row, 1, of_context + h * c.p.channels * c.line, c.line,
-                        sums.data(), c.line);
+      product<T, false>(count, c.line, c.p.channels, features, c.shape.row, 1, of_context + h * c.p.channels * c.line,
+                        c.line, sums.data(), c.line);
       c.gather(c.values(b, h) + at * c.p.value_strides[2], c.p.value_strides[2], count, values.data());
       T *of_feature = &of_features[h * c.head];
-      product<T, false>(count, c.head, channels, values.data(), c.line, 1, transposed + h * channels * c.head, c.head, of_feature,
-                        c.shape.row);
+      product<T, false>(count, c.head, channels, values.data(), c.line, 1, transposed + h * channels * c.head, c.head,
+                        of_feature, c.shape.row);
       for (int64_t t = 0; t < count; ++t) {
         const T weight = c.weight(b, at + t), scale = weight * keys.factor[c.group(t, h)];
         T *of_value = static_cast<T *>(c.p.grad_value) + ((b * c.p.keys + at + t) * c.p.heads + h) * channels;
-        for (int64_t e = 0; e < channels; e += LANES<T>) store(of_value + e, load(&sums[t * c.line + e]) * scale, channels - e);
+        for (int64_t e = 0; e < channels; e += LANES<T>)
+          store(of_value + e, load(&sums[t * c.line + e]) * scale, channels - e);
         for (int64_t d = 0; d < c.head; d += LANES<T>) {
           T *of = of_feature + t * c.shape.row + d;
           store(of, (load(of) + load(of_key_sum + h * c.head + d)) * weight);
@@ -590,7 +634,9 @@ template <class T> void add_up(const std::vector<T> &parts, int64_t count, int64
     for (int64_t j = 0; j < size; ++j) total[j] += parts[i * size + j];
 }
 
-template <class T> std::vector<T> transpose(const std::vector<T> &context, int64_t matrices, int64_t rows, int64_t columns, int64_t from, int64_t to) {
+template <class T>
+std::vector<T> transpose(const std::vector<T> &context, int64_t matrices, int64_t rows, int64_t columns, int64_t from,
+                         int64_t to) {
   std::vector<T> transposed(matrices * columns * to);
   for (int64_t m = 0; m < matrices; ++m)
     for (int64_t r = 0; r < rows; ++r)
@@ -644,12 +690,14 @@ template <class T> void backward(const Problem &p) {
   const std::vector<T> transposed = transpose(contexts, p.batch * p.heads, p.channels, p.value_channels, line, head);
 
   const int64_t query_parts = p.batch * queries.count, key_parts = p.batch * keys.count;
-  std::vector<T> of_contexts(query_parts * size), of_sums(query_parts * row), of_temperatures((query_parts + key_parts) * row);
+  std::vector<T> of_contexts(query_parts * size), of_sums(query_parts * row),
+      of_temperatures((query_parts + key_parts) * row);
 #pragma omp parallel for schedule(dynamic) num_threads(int(p.threads))
   for (int64_t i = 0; i < query_parts; ++i) {
     const int64_t b = i / queries.count, start = i % queries.count * queries.size;
-    backward_queries(c, b, start, std::min(p.queries, start + queries.size), &contexts[b * size], &transposed[b * transposed_size],
-                     &sums[b * row], &of_contexts[i * size], &of_sums[i * row], &of_temperatures[i * row]);
+    backward_queries(c, b, start, std::min(p.queries, start + queries.size), &contexts[b * size],
+                     &transposed[b * transposed_size], &sums[b * row], &of_contexts[i * size], &of_sums[i * row],
+                     &of_temperatures[i * row]);
   }
   std::vector<T> of_context(p.batch * size), of_sum(p.batch * row);
   for (int64_t i = 0; i < query_parts; ++i) {
@@ -661,14 +709,15 @@ template <class T> void backward(const Problem &p) {
 #pragma omp parallel for schedule(dynamic) num_threads(int(p.threads))
   for (int64_t i = 0; i < key_parts; ++i) {
     const int64_t b = i / keys.count, start = i % keys.count * keys.size;
-    backward_keys(c, b, start, std::min(p.keys, start + keys.size), &of_context[b * size], &of_transposed[b * transposed_size],
-                  &of_sum[b * row], &of_temperatures[(query_parts + i) * row]);
+    backward_keys(c, b, start, std::min(p.keys, start + keys.size), &of_context[b * size],
+                  &of_transposed[b * transposed_size], &of_sum[b * row], &of_temperatures[(query_parts + i) * row]);
   }
 
   if (p.grad_temperature) {
     std::vector<T> total(row);
     add_up(of_temperatures, query_parts + key_parts, row, total.data());
-    for (int64_t i = 0; i < matrix; ++i) static_cast<T *>(p.grad_temperature)[i] = total[i / p.channels * head + i % p.channels];
+    for (int64_t i = 0; i < matrix; ++i)
+      static_cast<T *>(p.grad_temperature)[i] = total[i / p.channels * head + i % p.channels];
   }
   if (!c.convolution.present()) return;
   const int64_t taps = p.kernel_height * p.kernel_width, kernel = (taps + 1) * line;
@@ -680,7 +729,8 @@ template <class T> void backward(const Problem &p) {
     T *of_taps = &parts[i * kernel];
     for (int64_t y = first; y < std::min(p.height, first + band); ++y)
       for (int64_t h = 0; h < p.heads; ++h)
-        c.convolution.differentiate(c.grads(b, h), c.grad_stride(), c.values(b, h), p.value_strides[2], y, of_taps, of_taps + taps * line);
+        c.convolution.differentiate(c.grads(b, h), c.grad_stride(), c.values(b, h), p.value_strides[2], y, of_taps,
+                                    of_taps + taps * line);
   }
   add_up(parts, p.batch * bands, kernel, total.data());
   for (int64_t e = 0; e < p.value_channels; ++e) {
