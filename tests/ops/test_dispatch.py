@@ -1,6 +1,7 @@
 """Which backend runs: the one asked for, or a reason; the fused one where it can, without being asked."""
 
-from collections.abc import Iterator
+import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from flatten_transformer import FocusedLinearAttention, focused_linear_attention
-from flatten_transformer.ops import cpp
+from flatten_transformer.ops import cpp, reference
 from flatten_transformer.ops.cpp import build
 from flatten_transformer.ops.dispatch import VARIABLE, choose_backend
 from flatten_transformer.ops.linear_attention import attend as portable
 from flatten_transformer.ops.options import Options
+from tests.helpers import output_and_gradients, relative_error
 
 needs_cpp = pytest.mark.skipif(build.unavailable() is not None, reason=f"no compiled kernel: {build.unavailable()}")
 
@@ -107,6 +109,28 @@ def test_the_kernel_is_compiled_once_and_kept(cache: Path) -> None:
     build.load.cache_clear()
     assert build.load().functions
     assert library.stat().st_mtime_ns == written
+
+
+@needs_cpp
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names processors of that family")
+@pytest.mark.parametrize("processor", ["x86-64", "haswell"])
+@pytest.mark.usefixtures("cache")
+def test_shorter_vectors_give_the_same_numbers(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = tuple(f"-march={processor}" if flag == "-march=native" else flag for flag in build._FLAGS)
+    monkeypatch.setattr(build, "_FLAGS", flags)
+    query, key, value = torch.randn(3, 2, 2, 35, 19, dtype=torch.float64).unbind(0)
+    weight = torch.randn(19, 1, 5, 3, dtype=torch.float64)
+
+    def attend(attention: Callable[..., torch.Tensor], **options: Any) -> list[torch.Tensor]:
+        def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            return attention(q, k, v, conv_weight=w, grid_size=(5, 7), **options)
+
+        return output_and_gradients(call, [query, key, value, weight], value)
+
+    for came, wanted in zip(
+        attend(focused_linear_attention, backend="cpp"), attend(reference.focused_linear_attention), strict=True
+    ):
+        assert relative_error(came, wanted) < 1e-13
 
 
 def test_a_layer_hands_its_backend_on() -> None:
