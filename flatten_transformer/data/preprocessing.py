@@ -46,6 +46,7 @@ class Preprocessing:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.in_chans:
                 raise ValueError(f"{name} must hold one number for each of in_chans={self.in_chans} channels, got {list(values)}")
+            object.__setattr__(self, name, tuple(values))  # equal, whether they come from YAML, JSON or Python
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {list(self.std)}")
 
