@@ -6,19 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch import LightningDataModule
 from timm.data import create_transform
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from flatten_transformer.data.data_sets import fill_in, open_data_set
 from flatten_transformer.data.digits import Split
-from flatten_transformer.data.preprocessing import Transform, to_mode
-from flatten_transformer.data.source import Source
-
-Labelled = tuple[Tensor, int]
+from flatten_transformer.data.loading import OnBadImage, Transformed
+from flatten_transformer.data.preprocessing import Transform
 
 
 class ImageData(LightningDataModule):
@@ -33,6 +30,9 @@ class ImageData(LightningDataModule):
         download: Fetch what ``root`` lacks, for torchvision's data sets.
         val_share: Share of the training images of each class that is kept for validation, at random but always the
             same, where the data set has no validation images.
+        on_bad_image: What is done with an image that cannot be read: ``"raise"`` stops with its name, ``"skip"`` takes
+            the next one in its place; a line at the end of the epoch says which. Model selection and test count the
+            image in its place, so repair or remove the file before you publish a number.
         img_size: Side of the square the model sees, in pixels; None for 32 with the digits, 28 with MNIST and
             Fashion-MNIST, 224 with all others.
         in_chans: 1 for grey, 3 for colour; images are converted. None for grey with these three, colour with all others.
@@ -64,6 +64,7 @@ class ImageData(LightningDataModule):
         root: str | Path | None = None,
         download: bool = False,
         val_share: float = 0.2,
+        on_bad_image: OnBadImage = "raise",
         img_size: int | None = None,
         in_chans: int | None = None,
         mean: Sequence[float] | None = None,
@@ -86,6 +87,9 @@ class ImageData(LightningDataModule):
             raise ValueError(f"hflip must lie in 0 … 1, got {hflip}")
         if not 0 < val_share < 1:
             raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
+        if on_bad_image not in get_args(OnBadImage):
+            raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
+        self.on_bad_image = on_bad_image
         self.preprocessing = fill_in(dataset, img_size, in_chans, mean, std)
         size = self.preprocessing.img_size
         found = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
@@ -94,7 +98,7 @@ class ImageData(LightningDataModule):
         self.num_workers = num_workers
         self._augmentation = {"scale": scale, "ratio": ratio, "hflip": hflip, "auto_augment": auto_augment}
         self._train_transform = self._augment()
-        self._datasets: dict[Split, Dataset[Labelled]] = {}
+        self._datasets: dict[Split, Transformed] = {}
 
     @property
     def num_classes(self) -> int:
@@ -112,7 +116,12 @@ class ImageData(LightningDataModule):
         for split in splits.get(stage, ()):
             if split not in self._datasets:
                 transform = self._train_transform if split == "train" else self.preprocessing
-                self._datasets[split] = Transformed(self._openers[split](), transform, self.in_chans)
+                source = self._openers[split]()
+                self._datasets[split] = Transformed(source, transform, self.in_chans, self.on_bad_image)
+
+    def skipped(self, split: Split) -> list[str]:
+        """Return the names of the images of a split that could not be read and were skipped so far."""
+        return self._datasets[split].skipped_names() if split in self._datasets else []
 
     def _augment(self) -> Transform:
         size, chans = self.preprocessing.img_size, self.in_chans
@@ -151,19 +160,3 @@ class ImageData(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
-
-
-class Transformed(Dataset[Labelled]):
-    """A data set of PIL images and labels, seen through a transform."""
-
-    def __init__(self, source: Source, transform: Transform, in_chans: int) -> None:
-        self.source = source
-        self.transform = transform
-        self.in_chans = in_chans
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Labelled:
-        image, label = self.source[index]
-        return self.transform(to_mode(image, self.in_chans)), label
