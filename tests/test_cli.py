@@ -26,6 +26,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(Path("model.safetensors"), INFO.build(), INFO)
     save_file(timm.create_model("resnet10t").state_dict(), "timm.safetensors")
     Image.new("L", (8, 8)).save("image.png")
+    Path("empty").mkdir()
     Path("notes.txt").write_text("no image, no checkpoint")
     Path("broken.yaml").write_text("model: [")
     Path("unknown.yaml").write_text("model:\n  nmae: resnet10t\n")
@@ -76,7 +77,11 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
             "got an unexpected keyword argument 'dpth': leave it out or correct its name",
         ),
         (f"{FIT} --model.optim.lr -1", "lr must be positive and at least min_lr, got lr -1.0"),
-        (f"{FIT} --data.dataset mnist", "no data set 'mnist': choose one of digits"),
+        (f"{FIT} --data.dataset mnist", "no data set 'mnist': did you mean torch/mnist"),
+        (f"{FIT} --data.dataset folder", "the data set 'folder' needs a folder: add --data.root"),
+        (f"{FIT} --data.dataset folder --data.root missing", "no folder missing: check data.root"),
+        (f"{FIT} --data.dataset folder --data.root notes.txt", "notes.txt is a file: data.root must be a folder"),
+        (f"{FIT} --data.dataset folder --data.root empty", "empty is empty: put the images of each class into a folder"),
         (f"{FIT} --data.batch_size 0", "batch_size must be at least 1, got 0"),
         (f"{FIT} --ckpt_path missing.ckpt", "no checkpoint missing.ckpt: give --ckpt_path a .ckpt file of an earlier run"),
         (f"{FIT} --ckpt_path notes.txt", "notes.txt is not a checkpoint of a training: give --ckpt_path"),
@@ -91,7 +96,8 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
         (f"{PREDICT} --top_k 0", "top_k must be at least 1, got 0"),
         ("predict missing.png --checkpoint model.safetensors", "no image missing.png: check the path"),
         ("predict notes.txt --checkpoint model.safetensors", "notes.txt is not an image that Pillow can read"),
-        ("predict . --checkpoint model.safetensors", ". is a folder: give it the images themselves"),
+        ("predict empty --checkpoint model.safetensors", "empty holds no image (.bmp, .gif"),
+        (f"{PREDICT} --csv empty", "empty is a folder: give --csv the name of a file"),
         ("predict image.png --checkpoint missing", "no model file missing: check the path; `flatten fit` writes one"),
         ("predict image.png --checkpoint notes.txt", "notes.txt is not a safetensors file"),
         ("predict image.png --checkpoint timm.safetensors", "timm.safetensors does not say which model it holds"),
@@ -157,7 +163,7 @@ def test_the_version_is_that_of_the_library(flatten: Flatten) -> None:
     ("command", "options"),
     [
         ("fit", ["--config", "--model.name", "--data.img_size", "--trainer.max_epochs"]),
-        ("predict", ["Image files", "--checkpoint", "--top_k"]),
+        ("predict", ["Image files", "--checkpoint", "--top_k", "--csv"]),
     ],
 )
 def test_every_option_has_its_help(command: str, options: list[str], flatten: Flatten) -> None:

@@ -10,14 +10,15 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch.utils.data import Dataset
+
+from flatten_transformer.data.source import Source
 
 Split = Literal["train", "val", "test"]
 CLASS_NAMES = tuple("0123456789")
 _SPLIT_SEED = 0  # never another: a model trained on one split must not be tested on its training images
 
 
-class Digits(Dataset[tuple[Image.Image, int]]):
+class Digits(Source):
     """The digits of one split (train 1,257, val 180, test 360) as grey images, light on dark.
 
     The splits are disjoint, hold the ten classes in equal shares, and are the same in every run.
@@ -38,10 +39,7 @@ class Digits(Dataset[tuple[Image.Image, int]]):
         indices = split_indices(data.target)[split]
         pixels = np.rint(data.images[indices] * (255 / 16)).astype(np.uint8)  # [n, 8, 8]
         self.images = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in pixels]
-        self.labels: list[int] = data.target[indices].tolist()
-
-    def __len__(self) -> int:
-        return len(self.images)
+        self.labels = data.target[indices].tolist()
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.images[index], self.labels[index]

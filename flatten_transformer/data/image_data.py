@@ -4,30 +4,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
 
 from lightning.pytorch import LightningDataModule
 from timm.data import create_transform
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from flatten_transformer.data.digits import CLASS_NAMES, Digits, Split
-from flatten_transformer.data.preprocessing import Preprocessing, Transform, to_mode
-from flatten_transformer.hints import hint
-
-Labelled = tuple[Tensor, int]
+from flatten_transformer.data.data_sets import fill_in, open_data_set
+from flatten_transformer.data.digits import Split
+from flatten_transformer.data.loading import OnBadImage, Transformed
+from flatten_transformer.data.preprocessing import Transform
 
 
 class ImageData(LightningDataModule):
     """Images and their classes for training, validation and test, as batches ``[B, C, img_size, img_size]`` and ``[B]``.
 
     Args:
-        dataset: The data set; ``"digits"`` is scikit-learn's, embedded, 10 classes.
-        img_size: Side of the square the model sees, in pixels.
-        in_chans: 1 for grey, 3 for colour; images are converted.
-        mean: Subtracted from the values in 0 … 1, one number a channel; the default is that of the digits.
-        std: Divides the difference, one number a channel; the default is that of the digits.
+        dataset: ``"digits"``, scikit-learn's, embedded; ``"folder"``, your images; or ``"torch/<name>"``, torchvision's
+            by timm's name, such as ``"torch/fashion_mnist"``.
+        root: Folder of the data: images in ``root/<class>/``, or in ``root/train/<class>/`` and, if you like,
+            ``root/val/<class>/`` and ``root/test/<class>/``; without the last, validation images are the test images.
+            For torchvision's, where they lie or are downloaded to. None for the digits.
+        download: Fetch what ``root`` lacks, for torchvision's data sets.
+        val_share: Share of the training images of each class that is kept for validation, at random but always the
+            same, where the data set has no validation images.
+        on_bad_image: What is done with an image that cannot be read: ``"raise"`` stops with its name, ``"skip"`` takes
+            the next one in its place; a line at the end of the epoch says which. Model selection and test count the
+            image in its place, so repair or remove the file before you publish a number.
+        img_size: Side of the square the model sees, in pixels; None for 32 with the digits, 28 with MNIST and
+            Fashion-MNIST, 224 with all others.
+        in_chans: 1 for grey, 3 for colour; images are converted. None for grey with these three, colour with all others.
+        mean: Subtracted from the values in 0 … 1, one number a channel; None for that of these three, or of ImageNet.
+        std: Divides the difference, one number a channel; None as for ``mean``.
         batch_size: Images a batch; the last batch of an epoch may be smaller, no image is left out.
         num_workers: Processes that load images besides the main one; 0 is best for data that lie in memory.
         scale: Smallest and largest share of the area that a random crop keeps in training.
@@ -36,7 +46,8 @@ class ImageData(LightningDataModule):
         auto_augment: timm's name of a policy for further augmentation, such as ``"rand-m5-n2-mstd0.5"``; None for none.
 
     Raises:
-        ValueError: If the data set is unknown, or a number is out of range.
+        ValueError: If the data set is unknown or not as it should be, or a number is out of range.
+        FileNotFoundError: If ``root`` is missing.
 
     Example:
         >>> data = ImageData("digits", img_size=32, batch_size=64)
@@ -50,10 +61,14 @@ class ImageData(LightningDataModule):
         self,
         dataset: str = "digits",
         *,
-        img_size: int = 32,
-        in_chans: int = 1,
-        mean: Sequence[float] = (0.309,),
-        std: Sequence[float] = (0.349,),
+        root: str | Path | None = None,
+        download: bool = False,
+        val_share: float = 0.2,
+        on_bad_image: OnBadImage = "raise",
+        img_size: int | None = None,
+        in_chans: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         scale: tuple[float, float] = (0.8, 1.0),
@@ -62,8 +77,6 @@ class ImageData(LightningDataModule):
         auto_augment: str | None = None,
     ) -> None:
         super().__init__()
-        if dataset not in _DATASETS:
-            raise ValueError(f"no data set {dataset!r}: {hint(dataset, _DATASETS)}")
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -72,13 +85,20 @@ class ImageData(LightningDataModule):
                 raise ValueError(f"{name} must hold two positive numbers, the smaller first, got {[low, high]}")
         if not 0 <= hflip <= 1:
             raise ValueError(f"hflip must lie in 0 … 1, got {hflip}")
-        self.preprocessing = Preprocessing(img_size, in_chans, mean, std)
-        self.class_names, self._open = _DATASETS[dataset]
+        if not 0 < val_share < 1:
+            raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
+        if on_bad_image not in get_args(OnBadImage):
+            raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
+        self.on_bad_image = on_bad_image
+        self.preprocessing = fill_in(dataset, img_size, in_chans, mean, std)
+        size = self.preprocessing.img_size
+        found = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
+        self.class_names, self._openers = found
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._augmentation = {"scale": scale, "ratio": ratio, "hflip": hflip, "auto_augment": auto_augment}
         self._train_transform = self._augment()
-        self._datasets: dict[Split, Dataset[Labelled]] = {}
+        self._datasets: dict[Split, Transformed] = {}
 
     @property
     def num_classes(self) -> int:
@@ -96,7 +116,12 @@ class ImageData(LightningDataModule):
         for split in splits.get(stage, ()):
             if split not in self._datasets:
                 transform = self._train_transform if split == "train" else self.preprocessing
-                self._datasets[split] = Transformed(self._open(split, self.preprocessing.img_size), transform, self.in_chans)
+                source = self._openers[split]()
+                self._datasets[split] = Transformed(source, transform, self.in_chans, self.on_bad_image)
+
+    def skipped(self, split: Split) -> list[str]:
+        """Return the names of the images of a split that could not be read and were skipped so far."""
+        return self._datasets[split].skipped_names() if split in self._datasets else []
 
     def _augment(self) -> Transform:
         size, chans = self.preprocessing.img_size, self.in_chans
@@ -135,22 +160,3 @@ class ImageData(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
-
-
-class Transformed(Dataset[Labelled]):
-    """A data set of PIL images and labels, seen through a transform."""
-
-    def __init__(self, source: Digits, transform: Transform, in_chans: int) -> None:
-        self.source = source
-        self.transform = transform
-        self.in_chans = in_chans
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Labelled:
-        image, label = self.source[index]
-        return self.transform(to_mode(image, self.in_chans)), label
-
-
-_DATASETS: dict[str, tuple[Sequence[str], Callable[[Split, int], Digits]]] = {"digits": (CLASS_NAMES, Digits)}

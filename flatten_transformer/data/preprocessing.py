@@ -46,6 +46,7 @@ class Preprocessing:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.in_chans:
                 raise ValueError(f"{name} must hold one number for each of in_chans={self.in_chans} channels, got {list(values)}")
+            object.__setattr__(self, name, tuple(values))  # equal, whether they come from YAML, JSON or Python
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {list(self.std)}")
 
@@ -70,12 +71,12 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not an image, or a damaged one.
+        ValueError: If it is not an image, or a damaged one, or holds floating-point values.
     """
     try:
         with Image.open(path) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}: check the path") from None
     except IsADirectoryError:
@@ -84,6 +85,9 @@ def read_image(path: Path) -> Image.Image:
         raise ValueError(f"{path} is not an image that Pillow can read: give it a PNG, JPEG, WebP or TIFF") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for broken PNG
         raise ValueError(f"{path} cannot be read as an image ({error}): save it anew or leave it out") from None
+    if upright.mode == "F":
+        raise ValueError(f"{path} is a floating-point image, which has no fixed range: save it with 8 or 16 bits a channel")
+    return upright
 
 
 def to_mode(image: Image.Image, in_chans: int) -> Image.Image:

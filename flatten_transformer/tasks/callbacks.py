@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from flatten_transformer.data.digits import Split
 from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.tasks.classification import ClassificationTask
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
@@ -31,6 +32,39 @@ class SaveModel(Callback):
             path = Path(checkpoints.dirpath) / "model.safetensors"
             save_model(path, task.final_model, model_info(task, data))
             rank_zero_info(f"The model is in {path}; use it: flatten predict IMAGE --checkpoint {path}")
+
+
+class ReportSkipped(Callback):
+    """Say at the end of an epoch how many images could not be read and were skipped, each image once.
+
+    Args:
+        shown: How many of them are named.
+    """
+
+    def __init__(self, shown: int = 3) -> None:
+        self.shown = shown
+        self._said: dict[Split, set[str]] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the training images."""
+        self._report(trainer, "train")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the validation images."""
+        self._report(trainer, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the test images."""
+        self._report(trainer, "test")
+
+    def _report(self, trainer: Trainer, split: Split) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # as above
+        said = self._said.setdefault(split, set())
+        new = [name for name in data.skipped(split) if name not in said] if isinstance(data, ImageData) else []
+        if new:
+            said.update(new)
+            names = ", ".join(new[: self.shown]) + (" …" if len(new) > self.shown else "")
+            rank_zero_info(f"Warning: {split} images skipped because they cannot be read: {len(new)} ({names})")
 
 
 def model_info(task: ClassificationTask, data: ImageData) -> ModelInfo:

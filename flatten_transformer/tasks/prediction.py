@@ -4,15 +4,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from csv import writer
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
+from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.data.image_folder import SUFFIXES, find_images
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.model_file import ModelInfo, load_model
 
@@ -24,23 +32,94 @@ class Guess(NamedTuple):
     probability: float
 
 
-def predict(images: list[Path], checkpoint: Path, top_k: int = 3) -> None:
+def predict(images: list[Path], checkpoint: Path, top_k: int = 3, csv: Path | None = None) -> None:
     """Print what a trained model sees in image files.
 
     Args:
-        images: Image files, of any format and mode that Pillow reads.
+        images: Image files, of any format and mode that Pillow reads, or folders, of which all images are taken.
         checkpoint: The model.safetensors of a training.
         top_k: How many classes to print an image, the most probable first.
+        csv: Write a table of file, class and probability into this file, a line for each class, instead of printing.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is not an image, a folder holds none, ``csv`` is a folder, or ``top_k`` is below 1.
     """
+    if csv is not None and csv.is_dir():
+        raise ValueError(f"{csv} is a folder: give --csv the name of a file, such as {csv}/classes.csv")
+    files = expand(images)
     model, info = load_model(checkpoint)
-    guesses = classify(model, info, images, top_k)
+    guesses: list[list[Guess]] = []
+    with patience_bar(len(files)) as advance:
+        for file in files:
+            guesses += classify(model, info, [file], top_k)
+            advance()
+    if csv is None:
+        Console().print(_table(files, guesses))
+    else:
+        write_atomically(csv, _csv(files, guesses))
+        Console().print(f"The classes of {len(files)} image{'s' * (len(files) != 1)} are in {escape(str(csv))}")
+
+
+def expand(images: Sequence[Path]) -> list[Path]:
+    """Return image files, with the images in a folder, and in the folders in it, sorted, in its place.
+
+    Args:
+        images: Files and folders.
+
+    Raises:
+        ValueError: If a folder holds no image.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> (folder / "a.png").touch()
+        >>> [path.name for path in expand([folder, Path("b.png")])]
+        ['a.png', 'b.png']
+    """
+    files: list[Path] = []
+    for path in images:
+        found = find_images(path) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}): give it a folder of images, or image files")
+        files += found
+    return files
+
+
+@contextmanager
+def patience_bar(total: int, after_s: float = 2.0) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on a terminal's stderr if the work takes long; yields what is called after each piece of it.
+
+    Args:
+        total: Pieces of work.
+        after_s: Seconds before the bar appears.
+
+    Example:
+        >>> with patience_bar(2) as advance:
+        ...     advance()
+    """
+    console, start = Console(stderr=True), time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("Classifying", total=total, visible=False)
+        yield lambda: progress.update(bar, advance=1, visible=time.monotonic() - start > after_s)
+
+
+def _table(files: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> Table:
     table = Table(title="The most probable classes")
     table.add_column("image", overflow="fold")  # a path is of no use cut short
     for rank in range(len(guesses[0])):
         table.add_column(f"{rank + 1}.", overflow="fold")
-    for image, row in zip(images, guesses, strict=True):
-        table.add_row(str(image), *(f"{guess.class_name} ({guess.probability:.1%})" for guess in row))
-    Console().print(table)
+    for file, row in zip(files, guesses, strict=True):
+        table.add_row(escape(str(file)), *(escape(f"{guess.class_name} ({guess.probability:.1%})") for guess in row))
+    return table
+
+
+def _csv(files: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> bytes:
+    text = io.StringIO(newline="")
+    lines = writer(text, lineterminator="\n")
+    lines.writerow(("file", "class", "probability"))
+    for file, row in zip(files, guesses, strict=True):
+        lines.writerows((file, guess.class_name, f"{guess.probability:.6f}") for guess in row)
+    return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name need not be text
 
 
 def classify(model: nn.Module, info: ModelInfo, images: Sequence[Path], top_k: int = 3) -> list[list[Guess]]:

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.tasks.arguments import RaisingParser
-from flatten_transformer.tasks.callbacks import SaveModel
+from flatten_transformer.tasks.callbacks import ReportSkipped, SaveModel
 from flatten_transformer.tasks.classification import ClassificationTask
 from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.recipes import find_recipe
@@ -113,7 +113,7 @@ class TrainingCLI(LightningCLI):
             self._parser(None).callback_keys.remove("checkpoint")
         if not (callbacks and config.logger):
             self.save_config_callback = None
-        self.trainer_defaults["callbacks"] = callbacks
+        self.trainer_defaults["callbacks"] = [ReportSkipped(), *callbacks]
         return super().instantiate_trainer(**kwargs)
 
     def run_name(self) -> str:

@@ -1,3 +1,4 @@
+import csv
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 from flatten_transformer.data.digits import CLASS_NAMES, Digits
 from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
-from flatten_transformer.tasks.prediction import classify, predict
+from flatten_transformer.tasks.prediction import classify, expand, patience_bar, predict
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 INFO = ModelInfo("flatten_deit_tiny_patch16_224", SIZES, CLASS_NAMES, Preprocessing(16, 1, (0.3,), (0.4,)))
@@ -53,3 +54,67 @@ def test_every_file_gets_a_row_with_names_and_probabilities(
 def test_an_image_of_any_mode_and_size_is_classified(mode: str, size: tuple[int, int], tmp_path: Path) -> None:
     Image.new(mode, size).save(tmp_path / "image.png")
     assert len(classify(INFO.build().eval(), INFO, [tmp_path / "image.png"])[0]) == 3
+
+
+def test_a_folder_stands_for_all_its_images(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    moved = files[0].rename(tmp_path / "deeper" / "x.png")
+    (tmp_path / "notes.txt").touch()
+    assert expand([tmp_path, files[2]]) == [*files[1:], moved, files[2]]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no image \(\.bmp, .*\): give it a folder of images"):
+        expand([tmp_path / "empty"])
+
+
+def test_the_table_can_be_kept_as_csv(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = INFO.build().eval()
+    save_model(tmp_path / "model.safetensors", model, INFO)
+    predict([tmp_path], tmp_path / "model.safetensors", top_k=2, csv=tmp_path / "new" / "out.csv")
+    with (tmp_path / "new" / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [(str(path), *guess) for path, row in zip(files, classify(model, INFO, files, 2), strict=True) for guess in row]
+    assert [(row["file"], row["class"]) for row in rows] == [(path, name) for path, name, _ in wanted]
+    assert [float(row["probability"]) for row in rows] == pytest.approx([p for _, _, p in wanted], abs=1e-6)
+    assert "The classes of 3 images are in" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="new is a folder: give --csv the name of a file"):
+        predict([tmp_path], tmp_path / "model.safetensors", csv=tmp_path / "new")
+
+
+def test_an_older_csv_stays_whole_when_an_image_cannot_be_read(files: list[Path], tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", INFO.build(), INFO)
+    (tmp_path / "out.csv").write_text("older")
+    files[2].write_text("not an image")
+    with pytest.raises(ValueError, match=r"2\.png is not an image"):
+        predict(files, tmp_path / "model.safetensors", csv=tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "older"
+
+
+def test_brackets_in_names_are_printed_as_they_are(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    info = ModelInfo(INFO.name, SIZES, ("[red]", "[b]"), INFO.preprocessing)
+    save_model(tmp_path / "model.safetensors", info.build(), info)
+    predict([files[0].rename(tmp_path / "[i].png")], tmp_path / "model.safetensors")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("[red]", "[b]", "[i].png"))
+
+
+@pytest.mark.parametrize(("after_s", "shown"), [(-1.0, True), (60.0, False)])
+def test_a_bar_is_shown_to_those_who_wait(
+    after_s: float, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with patience_bar(3, after_s) as advance:
+        for _ in range(3):
+            advance()
+    printed = capsys.readouterr()
+    assert ("Classifying" in printed.err) == shown
+    assert printed.out == ""
+
+
+def test_no_bar_is_written_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with patience_bar(1, after_s=-1) as advance:
+        advance()
+    assert capsys.readouterr().err == ""

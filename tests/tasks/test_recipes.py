@@ -3,19 +3,31 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from flatten_transformer.tasks import recipes
 from flatten_transformer.tasks.recipes import find_recipe, recipe_names
 from flatten_transformer.tasks.training import TrainingCLI
 
 
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / f"{number}.png")
+    return tmp_path / "images"
+
+
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_can_be_run(name: str, tmp_path: Path) -> None:
-    cli = TrainingCLI("fit", ["--config", name, "--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"])
+def test_every_recipe_can_be_run(name: str, image_folder: Path, tmp_path: Path) -> None:
+    own = ["--data.root", str(image_folder), "--data.num_workers", "0"] if name == "finetune" else []
+    runs = tmp_path / "runs"
+    cli = TrainingCLI("fit", ["--config", name, "--trainer.default_root_dir", str(runs), "--trainer.fast_dev_run", "true", *own])
     cli.trainer.fit(cli.model, cli.datamodule)
     assert cli.model.num_classes == cli.datamodule.num_classes
     assert cli.model.model_args.get("img_size", cli.datamodule.preprocessing.img_size) == cli.datamodule.preprocessing.img_size
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in runs.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("name", recipe_names())

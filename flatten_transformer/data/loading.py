@@ -1,0 +1,91 @@
+"""Images on their way to a model, and what is done with those that cannot be used."""
+
+# n images, C channels.
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flatten_transformer.data.preprocessing import Transform, to_mode
+from flatten_transformer.data.source import Source
+
+Labelled = tuple[Tensor, int]
+OnBadImage = Literal["raise", "skip"]
+
+
+class BadImageError(ValueError):
+    """An image that cannot be used.
+
+    A loader's process wraps the message of an error into its traceback; of that the message alone is kept.
+
+    Example:
+        >>> str(BadImageError("Caught BadImageError in process 0. Traceback … BadImageError: a.jpg is not an image"))
+        'a.jpg is not an image'
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition("BadImageError: ")[2].strip())
+
+
+class Transformed(Dataset[Labelled]):
+    """The images of a source as tensors, ``[C, size, size]``.
+
+    Args:
+        source: n images and their classes.
+        transform: From an image in the right mode to a tensor.
+        in_chans: C, 1 for grey, 3 for colour.
+        on_bad_image: ``"skip"`` puts the next image that can be used in the place of one that cannot and notes it in
+            ``skipped``, ``[n]``, which the processes of a loader share.
+
+    Raises:
+        BadImageError: On access, if an image cannot be used and is not to be skipped, or none can.
+
+    Example:
+        >>> from flatten_transformer.data.digits import Digits
+        >>> from flatten_transformer.data.preprocessing import Preprocessing
+        >>> digits = Transformed(Digits("test"), Preprocessing(16, 3, (0.5,) * 3, (0.5,) * 3), in_chans=3)
+        >>> digits[0][0].shape
+        torch.Size([3, 16, 16])
+    """
+
+    def __init__(self, source: Source, transform: Transform, in_chans: int, on_bad_image: OnBadImage = "raise") -> None:
+        self.source = source
+        self.transform = transform
+        self.in_chans = in_chans
+        self.on_bad_image = on_bad_image
+        self.skipped = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Labelled:
+        image, label = self._read(index) if self.on_bad_image == "raise" else self._next_usable(index)
+        return self.transform(image), label
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        try:
+            image, label = self.source[index]
+            return to_mode(image, self.in_chans), label
+        except (ValueError, OSError) as error:
+            name, reason = self.source.name(index), str(error)
+            reason = reason if name in reason else f"{name}: {reason}"
+            raise BadImageError(f"{reason}; or go on without it: --data.on_bad_image skip") from None
+
+    def _next_usable(self, index: int) -> tuple[Image.Image, int]:
+        for position in (*range(index, len(self)), *range(index)):
+            if self.skipped[position]:
+                continue
+            try:
+                return self._read(position)
+            except BadImageError:
+                self.skipped[position] = True
+        raise BadImageError(f"none of {len(self)} images can be used, nor {self.source.name(index)}: look at the files")
+
+    def skipped_names(self) -> list[str]:
+        """Return the names of the images that could not be used so far."""
+        return [self.source.name(int(index)) for index in self.skipped.nonzero()]

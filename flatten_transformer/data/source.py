@@ -1,0 +1,79 @@
+"""The labelled images of a split, and how a share of a split becomes the validation set."""
+
+# n images.
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+
+class Source(Dataset[tuple[Image.Image, int]]):
+    """Images with their classes: what every data set is made into.
+
+    A subclass sets ``labels``, the class of each of its n images, and reads images in ``__getitem__``.
+    """
+
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Return what an error calls the image."""
+        return f"image {index}"
+
+
+class Part(Source):
+    """Some of the images of a source, in the order of ``indices``.
+
+    Args:
+        source: Where the images come from.
+        indices: Which of them.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = indices
+        self.labels = [source.labels[index] for index in indices]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.source[self.indices[index]]
+
+    def name(self, index: int) -> str:
+        """Return the name of the image in its source."""
+        return self.source.name(self.indices[index])
+
+
+def split_off(source: Source, share: float) -> tuple[Part, Part]:
+    """Return a source without a share of each class, and that share, drawn at random but always the same.
+
+    Of every class at least one image stays in the first part; of two images or more at least one goes to the second.
+
+    Args:
+        source: All images.
+        share: Of the second part, between 0 and 1; rounded for each class.
+
+    Raises:
+        ValueError: If no class has an image to spare.
+
+    Example:
+        >>> from flatten_transformer.data.digits import Digits
+        >>> train, val = split_off(Digits("train"), 0.2)
+        >>> len(train), len(val)
+        (1006, 251)
+    """
+    classes: dict[int, list[int]] = {}
+    for index, label in enumerate(source.labels):
+        classes.setdefault(label, []).append(index)
+    chosen: set[int] = set()
+    for label, indices in classes.items():
+        count = min(max(1, round(share * len(indices))), len(indices) - 1)
+        chosen.update(random.Random(label).sample(indices, count))
+    if not chosen:
+        raise ValueError("no class has a second image, so none can be kept for validation: add images, or a folder val")
+    everything = range(len(source))
+    return Part(source, [i for i in everything if i not in chosen]), Part(source, sorted(chosen))

@@ -1,0 +1,48 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.tasks.callbacks import ReportSkipped
+from flatten_transformer.tasks.classification import ClassificationTask
+
+TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize(("shown", "ending"), [(1, "0.png …)"), (2, "1.png)")])
+def test_what_was_skipped_is_said_once(shown: int, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split, bad in (("train", 2), ("val", 1), ("test", 0)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+                if name == "cat" and number < bad:
+                    (folder / f"{number}.png").write_text("not an image")
+    data = ImageData("folder", root=tmp_path, img_size=16, on_bad_image="skip")
+    torch.manual_seed(0)
+    task = ClassificationTask(model_args=TINY, num_classes=2, in_chans=3)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[ReportSkipped(shown)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    with caplog.at_level(logging.INFO):
+        trainer.fit(task, datamodule=data)
+        trainer.test(task, datamodule=data, verbose=False)
+    lines = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert len(lines) == 2, lines
+    assert "val images skipped because they cannot be read: 1 (" in lines[0]
+    assert "train images skipped because they cannot be read: 2 (" in lines[1]
+    assert lines[1].endswith(ending)
