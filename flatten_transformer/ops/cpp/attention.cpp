@@ -71,21 +71,23 @@ template <class T> void store(T *to, Vec<T> x, int64_t count) {
 #if defined(__AVX512F__)
 float sum_lanes(FloatVector x) { return _mm512_reduce_add_ps(x); }
 double sum_lanes(DoubleVector x) { return _mm512_reduce_add_pd(x); }
+float largest_lane(FloatVector x) { return _mm512_reduce_max_ps(x); }
+double largest_lane(DoubleVector x) { return _mm512_reduce_max_pd(x); }
 #else
 template <class V> auto sum_lanes(V x) {
   auto total = x[0];
   for (int i = 1; i < int(sizeof(V) / sizeof(total)); ++i) total += x[i];
   return total;
 }
+template <class V> auto largest_lane(V x) {
+  auto most = x[0];
+  for (int i = 1; i < int(sizeof(V) / sizeof(most)); ++i) most = x[i] > most ? x[i] : most;
+  return most;
+}
 #endif
 template <class T> T sum(Vec<T> x) { return sum_lanes(x); }
 
-template <class T> T largest(Vec<T> x) {
-  T parts[LANES<T>], most = 0;
-  store(parts, x);
-  for (T part : parts) most = part > most ? part : most;
-  return most;
-}
+template <class T> T largest(Vec<T> x) { return largest_lane(x); }
 
 template <class T> int64_t padded(int64_t count) { return (count + LANES<T> - 1) / LANES<T> * LANES<T>; }
 
@@ -205,6 +207,7 @@ template <class T> struct Features {
     Vec<T> most{};
     for (int64_t h = from; h < to; ++h)
       for (int64_t d = 0; d < head; d += LANES<T>, a += LANES<T>, inverse += LANES<T>) {
+        __builtin_prefetch(x.first + h * x.head_stride + (token + AHEAD) * x.stride + d);
         Vec<T> channels = raw(s, x, token, h, d);
         channels = ((channels < 0 ? Vec<T>{} : channels) + s.eps) * load(inverse);  // a NaN stays one
         store(a, channels);
@@ -234,7 +237,6 @@ template <class T> struct Features {
   static Vec<T> raw(const Shape<T> &s, const Tokens<T> &x, int64_t token, int64_t h, int64_t d) {
     const int64_t left = s.channels - d;
     const T *from = x.first + h * x.head_stride + token * x.stride + d;
-    __builtin_prefetch(from + AHEAD * x.stride);
     Vec<T> a = load(from, left);
     if (x.encoding) a += load(x.encoding + h * x.encoding_head_stride + token * x.encoding_stride + d, left);
     return a;
