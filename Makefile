@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint bench-gpu install clean
 
-demo: install  ## train, explain and use a small FLatten-DeiT on handwritten digits (about 4 minutes on 2 CPU cores)
+demo: install  ## train, explain and use a small FLatten-DeiT on handwritten digits (about 2 minutes on 2 CPU cores)
 	$(BIN)/flatten demo
 
 test: install lint  ## style, types, every test and every example in the documentation
