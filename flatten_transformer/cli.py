@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from flatten_transformer import __version__
 from flatten_transformer.hints import hint
+from flatten_transformer.ops.dispatch import BackendError
 
 
 class Command(NamedTuple):
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return _fail(f"this command needs {error.name}, which is not installed: pip install 'flatten-transformer[{extra}]'")
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, BackendError) as error:
         if os.environ.get("FLATTEN_DEBUG"):
             raise
         return _fail(str(error))

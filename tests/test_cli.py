@@ -113,6 +113,22 @@ def test_a_users_error_is_one_line_that_says_what_to_do(command: str, message: s
     assert "Traceback" not in out + err
 
 
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [("fast", "backend must be one of portable, cpp, triton"), ("triton", 'backend "triton" cannot run here')],
+)
+def test_a_backend_that_cannot_run_is_a_users_error(
+    backend: str, message: str, flatten: Flatten, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("FLATTEN_BACKEND", backend)
+    status, _, err = flatten(*PREDICT.split())
+    assert status == 2
+    assert err.startswith("flatten: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
 def test_an_error_of_the_library_keeps_its_traceback(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise KeyError("a bug")

@@ -71,7 +71,7 @@ def focused_linear_attention(
     Raises:
         ValueError: If shapes, dtypes or options do not fit; for a mask over query-key pairs, which no
             linear-time attention can apply.
-        RuntimeError: If the backend asked for cannot run here; the message says why.
+        BackendError: If the backend asked for cannot run here; the message says why. It is a RuntimeError.
 
     Example:
         >>> q, k, v = torch.randn(3, 2, 4, 196, 32).unbind(0)

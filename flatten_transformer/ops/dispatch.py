@@ -17,6 +17,10 @@ Backend = Literal["portable", "cpp", "triton"]
 VARIABLE = "FLATTEN_BACKEND"
 
 
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot run here."""
+
+
 class _Entry(NamedTuple):
     attend: Attend
     why_not: Callable[[Tensor, Tensor, Options], str | None]  # query, value, options -> reason it cannot run, or None
@@ -51,7 +55,7 @@ def choose_backend(backend: str | None, query: Tensor, value: Tensor, options: O
 
     Raises:
         ValueError: If there is no such backend.
-        RuntimeError: If it was asked for and cannot compute this here; the message says why.
+        BackendError: If it was asked for and cannot compute this here; the message says why. It is a RuntimeError.
 
     Example:
         >>> q, v = torch.rand(2, 1, 2, 5, 4).unbind(0)
@@ -65,7 +69,7 @@ def choose_backend(backend: str | None, query: Tensor, value: Tensor, options: O
         check_backend(asked)
         reason = _BACKENDS[asked].why_not(query, value, options)
         if reason:
-            raise RuntimeError(
+            raise BackendError(
                 f'backend "{asked}" cannot run here: {reason}; with backend=None and {VARIABLE} unset one is chosen'
             )
         return _BACKENDS[asked].attend
