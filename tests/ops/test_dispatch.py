@@ -102,6 +102,16 @@ def test_a_compiler_that_fails_is_quoted_asked_once_and_leaves_nothing_behind(
 
 
 @needs_cpp
+@pytest.mark.usefixtures("cache")
+def test_the_compiler_may_be_several_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"env LANG=C {build._compiler()[0]}")
+    assert build.unavailable() is None
+    build.load.cache_clear()
+    monkeypatch.setenv("CXX", "an 'open quote")
+    assert "quotation" in str(build.unavailable())
+
+
+@needs_cpp
 def test_the_kernel_is_compiled_once_and_kept(cache: Path) -> None:
     build.load()
     (library,) = (path for path in cache.rglob("*") if path.is_file())

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -60,7 +61,7 @@ def load() -> Kernel:
     """Compile the kernel, if it is not there yet, and load it."""
     try:
         library = ctypes.CDLL(str(_compiled()))
-    except (OSError, RuntimeError) as error:  # no compiler, a compiler that fails, no home, nothing to write to
+    except (OSError, RuntimeError, ValueError) as error:  # no compiler, a compiler that fails, no home, nothing to write to
         return Kernel({}, " ".join(str(error).split()))
     functions = {
         (direction, dtype): getattr(library, f"focused_{direction}_{name}")
@@ -72,10 +73,8 @@ def load() -> Kernel:
 
 def _compiled() -> Path:
     """Return the shared library for this source, compiler and processor, made if it is not there yet."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise OSError("there is no C++ compiler (c++, g++, clang++ or the one named by CXX)")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    compiler = _compiler()
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     key = hashlib.sha256("\n".join([_SOURCE.read_text(), *_FLAGS, version, _processor()]).encode()).hexdigest()[:16]
     library = _cache() / f"attention-{key}.so"
     if not library.exists():
@@ -87,8 +86,18 @@ def _compiled() -> Path:
     return library
 
 
-def _compile(compiler: str, target: Path) -> None:
-    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(target)]
+def _compiler() -> list[str]:
+    """Return the command that compiles C++: that of CXX, which may have several words, or the first that is there."""
+    if named := os.environ.get("CXX"):
+        return shlex.split(named)
+    for name in ("c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return [path]
+    raise OSError("there is no C++ compiler (c++, g++, clang++ or the one named by CXX)")
+
+
+def _compile(compiler: list[str], target: Path) -> None:
+    command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{' '.join(command)} failed: {done.stderr[:500]}")
