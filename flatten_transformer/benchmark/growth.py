@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
@@ -19,10 +20,7 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
         >>> round(exponent([10, 100, 1000], [3, 300, 30000]), 6)
         2.0
     """
-    x, y = ([math.log(value) for value in values] for values in (sizes, costs))
-    x_mean, y_mean = sum(x) / len(x), sum(y) / len(y)
-    covariance = sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True))
-    return covariance / sum((a - x_mean) ** 2 for a in x)
+    return statistics.linear_regression(*([math.log(value) for value in values] for values in (sizes, costs))).slope
 
 
 def growth(points: Iterable[Point], from_tokens: int = FROM_TOKENS) -> tuple[Growth, ...]:
@@ -59,18 +57,8 @@ def means(points: Iterable[Point]) -> tuple[Mean, ...]:
     for (contender, dtype, direction), series in _series(points).items():
         speedups = [speedup for point in series if (speedup := point.speedup()) is not None]
         if speedups:
-            found.append(Mean(contender, dtype, direction, len(speedups), geometric_mean(speedups)))
+            found.append(Mean(contender, dtype, direction, len(speedups), statistics.geometric_mean(speedups)))
     return tuple(found)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Return the geometric mean of positive values.
-
-    Example:
-        >>> round(geometric_mean([2.0, 8.0]), 9)
-        4.0
-    """
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def crossover(ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[int, float]]) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flatten_transformer import FocusedLinearAttention, focused_linear_attention
 from flatten_transformer.ops import cpp, reference
@@ -169,6 +170,22 @@ def test_pytorch_accepts_the_operator(convolved: bool) -> None:
     grid = [3, 4] if convolved else []
     operator = torch.ops.flatten_transformer.cpp_attention
     torch.library.opcheck(operator, (query, key, value, *extras, grid, 3.0, True, 1e-6))
+
+
+@needs_cpp
+@pytest.mark.parametrize("convolved", [False, True])
+def test_operations_are_counted_whoever_does_them(convolved: bool) -> None:
+    query, key, value = (torch.randn(2, 3, 40, 8).requires_grad_() for _ in range(3))
+    options: dict[str, Any] = {"conv_weight": torch.randn(8, 1, 3, 5), "grid_size": (5, 8)} if convolved else {}
+    counts = {}
+    for backend in ("portable", "cpp"):
+        with FlopCounterMode(display=False) as forward:
+            out = focused_linear_attention(query, key, value, backend=backend, **options)
+        with FlopCounterMode(display=False) as backward:
+            out.sum().backward()
+        counts[backend] = forward.get_total_flops(), backward.get_total_flops()
+    assert counts["cpp"][0] == counts["portable"][0]
+    assert 2 <= counts["cpp"][1] / counts["cpp"][0] <= 3  # one product of the forward pass is made again
 
 
 @needs_cpp
