@@ -21,9 +21,11 @@ from flatten_transformer.benchmark.released import on_released_form
 from flatten_transformer.benchmark.report import RELEASED, SOFTMAX, Point
 from flatten_transformer.benchmark.timing import Run
 from flatten_transformer.hints import hint
+from flatten_transformer.layers.projection import use_projections
 
 TOLERANCE = 1e-4  # ‖ours - released‖ / ‖released‖ of scores and gradients in float32, 2 images
 _CLASSES = 1000
+_PROJECTED = f"{SOFTMAX}-projected"
 
 
 class Namesake(NamedTuple):
@@ -98,12 +100,14 @@ def make_cases(
 def contender_names(*, compiled: bool) -> list[str]:
     """Return the names of all contenders: ours, the same model on the released form, and the softmax namesake.
 
+    The last one also with our linear layers, which tells what of a difference they make (``_PROJECTED``).
+
     Example:
         >>> contender_names(compiled=True)
-        ['ours', 'released', 'softmax', 'ours-compiled', 'released-compiled', 'softmax-compiled']
+        ['ours', 'released', 'softmax', 'softmax-projected', 'ours-compiled', 'released-compiled', 'softmax-compiled']
     """
     eager = [OURS, RELEASED, SOFTMAX]
-    return eager + [f"{name}-compiled" for name in eager] * compiled
+    return [*eager, _PROJECTED, *[f"{name}-compiled" for name in eager] * compiled]
 
 
 def measure(plan: Plan) -> Iterator[list[Point]]:
@@ -154,14 +158,16 @@ def build_flatten(case: Case) -> nn.Module:
 
 
 def _build_run(name: str, plan: Plan, case: Case) -> Run:
-    kind, _, compiled = name.partition("-")
+    kind, _, how = name.partition("-")
     if kind == SOFTMAX:
         namesake = NAMESAKES[case.model]
         model = build_model(namesake.name, case.image_px, namesake.options)
+        if name == _PROJECTED:
+            use_projections(model)
     else:
         model = build_flatten(case)
     model = model.to(plan.device, case.dtype).train(case.direction != FORWARD)
-    call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if compiled else model
+    call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if how == "compiled" else model
     return make_run(model, call, draw_images(plan.batch, case, plan.device), case.direction, released=kind == RELEASED)
 
 

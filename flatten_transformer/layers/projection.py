@@ -31,6 +31,27 @@ class Projection(nn.Linear):
         return super().forward(input)
 
 
+def use_projections(model: nn.Module) -> None:
+    """Put a Projection, with the same parameters, in the place of every ``nn.Linear`` in ``model``; subclasses stay.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        >>> use_projections(mlp)
+        >>> type(mlp[0]).__name__
+        'Projection'
+    """
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, _as_projection(child))
+
+
+def _as_projection(linear: nn.Linear) -> Projection:
+    projection = Projection(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    projection.weight, projection.bias = linear.weight, linear.bias
+    return projection.train(linear.training)
+
+
 def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()

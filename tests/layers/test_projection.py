@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flatten_transformer import FocusedLinearAttention
 from flatten_transformer.layers import projection
-from flatten_transformer.layers.projection import Projection
+from flatten_transformer.layers.projection import Projection, use_projections
 from tests.helpers import TOLERANCES, relative_error
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN")
@@ -85,3 +86,19 @@ def test_hooks_still_run() -> None:
     with torch.no_grad():
         out: Tensor = layer(torch.randn(2, 24))
     assert seen == [out.shape]
+
+
+@torch.no_grad()
+def test_every_linear_layer_of_a_model_from_the_registry_is_a_projection_with_the_same_parameters() -> None:
+    model = timm.create_model("flatten_pvt_v2_b0", num_classes=5)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert len(linear) > 20
+    assert {type(module) for module in linear} == {Projection}
+
+    plain = nn.Sequential(nn.Linear(24, 40, bias=False), nn.Sequential(nn.Linear(40, 8))).eval()
+    parameters, x = dict(plain.named_parameters()), torch.randn(3, 24)
+    wanted = plain(x)
+    use_projections(plain)
+    assert all(parameters[name] is parameter for name, parameter in plain.named_parameters())
+    assert not any(module.training for module in plain.modules())
+    torch.testing.assert_close(plain(x), wanted)
