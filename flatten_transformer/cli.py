@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import NamedTuple, get_args, get_origin, get_type_hints
 
 from flatten_transformer import __version__
 from flatten_transformer.hints import hint
+from flatten_transformer.lazy import load
 from flatten_transformer.ops.dispatch import BackendError
 
 
@@ -86,9 +86,9 @@ def run(argv: list[str]) -> None:
     elif name == "--version":
         sys.stdout.write(f"flatten {__version__}\n")
     elif name in TRAINING:
-        _load("flatten_transformer.tasks.training:train")(name, arguments)
+        load("flatten_transformer.tasks.training:train")(name, arguments)
     elif name in COMMANDS:
-        call(name, _load(COMMANDS[name].function), arguments)
+        call(name, load(COMMANDS[name].function), arguments)
     elif name in _groups() and arguments[:1] in ([], ["-h"], ["--help"]):
         sys.stdout.write(overview(name))
     else:
@@ -175,9 +175,3 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
     values = vars(parser.parse_args(argv))
     first = [values.pop(name) for name in positional_only]
     function(*first, **values)
-
-
-def _load(function: str) -> Callable[..., Any]:
-    module, name = function.split(":")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return loaded

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
 
-from flatten_transformer.data.digits import CLASS_NAMES, Digits, Split
+from flatten_transformer.data.digits import CLASS_NAMES, Digits
 from flatten_transformer.data.image_folder import open_folder
 from flatten_transformer.data.preprocessing import Preprocessing
-from flatten_transformer.data.source import Source, split_off
+from flatten_transformer.data.source import Source, Split, split_off
 from flatten_transformer.hints import hint
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -4,16 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from flatten_transformer.data.source import Source
+from flatten_transformer.data.source import Source, Split
 
-Split = Literal["train", "val", "test"]
 CLASS_NAMES = tuple("0123456789")
 _SPLIT_SEED = 0  # never another: a model trained on one split must not be tested on its training images
 

@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from lightning.pytorch import LightningDataModule
 from timm.data import create_transform
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.data.data_sets import fill_in, open_data_set
-from flatten_transformer.data.digits import Split
 from flatten_transformer.data.loading import OnBadImage, Transformed
 from flatten_transformer.data.preprocessing import Transform
+from flatten_transformer.data.source import Split
 
 
-class ImageData(LightningDataModule):
-    """Images and their classes for training, validation and test, as batches ``[B, C, img_size, img_size]`` and ``[B]``.
+class ImageData(DataModule):
+    """Images for training, validation and test: batches ``[B, C, img_size, img_size]``, classes ``[B]``, numbers ``[B]``.
+
+    The numbers tell which images of their data set they are, for messages.
 
     Args:
         dataset: ``"digits"``, scikit-learn's, embedded; ``"folder"``, your images; or ``"torch/<name>"``, torchvision's
@@ -38,8 +41,10 @@ class ImageData(LightningDataModule):
         in_chans: 1 for grey, 3 for colour; images are converted. None for grey with these three, colour with all others.
         mean: Subtracted from the values in 0 … 1, one number a channel; None for that of these three, or of ImageNet.
         std: Divides the difference, one number a channel; None as for ``mean``.
-        batch_size: Images a batch; the last batch of an epoch may be smaller, no image is left out.
-        num_workers: Processes that load images besides the main one; 0 is best for data that lie in memory.
+        batch_size: Images of one optimizer step, over all devices; the last of an epoch may hold fewer, no image is left out.
+        device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
+            steps. None for its whole share. Lower it when memory runs out: the training stays the same.
+        num_workers: Processes a device that load images besides the main one; 0 is best for data that lie in memory.
         scale: Smallest and largest share of the area that a random crop keeps in training.
         ratio: Smallest and largest width by height of that crop.
         hflip: Probability of mirroring in training; digits are not to be mirrored.
@@ -52,7 +57,7 @@ class ImageData(LightningDataModule):
     Example:
         >>> data = ImageData("digits", img_size=32, batch_size=64)
         >>> data.setup("fit")
-        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images, labels, indices = next(iter(data.train_dataloader()))
         >>> images.shape, labels.shape, data.num_classes
         (torch.Size([64, 1, 32, 32]), torch.Size([64]), 10)
     """
@@ -70,16 +75,14 @@ class ImageData(LightningDataModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         batch_size: int = 64,
+        device_batch_size: int | None = None,
         num_workers: int = 0,
         scale: tuple[float, float] = (0.8, 1.0),
         ratio: tuple[float, float] = (0.8, 1.25),
         hflip: float = 0.0,
         auto_augment: str | None = None,
     ) -> None:
-        super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        super().__init__(batch_size, device_batch_size, num_workers)
         for name, (low, high) in (("scale", scale), ("ratio", ratio)):
             if not 0 < low <= high:
                 raise ValueError(f"{name} must hold two positive numbers, the smaller first, got {[low, high]}")
@@ -94,21 +97,9 @@ class ImageData(LightningDataModule):
         size = self.preprocessing.img_size
         found = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
         self.class_names, self._openers = found
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self._augmentation = {"scale": scale, "ratio": ratio, "hflip": hflip, "auto_augment": auto_augment}
         self._train_transform = self._augment()
         self._datasets: dict[Split, Transformed] = {}
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    @property
-    def in_chans(self) -> int:
-        """Channels C of the images."""
-        return self.preprocessing.in_chans
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test) needs."""
@@ -118,6 +109,11 @@ class ImageData(LightningDataModule):
                 transform = self._train_transform if split == "train" else self.preprocessing
                 source = self._openers[split]()
                 self._datasets[split] = Transformed(source, transform, self.in_chans, self.on_bad_image)
+
+    def names(self, batch: Sequence[Tensor]) -> list[str]:
+        """Return the names of the images of a training batch: their files, where they have any."""
+        source = self._datasets["train"].source
+        return [source.name(index) for index in batch[2].tolist()]
 
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be read and were skipped so far."""
@@ -142,21 +138,12 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled, augmented batches."""
-        return self._loader("train")
+        return self.loader(self._datasets["train"], train=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation batches."""
-        return self._loader("val")
+        return self.loader(self._datasets["val"], train=False)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the test batches."""
-        return self._loader("test")
-
-    def _loader(self, split: Split) -> DataLoader[Any]:
-        return DataLoader(
-            self._datasets[split],
-            batch_size=self.batch_size,
-            shuffle=split == "train",
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        return self.loader(self._datasets["test"], train=False)

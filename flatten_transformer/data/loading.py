@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from flatten_transformer.data.preprocessing import Transform, to_mode
 from flatten_transformer.data.source import Source
 
-Labelled = tuple[Tensor, int]
+Labelled = tuple[Tensor, int, int]  # an image, its class and its number in the source
 OnBadImage = Literal["raise", "skip"]
 
 
@@ -64,19 +64,19 @@ class Transformed(Dataset[Labelled]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Labelled:
-        image, label = self._read(index) if self.on_bad_image == "raise" else self._next_usable(index)
-        return self.transform(image), label
+        image, label, found = self._read(index) if self.on_bad_image == "raise" else self._next_usable(index)
+        return self.transform(image), label, found
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
+    def _read(self, index: int) -> tuple[Image.Image, int, int]:
         try:
             image, label = self.source[index]
-            return to_mode(image, self.in_chans), label
+            return to_mode(image, self.in_chans), label, index
         except (ValueError, OSError) as error:
             name, reason = self.source.name(index), str(error)
             reason = reason if name in reason else f"{name}: {reason}"
             raise BadImageError(f"{reason}; or go on without it: --data.on_bad_image skip") from None
 
-    def _next_usable(self, index: int) -> tuple[Image.Image, int]:
+    def _next_usable(self, index: int) -> tuple[Image.Image, int, int]:
         for position in (*range(index, len(self)), *range(index)):
             if self.skipped[position]:
                 continue

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from PIL import Image
 from torch.utils.data import Dataset
+
+Split = Literal["train", "val", "test"]
 
 
 class Source(Dataset[tuple[Image.Image, int]]):

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from flatten_transformer.data.digits import Split
-from flatten_transformer.data.image_data import ImageData
-from flatten_transformer.tasks.classification import ClassificationTask
-from flatten_transformer.tasks.model_file import ModelInfo, save_model
+from flatten_transformer.data.data_module import DataModule
+from flatten_transformer.data.source import Split
+from flatten_transformer.tasks.model_file import save_model
+from flatten_transformer.tasks.task import Task
+
+
+class KeepBatchSize(Callback):
+    """Gather the gradients of as many batches as it takes to see ``data.batch_size`` images before each optimizer step."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the trainer, which knows by now how many devices there are."""
+        if stage == "fit":
+            trainer.accumulate_grad_batches = datamodule(trainer).share.times
+
+
+class SeedEpochs(Callback):
+    """Begin each epoch with random numbers of its own, so that a resumed training draws what an uninterrupted one does."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed Python, NumPy and PyTorch by the seed of the run, the epoch and the process."""
+        entropy = [datamodule(trainer).seed, trainer.current_epoch, trainer.global_rank]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+            set_seed(seed)
 
 
 class SaveModel(Callback):
@@ -25,12 +48,10 @@ class SaveModel(Callback):
         checkpoints = trainer.checkpoint_callback
         if not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath:
             return
-        task, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, unannotated
-        if not isinstance(task, ClassificationTask) or not isinstance(data, ImageData):
-            raise TypeError(f"SaveModel keeps a ClassificationTask trained on ImageData, got {type(task)} on {type(data)}")
+        assert isinstance(pl_module, Task)
         if trainer.is_global_zero:
             path = Path(checkpoints.dirpath) / "model.safetensors"
-            save_model(path, task.final_model, model_info(task, data))
+            save_model(path, pl_module.final_model, pl_module.info())
             rank_zero_info(f"The model is in {path}; use it: flatten predict IMAGE --checkpoint {path}")
 
 
@@ -58,15 +79,15 @@ class ReportSkipped(Callback):
         self._report(trainer, "test")
 
     def _report(self, trainer: Trainer, split: Split) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]  # as above
         said = self._said.setdefault(split, set())
-        new = [name for name in data.skipped(split) if name not in said] if isinstance(data, ImageData) else []
+        new = [name for name in datamodule(trainer).skipped(split) if name not in said]
         if new:
             said.update(new)
             names = ", ".join(new[: self.shown]) + (" …" if len(new) > self.shown else "")
             rank_zero_info(f"Warning: {split} images skipped because they cannot be read: {len(new)} ({names})")
 
 
-def model_info(task: ClassificationTask, data: ImageData) -> ModelInfo:
-    """Return what a file of this task's model must say."""
-    return ModelInfo(task.name, task.model_args, tuple(data.class_names), data.preprocessing)
+def datamodule(trainer: Trainer) -> DataModule:
+    """Return the data module of a trainer."""
+    data: DataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, unannotated
+    return data

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from flatten_transformer import __version__
 from flatten_transformer.atomic_file import write_atomically
-from flatten_transformer.data.preprocessing import Preprocessing
-from flatten_transformer.tasks.build import build_model
+from flatten_transformer.lazy import load
+from flatten_transformer.tasks.kinds import KINDS, Kind
 
 _KEY = "flatten_transformer"  # of our entry in the metadata
 
@@ -29,17 +29,20 @@ class ModelInfo:
         model_args: Further keyword arguments of ``timm.create_model``.
         class_names: Name of each output.
         preprocessing: What is done to an image first.
+        task: What it does.
     """
 
     name: str
     model_args: dict[str, Any]
     class_names: Sequence[str]
-    preprocessing: Preprocessing
+    preprocessing: Any  # the dataclass of the kind
+    task: Kind = "classify"
 
     def build(self) -> nn.Module:
         """Return the model with fresh weights."""
         args = {**self.model_args, "pretrained": False}  # the weights come from the file
-        return build_model(self.name, args, len(self.class_names), self.preprocessing.in_chans)
+        model: nn.Module = load(KINDS[self.task].build)(self.name, args, len(self.class_names), self.preprocessing.in_chans)
+        return model
 
 
 def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
@@ -51,6 +54,7 @@ def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
         info: What it takes to build and use it.
 
     Example:
+        >>> from flatten_transformer.data.preprocessing import Preprocessing
         >>> info = ModelInfo("flatten_deit_tiny_patch16_224", {"depth": 1}, ("cat", "dog"), Preprocessing(224, 1, (0.5,), (0.5,)))
         >>> file = getfixture("tmp_path") / "model.safetensors"
         >>> save_model(file, info.build(), info)
@@ -103,7 +107,8 @@ def _info(path: Path, metadata: dict[str, str]) -> ModelInfo:
         raise ValueError(f"{path} does not say which model it holds: give it a model.safetensors that `flatten fit` wrote")
     try:
         entry = json.loads(metadata[_KEY])
-        preprocessing = Preprocessing(**entry["preprocessing"])
-        return ModelInfo(entry["name"], entry["model_args"], entry["class_names"], preprocessing)
+        task = entry.get("task", "classify")
+        preprocessing = load(KINDS[task].preprocessing)(**entry["preprocessing"])
+        return ModelInfo(entry["name"], entry["model_args"], entry["class_names"], preprocessing, task)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"the description in {path} cannot be read ({error!r}): was it written by another version?") from None

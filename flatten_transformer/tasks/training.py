@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml  # type: ignore[import-untyped]  # ships no annotations
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.hints import hint
+from flatten_transformer.lazy import load
 from flatten_transformer.tasks.arguments import RaisingParser
-from flatten_transformer.tasks.callbacks import ReportSkipped, SaveModel
-from flatten_transformer.tasks.classification import ClassificationTask
+from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs
+from flatten_transformer.tasks.kinds import KINDS, Kind
 from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.recipes import find_recipe
 
 Stage = Literal["fit", "validate", "test"]
+_CONFIG = ("--config", "-c")
 
 
 def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
@@ -67,25 +70,32 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, stage: Stage, args: Sequence[str]) -> None:
         self.stage = stage
+        args = with_recipe_paths(args)
+        self.kind = kind_of(args)
         super().__init__(
-            ClassificationTask,
-            ImageData,
+            load(KINDS[self.kind].task),
+            load(KINDS[self.kind].data),
             parser_class=Parser,
             parser_kwargs={"prog": f"flatten {stage}", "description": f"{stage} a model by a recipe"},
-            args=with_recipe_paths(args),
+            args=args,
             run=False,  # one parser instead of one for each stage: half the start-up, and plainer messages
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            trainer_defaults={"log_every_n_steps": 1, "enable_model_summary": False},  # logs come by the epoch
+            trainer_defaults={
+                "log_every_n_steps": 1,  # logs come by the epoch
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,  # the data module divides its images itself
+            },
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Lightning's own command line does not have, and link what need not be said twice."""
+        parser.add_argument("--task", type=Kind, default=self.kind, help="What is learned; a recipe says it.")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="A .ckpt to resume from, or to judge.")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        defaults = {"monitor": "val/accuracy", "mode": "max", "filename": "best-{epoch}", "save_last": True}
+        defaults = {"monitor": KINDS[self.kind].monitor, "mode": "max", "filename": "best-{epoch}", "save_last": True}
         parser.set_defaults({f"checkpoint.{name}": value for name, value in defaults.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -113,7 +123,7 @@ class TrainingCLI(LightningCLI):
             self._parser(None).callback_keys.remove("checkpoint")
         if not (callbacks and config.logger):
             self.save_config_callback = None
-        self.trainer_defaults["callbacks"] = [ReportSkipped(), *callbacks]
+        self.trainer_defaults["callbacks"] = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), *callbacks]
         return super().instantiate_trainer(**kwargs)
 
     def run_name(self) -> str:
@@ -128,18 +138,35 @@ def with_recipe_paths(args: Sequence[str]) -> list[str]:
     """Return the arguments with the paths of recipes in place of their names.
 
     Example:
-        >>> with_recipe_paths(["--config", "digits/flatten_deit"])[1].endswith("flatten_deit.yaml")
+        >>> with_recipe_paths(["--config=digits/flatten_deit"])[1].endswith("flatten_deit.yaml")
         True
     """
-    resolved: list[str] = []
-    for before, arg in zip(["", *args], args, strict=False):
-        if before in ("--config", "-c"):
-            resolved.append(str(find_recipe(arg)))
-        elif arg.startswith("--config="):
-            resolved.append(f"--config={find_recipe(arg.removeprefix('--config='))}")
-        else:
-            resolved.append(arg)
-    return resolved
+    apart = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(("--config=", "--task=")) else [arg])]
+    return [str(find_recipe(arg)) if before in _CONFIG else arg for before, arg in zip(["", *apart], apart, strict=False)]
+
+
+def kind_of(args: Sequence[str]) -> Kind:
+    """Return the task that the arguments ask for: by ``--task``, or else by the last of their recipes that names one.
+
+    Args:
+        args: From :func:`with_recipe_paths`.
+
+    Raises:
+        ValueError: If there is no such task.
+
+    Example:
+        >>> kind_of(["--task", "classify"])
+        'classify'
+    """
+    pairs = list(itertools.pairwise(args))
+    asked = [value for option, value in pairs if option == "--task"]
+    if not asked:
+        recipes = [yaml.safe_load(Path(value).read_text("utf-8")) for option, value in pairs if option in _CONFIG]
+        asked = [recipe["task"] for recipe in recipes if "task" in recipe] or ["classify"]
+    if asked[-1] not in KINDS:
+        raise ValueError(f"no task {asked[-1]!r}: {hint(str(asked[-1]), KINDS)}")
+    kind: Kind = asked[-1]
+    return kind
 
 
 def claim_version(folder: Path) -> int:

@@ -66,7 +66,7 @@ def test_images_of_a_folder_become_colour_batches_with_their_classes(draw_folder
     root = draw_folder({"dog": 3, "cat": 3})
     data = ImageData("folder", root=str(root), img_size=8, batch_size=8, scale=(1.0, 1.0), ratio=(1.5, 1.5))
     data.setup("fit")
-    images, labels = next(iter(data.train_dataloader()))
+    images, labels, _ = next(iter(data.train_dataloader()))
     assert (list(data.class_names), data.num_classes, data.in_chans) == (["cat", "dog"], 2, 3)
     assert images.shape == (4, 3, 8, 8)
     green = images[:, 1].mean((1, 2)) * data.preprocessing.std[1] + data.preprocessing.mean[1]
@@ -113,9 +113,9 @@ def test_torchvision_keeps_its_test_images_for_the_test(
     data = ImageData(dataset, root=tmp_path, download=True, val_share=0.1, batch_size=4)
     assert sizes(data) == [90, 10, 30]
     assert data.class_names[2] == class_name
-    images, _ = next(iter(data.val_dataloader()))
+    images, _, _ = next(iter(data.val_dataloader()))
     assert images.shape == (4, *shape)
-    assert sorted(label for _, batch in data.val_dataloader() for label in batch.tolist()) == list(range(10))
+    assert sorted(label for _, batch, _ in data.val_dataloader() for label in batch.tolist()) == list(range(10))
 
 
 @pytest.mark.usefixtures("_no_network")

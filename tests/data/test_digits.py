@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from flatten_transformer.data.digits import CLASS_NAMES, Digits, Split, split_indices
+from flatten_transformer.data.digits import CLASS_NAMES, Digits, split_indices
+from flatten_transformer.data.source import Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 

@@ -16,7 +16,7 @@ def first_batch(**arguments: Any) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     random.seed(0)  # timm's crops
     np.random.seed(0)  # timm's augmentation policies
-    images, labels = next(iter(data.train_dataloader()))
+    images, labels, _ = next(iter(data.train_dataloader()))
     return images, labels
 
 
@@ -54,7 +54,7 @@ def test_the_same_seed_draws_the_same_training_images() -> None:
 def test_an_epoch_holds_every_image_once() -> None:
     data = ImageData("digits", batch_size=100)
     data.setup("fit")
-    sizes = [len(labels) for _, labels in data.train_dataloader()]
+    sizes = [len(labels) for _, labels, _ in data.train_dataloader()]
     assert sizes == [100] * 12 + [57]
 
 
@@ -63,7 +63,7 @@ def test_images_are_judged_in_order_and_as_they_are(stage: str) -> None:
     data = ImageData("digits", batch_size=360, scale=(0.1, 0.2), hflip=1.0)
     data.setup(stage)
     loader = data.val_dataloader() if stage == "validate" else data.test_dataloader()
-    images, labels = next(iter(loader))
+    images, labels, _ = next(iter(loader))
     source = Digits("val" if stage == "validate" else "test", size=32)
     assert labels.tolist() == source.labels
     torch.testing.assert_close(images[7], data.preprocessing(source[7][0]), rtol=0, atol=0)

@@ -53,7 +53,7 @@ def animation(path: Path) -> None:
 )
 def test_an_unusual_image_is_loaded_in_colour(name: str, save: Callable[[Path], None], tmp_path: Path) -> None:
     save(tmp_path / name)
-    image, _ = load([tmp_path / name])[0]
+    image, _, _ = load([tmp_path / name])[0]
     assert image.shape == (3, 8, 8)
     assert image.std() > 0 or name == "deep.png"
     assert image.mean() > 0.3
@@ -125,7 +125,7 @@ def test_other_processes_say_the_same_about_a_bad_image(num_workers: int, draw_f
         next(iter(strict.val_dataloader()))
     assert "Traceback" not in str(caught.value)
     assert lenient.skipped("val") == []
-    images, _ = next(iter(lenient.val_dataloader()))
+    images, _, _ = next(iter(lenient.val_dataloader()))
     assert torch.equal(images[0], images[1])
     assert lenient.skipped("val") == [str(root / "val/cat/00.png")]
     assert lenient.skipped("train") == []

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from flatten_transformer.data.image_data import ImageData
-from flatten_transformer.tasks.classification import ClassificationTask
+from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.tasks.quiet import quiet
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}

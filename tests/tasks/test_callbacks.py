@@ -8,7 +8,7 @@ from PIL import Image
 
 from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.tasks.callbacks import ReportSkipped
-from flatten_transformer.tasks.classification import ClassificationTask
+from flatten_transformer.tasks.classification.task import ClassificationTask
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 

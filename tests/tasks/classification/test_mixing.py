@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatten_transformer.tasks.mixing import Mixing
+from flatten_transformer.tasks.classification.mixing import Mixing
 
 
 @pytest.fixture(autouse=True)

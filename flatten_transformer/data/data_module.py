@@ -1,0 +1,147 @@
+"""What every data module shares: batches whose size does not depend on how many devices there are."""
+
+# n images of a split.
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from flatten_transformer.data.source import Split
+
+
+class Share(NamedTuple):
+    """What one device does for one optimizer step."""
+
+    images: int  # at once
+    times: int  # before the optimizer steps
+
+
+def share_batch(batch_size: int, devices: int, device_batch_size: int | None) -> Share:
+    """Divide the images of one optimizer step among devices, in pieces of one size.
+
+    Args:
+        batch_size: Images a step, over all devices.
+        devices: How many there are.
+        device_batch_size: Images that a device can hold at once; None for any number.
+
+    Raises:
+        ValueError: If the images cannot be divided evenly among the devices.
+
+    Example:
+        >>> share_batch(1024, devices=8, device_batch_size=None)
+        Share(images=128, times=1)
+        >>> share_batch(1024, devices=1, device_batch_size=96)
+        Share(images=64, times=16)
+    """
+    each, rest = divmod(batch_size, devices)
+    if rest or not each:
+        raise ValueError(
+            f"a batch of {batch_size} images cannot be divided evenly among {devices} devices: "
+            f"make data.batch_size a multiple of {devices}, such as {math.ceil(batch_size / devices) * devices}"
+        )
+    most = min(device_batch_size or each, each)
+    images = next(size for size in range(most, 0, -1) if each % size == 0)
+    return Share(images, each // images)
+
+
+class DataModule(LightningDataModule):
+    """Images for training, validation and test.
+
+    A subclass sets ``class_names`` and ``preprocessing``, and makes its loaders by :meth:`loader`.
+
+    Args:
+        batch_size: Images of one optimizer step, over all devices; the last of an epoch may hold fewer.
+        device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
+            steps. None for its whole share.
+        num_workers: Processes a device that load images besides the main one.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    class_names: Sequence[str]
+    preprocessing: Any  # a dataclass, kept in the file of a model
+
+    def __init__(self, batch_size: int, device_batch_size: int | None, num_workers: int) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("device_batch_size", device_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.batch_size = batch_size
+        self.device_batch_size = device_batch_size
+        self.num_workers = num_workers
+        self.seed = torch.initial_seed() % 2**31
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training must draw its images by."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Draw images as the training did that is resumed."""
+        self.seed = state_dict["seed"]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return int(self.preprocessing.in_chans)
+
+    @abstractmethod
+    def names(self, batch: Any) -> list[str]:
+        """Return what an error calls the images of a training batch: their files."""
+
+    @abstractmethod
+    def skipped(self, split: Split) -> list[str]:
+        """Return the names of the images of a split that could not be read and were skipped so far."""
+
+    @property
+    def share(self) -> Share:
+        """What each device does for one optimizer step."""
+        return share_batch(self.batch_size, self._world_size, self.device_batch_size)
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def loader(
+        self, dataset: Dataset[Any], *, train: bool, collate_fn: Callable[[list[Any]], Any] | None = None
+    ) -> DataLoader[Any]:
+        """Return this device's batches: shuffled anew each epoch for training, else in order, each image once.
+
+        The order of an epoch follows from the seed and its number alone, and a step sees the same images however many
+        devices share them.
+
+        Args:
+            dataset: n images.
+            train: Shuffle.
+            collate_fn: As of DataLoader.
+        """
+        assert isinstance(dataset, Sized)
+        rank = self.trainer.global_rank if self.trainer else 0
+        sampler: DistributedSampler[Any] | range = range(rank, len(dataset), self._world_size)
+        if train:
+            sampler = DistributedSampler(dataset, self._world_size, rank, shuffle=True, seed=self.seed)
+        return DataLoader(
+            dataset,
+            batch_size=self.share.images,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate_fn,
+            # A process that lives on would draw other augmentations than one started anew after a resume.
+            persistent_workers=self.num_workers > 0 and not train,
+        )

@@ -1,0 +1,97 @@
+"""Image classification as a Lightning module: any timm model, mixed images, smoothed labels."""
+
+# B batch, C channels, K classes.
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from flatten_transformer.tasks.classification.build import build_model
+from flatten_transformer.tasks.classification.mixing import Mixing
+from flatten_transformer.tasks.kinds import Kind
+from flatten_transformer.tasks.optimization import Optimization
+from flatten_transformer.tasks.task import Task
+
+Batch = tuple[Tensor, Tensor, Tensor]  # images, classes, and the number of each image in its data set
+
+
+class ClassificationTask(Task):
+    """Train and judge an image classifier.
+
+    Args:
+        name: Any name of timm's registry, such as ``flatten_deit_tiny_patch16_224`` or ``resnet18``.
+        model_args: Further keyword arguments of ``timm.create_model``, such as ``{"img_size": 32, "depth": 4}``.
+        num_classes: Classes K; the command line takes it from the data.
+        in_chans: Channels C of the images; the command line takes it from the data.
+        optim: Learning rate, weight decay and warm-up.
+        mixing: Mixup and CutMix, in training only.
+        label_smoothing: Share of the target that goes to all classes alike, in training only.
+        ema_decay: Share of the old weights that a moving average keeps at a step; it starts at 0 and rises to this
+            as 1 - step^(-2/3). Validation, test and the saved model use the average. None keeps none.
+
+    Raises:
+        ValueError: If the model is unknown or a number is out of range.
+        FloatingPointError: In training, if the loss is no longer finite.
+
+    Example:
+        >>> task = ClassificationTask("flatten_deit_tiny_patch16_224", {"depth": 1}, num_classes=10, in_chans=1)
+        >>> task(torch.rand(2, 1, 224, 224)).shape
+        torch.Size([2, 10])
+    """
+
+    kind: ClassVar[Kind] = "classify"
+
+    def __init__(
+        self,
+        name: str = "flatten_deit_tiny_patch16_224",
+        model_args: dict[str, Any] | None = None,
+        *,
+        num_classes: int,
+        in_chans: int,
+        optim: Optimization = Optimization(),  # noqa: B008  # frozen
+        mixing: Mixing = Mixing(),  # noqa: B008  # frozen
+        label_smoothing: float = 0.1,
+        ema_decay: float | None = None,
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in 0 … 1, below 1, got {label_smoothing}")
+        model = build_model(name, model_args or {}, num_classes, in_chans)
+        super().__init__(model, name, model_args or {}, optim, ema_decay)
+        self.num_classes = num_classes
+        self.mixing = mixing
+        self.label_smoothing = label_smoothing
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``[B, K]`` of ``images`` ``[B, C, height, width]`` by :attr:`final_model`."""
+        logits: Tensor = self.final_model(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one mixed batch."""
+        images, labels, _ = batch
+        mixed, targets = self.mixing(images, labels, self.num_classes)
+        loss = F.cross_entropy(self.model(mixed), targets, label_smoothing=self.label_smoothing)
+        self.check_finite(loss, batch, batch_idx)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy of one validation batch."""
+        self._evaluate(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy of one test batch."""
+        self._evaluate(batch, "test", self.test_accuracy)
+
+    def _evaluate(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> None:
+        images, labels, _ = batch
+        logits = self(images)
+        accuracy(logits, labels)
+        self.log(f"{split}/loss", F.cross_entropy(logits, labels), batch_size=len(images), sync_dist=True)
+        self.log(f"{split}/accuracy", accuracy, prog_bar=True, batch_size=len(images))

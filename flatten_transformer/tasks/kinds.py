@@ -1,0 +1,30 @@
+"""The kinds of tasks, and where the parts of each are found; nothing of them is loaded before it is used."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Kind = Literal["classify", "detect", "segment"]
+_HERE = "flatten_transformer.tasks"
+_DATA = "flatten_transformer.data"
+
+
+class Parts(NamedTuple):
+    """Where the parts of a kind of task are, as ``"module:name"``."""
+
+    task: str  # a Task
+    data: str  # a DataModule
+    build: str  # a function of name, model_args, num_classes and in_chans that returns the module
+    preprocessing: str  # a dataclass: what is done to an image first
+    monitor: str  # not a place: the metric whose best checkpoint is kept, the higher the better
+
+
+KINDS: dict[Kind, Parts] = {
+    "classify": Parts(
+        task=f"{_HERE}.classification.task:ClassificationTask",
+        data=f"{_DATA}.image_data:ImageData",
+        build=f"{_HERE}.classification.build:build_model",
+        preprocessing=f"{_DATA}.preprocessing:Preprocessing",
+        monitor="val/accuracy",
+    ),
+}

@@ -1,0 +1,117 @@
+"""What every training shares: timm's optimizer, schedule and moving average, and the watch over the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatten_transformer.data.data_module import DataModule
+from flatten_transformer.models.checkpoint import check_fit
+from flatten_transformer.tasks.kinds import Kind
+from flatten_transformer.tasks.model_file import ModelInfo
+from flatten_transformer.tasks.optimization import Optimization
+
+
+class Task(LightningModule):
+    """Train and judge a model; a subclass says by which loss and which metrics.
+
+    Args:
+        model: What is trained.
+        name: What it was built by, for its file.
+        model_args: What else it was built by.
+        optim: Learning rate, weight decay and warm-up.
+        ema_decay: Share of the old weights that a moving average keeps at a step; it starts at 0 and rises to this
+            as 1 - step^(-2/3). Validation, test and the saved model use the average. None keeps none.
+
+    Raises:
+        ValueError: If ``ema_decay`` is out of range.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(
+        self, model: nn.Module, name: str, model_args: Mapping[str, Any], optim: Optimization, ema_decay: float | None
+    ) -> None:
+        super().__init__()
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in 0 … 1, below 1, or be null for no average, got {ema_decay}")
+        self.name = name
+        self.model_args = dict(model_args)
+        self.optim = optim
+        self.model = model
+        self.ema: ModelEmaV3 | None = None
+        if ema_decay is not None:
+            # train(): in the mode of everything else until Lightning switches modes
+            self.ema = ModelEmaV3(model, ema_decay, use_warmup=True).requires_grad_(False).train()
+
+    @property
+    def final_model(self) -> nn.Module:
+        """The model to judge, keep and use: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def data(self) -> DataModule:
+        """The data module of the trainer."""
+        data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, unannotated
+        return data
+
+    def info(self) -> ModelInfo:
+        """Return what a file of this task's model must say."""
+        return ModelInfo(self.name, self.model_args, tuple(self.data.class_names), self.data.preprocessing, self.kind)
+
+    def check_finite(self, loss: Tensor, batch: Any, batch_idx: int) -> None:
+        """Raise FloatingPointError if a loss is not finite; the message says where, and of which images.
+
+        Args:
+            loss: A number.
+            batch: What it is the loss of.
+            batch_idx: The number of the batch in its epoch.
+        """
+        if not torch.isfinite(loss):
+            names = self.data.names(batch)
+            shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+            raise FloatingPointError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch} at batch {batch_idx}, step {self.global_step}: "
+                f"lower model.optim.lr (now {self.optim.lr:g}), or add --trainer.gradient_clip_val 1, or train in float32; "
+                f"the images were {shown}"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer and its schedule, which moves at every step."""
+        optimizer = self.optim.optimizer(self.model)
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ValueError("the cosine must know where it ends: set trainer.max_epochs or trainer.max_steps")
+        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        schedule = self.optim.schedule(optimizer, int(total), steps_per_epoch=math.ceil(batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:
+        """Set the learning rate of the next step."""
+        scheduler.step_update(self.global_step)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, then take the new weights into the moving average."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step + 1)  # Lightning counts this step only afterwards
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ValueError if the checkpoint is of another model, before anything is loaded."""
+        check_fit(checkpoint["state_dict"], self)
