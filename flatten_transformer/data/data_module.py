@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -51,6 +52,38 @@ def share_batch(batch_size: int, devices: int, device_batch_size: int | None) ->
     return Share(images, each // images)
 
 
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffles so that an epoch's order follows from seed and epoch alone, and so do the random numbers of its loader.
+
+    Args:
+        dataset: n images.
+        devices: How many share them.
+        rank: Which device this is.
+        seed: Of the run.
+        epoch: The one to begin with.
+    """
+
+    def __init__(self, dataset: Dataset[Any], devices: int, rank: int, seed: int, epoch: int) -> None:
+        super().__init__(dataset, devices, rank, shuffle=True, seed=seed)
+        self.generator = torch.Generator()  # by which a DataLoader seeds its processes
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next."""
+        super().set_epoch(epoch)
+        self.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank))
+
+
+def epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    """Return a seed for one epoch on one device.
+
+    Example:
+        >>> len({epoch_seed(seed, epoch, rank) for seed in (0, 1) for epoch in (0, 1) for rank in (0, 1)})
+        8
+    """
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+
+
 class DataModule(LightningDataModule):
     """Images for training, validation and test.
 
@@ -82,14 +115,17 @@ class DataModule(LightningDataModule):
         self.device_batch_size = device_batch_size
         self.num_workers = num_workers
         self.seed = torch.initial_seed() % 2**31
+        self.first_epoch = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training must draw its images by."""
-        return {"seed": self.seed}
+        assert self.trainer
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        return {"seed": self.seed, "epoch": progress.processed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Draw images as the training did that is resumed."""
-        self.seed = state_dict["seed"]
+        self.seed, self.first_epoch = state_dict["seed"], state_dict["epoch"]
 
     @property
     def num_classes(self) -> int:
@@ -133,15 +169,10 @@ class DataModule(LightningDataModule):
         """
         assert isinstance(dataset, Sized)
         rank = self.trainer.global_rank if self.trainer else 0
-        sampler: DistributedSampler[Any] | range = range(rank, len(dataset), self._world_size)
+        options: dict[str, Any] = {"batch_size": self.share.images, "num_workers": self.num_workers, "collate_fn": collate_fn}
         if train:
-            sampler = DistributedSampler(dataset, self._world_size, rank, shuffle=True, seed=self.seed)
-        return DataLoader(
-            dataset,
-            batch_size=self.share.images,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate_fn,
+            order = EpochSampler(dataset, self._world_size, rank, self.seed, self.first_epoch)
             # A process that lives on would draw other augmentations than one started anew after a resume.
-            persistent_workers=self.num_workers > 0 and not train,
-        )
+            return DataLoader(dataset, sampler=order, generator=order.generator, **options)
+        in_turn = range(rank, len(dataset), self._world_size)
+        return DataLoader(dataset, sampler=in_turn, persistent_workers=self.num_workers > 0, **options)

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from flatten_transformer.data.data_module import DataModule
+from flatten_transformer.data.data_module import DataModule, epoch_seed
 from flatten_transformer.data.source import Split
 from flatten_transformer.tasks.model_file import save_model
 from flatten_transformer.tasks.task import Task
@@ -31,8 +31,7 @@ class SeedEpochs(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed Python, NumPy and PyTorch by the seed of the run, the epoch and the process."""
-        entropy = [datamodule(trainer).seed, trainer.current_epoch, trainer.global_rank]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        seed = epoch_seed(datamodule(trainer).seed, trainer.current_epoch, trainer.global_rank)
         for set_seed in (random.seed, np.random.seed, torch.manual_seed):
             set_seed(seed)
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flatten_transformer.hints import hint
 from flatten_transformer.lazy import load
 from flatten_transformer.tasks.arguments import RaisingParser
 from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs
+from flatten_transformer.tasks.checkpoints import LAST, AtomicCheckpointIO, check_checkpoint, newest_checkpoint
 from flatten_transformer.tasks.kinds import KINDS, Kind
 from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.recipes import find_recipe
@@ -91,30 +91,52 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Lightning's own command line does not have, and link what need not be said twice."""
         parser.add_argument("--task", type=Kind, default=self.kind, help="What is learned; a recipe says it.")
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="A .ckpt to resume from, or to judge.")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="A .ckpt to resume from, or to judge; last: that of the newest run of this name.",
+        )
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         defaults = {"monitor": KINDS[self.kind].monitor, "mode": "max", "filename": "best-{epoch}", "save_last": True}
+        defaults["save_on_train_epoch_end"] = True  # after a validation the epoch does not count as processed yet
         parser.set_defaults({f"checkpoint.{name}": value for name, value in defaults.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the checkpoint before anything is built."""
         self.config = parser.parse_args(args)
+        if self.config.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "trainer.accumulate_grad_batches follows from the data: leave it out; data.batch_size is what a step sees, "
+                f"data.device_batch_size what a device takes at once (got {self.config.trainer.accumulate_grad_batches})"
+            )
+        if self.config.ckpt_path == LAST:
+            self.config.ckpt_path = self._last_checkpoint()
         if self.config.ckpt_path:
             check_checkpoint(Path(self.config.ckpt_path))
+
+    def _last_checkpoint(self) -> str | None:
+        """Return the newest checkpoint of the runs of this name; a fit begins anew where there is none yet."""
+        path = newest_checkpoint(self.runs_folder())
+        if path is None and self.stage != "fit":
+            raise FileNotFoundError(f"no last.ckpt in {self.runs_folder()}/version_*/checkpoints: train first, or give a path")
+        begin = f"There is no checkpoint in {self.runs_folder()} yet: from the beginning"
+        rank_zero_info(f"Going on from {path}" if path else begin)
+        return None if path is None else str(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; only a real fit keeps anything, in a folder of its own."""
         config = self.config_init.trainer
         callbacks: list[Callback] = []
         if self.stage == "fit" and not config.fast_dev_run:
-            root, name = Path(config.default_root_dir or "runs"), self.run_name()
-            version = claim_version(root / name)
+            folder = self.runs_folder()
+            version = claim_version(folder) if _is_first_process() else 0  # the others write nothing
             if self.config_init.checkpoint.dirpath is None:
-                self.config_init.checkpoint.dirpath = str(root / name / f"version_{version}" / "checkpoints")
+                self.config_init.checkpoint.dirpath = str(folder / f"version_{version}" / "checkpoints")
             if config.logger in (None, True):
-                config.logger = [CSVLogger(root, name, version), TensorBoardLogger(root, name, version)]
+                config.logger = [logger(folder.parent, folder.name, version) for logger in (CSVLogger, TensorBoardLogger)]
             callbacks = [SaveModel(), LearningRateMonitor("epoch")] if config.logger else [SaveModel()]
         elif config.logger in (None, True):
             config.logger = False
@@ -124,14 +146,21 @@ class TrainingCLI(LightningCLI):
         if not (callbacks and config.logger):
             self.save_config_callback = None
         self.trainer_defaults["callbacks"] = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        given = config.plugins or []
+        plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
 
-    def run_name(self) -> str:
-        """Return the name of the recipe, or that of the model where there is none."""
+    def runs_folder(self) -> Path:
+        """Return the folder of the runs of this recipe, or of this model where there is no recipe."""
+        root = Path(self.config.trainer.default_root_dir or "runs")
         if not self.config.config:
-            return str(self.config.model.name)
+            return root / str(self.config.model.name)
         path = Path(str(self.config.config[-1])).resolve()
-        return path.parents[1].name if path.name == "config.yaml" else path.stem  # an earlier run's, or a recipe
+        return root / (path.parents[1].name if path.name == "config.yaml" else path.stem)  # an earlier run's, or a recipe
+
+
+def _is_first_process() -> bool:
+    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]  # Lightning sets it, unannotated
 
 
 def with_recipe_paths(args: Sequence[str]) -> list[str]:
@@ -184,21 +213,3 @@ def claim_version(folder: Path) -> int:
             continue
         break
     return version
-
-
-def check_checkpoint(path: Path) -> None:
-    """Raise an error that says what to do unless ``path`` is a checkpoint of a training.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is something else, such as a model file.
-    """
-    cure = "give --ckpt_path a .ckpt file of an earlier run, from runs/"
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: {cure}")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        found = None
-    if not isinstance(found, dict) or "state_dict" not in found:
-        raise ValueError(f"{path} is not a checkpoint of a training: {cure}")

@@ -78,7 +78,7 @@ class ClassificationTask(Task):
         mixed, targets = self.mixing(images, labels, self.num_classes)
         loss = F.cross_entropy(self.model(mixed), targets, label_smoothing=self.label_smoothing)
         self.check_finite(loss, batch, batch_idx)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
