@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flatten_transformer.analysis.explanation import draw_explanation, explain, inkiest_token
-from flatten_transformer.benchmark import count_macs, count_parameters
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.training import train
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import timm
 import torch
 
-from flatten_transformer.benchmark.cost import count_macs, count_parameters
+from flatten_transformer.models.cost import count_macs, count_parameters
 
 # ImageNet-1K top-1 in % as the paper reports it (arXiv 2308.00442 and its repository); not measured here.
 PUBLISHED_TOP1 = {

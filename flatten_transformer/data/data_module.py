@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from flatten_transformer.data.source import Split
@@ -140,6 +141,10 @@ class DataModule(LightningDataModule):
     @abstractmethod
     def names(self, batch: Any) -> list[str]:
         """Return what an error calls the images of a training batch: their files."""
+
+    @abstractmethod
+    def image(self, split: Split, index: int) -> Image.Image:
+        """Return an image of a split that is open, as it is in its file."""
 
     @abstractmethod
     def skipped(self, split: Split) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -114,6 +115,11 @@ class ImageData(DataModule):
         """Return the names of the images of a training batch: their files, where they have any."""
         source = self._datasets["train"].source
         return [source.name(index) for index in batch[2].tolist()]
+
+    def image(self, split: Split, index: int) -> Image.Image:
+        """Return an image of a split that is open, as it is in its file."""
+        image, _ = self._datasets[split].source[index]
+        return image
 
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be read and were skipped so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -69,6 +70,14 @@ class Task(LightningModule):
         """Return what a file of this task's model must say."""
         return ModelInfo(self.name, self.model_args, tuple(self.data.class_names), self.data.preprocessing, self.kind)
 
+    def count_macs(self) -> int | None:
+        """Return the multiply-accumulates of one image, where its size is known."""
+        return None
+
+    def draw_report(self, folder: Path) -> list[Path]:
+        """Draw how the training ended into ``folder``; return the files."""
+        return []
+
     def check_finite(self, loss: Tensor, batch: Any, batch_idx: int) -> None:
         """Raise FloatingPointError if a loss is not finite; the message says where, and of which images.
 
@@ -85,6 +94,22 @@ class Task(LightningModule):
                 f"lower model.optim.lr (now {self.optim.lr:g}), or add --trainer.gradient_clip_val 1, or train in float32; "
                 f"the images were {shown}"
             )
+
+    def recompute_activations(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them, wherever the model can.
+
+        Raises:
+            ValueError: If it can nowhere.
+        """
+        switches: list[Any] = [getattr(part, "set_grad_checkpointing", None) for part in self.model.modules()]
+        able = [switch for switch in switches if switch is not None]
+        try:
+            for switch in able:
+                switch(True)
+        except AssertionError:  # timm's answer where a model has the switch, but not the ability
+            able = []
+        if not able:
+            raise ValueError(f"{self.name} cannot recompute its activations: leave grad_checkpointing out")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule, which moves at every step."""

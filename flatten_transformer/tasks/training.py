@@ -20,9 +20,11 @@ from flatten_transformer.lazy import load
 from flatten_transformer.tasks.arguments import RaisingParser
 from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs
 from flatten_transformer.tasks.checkpoints import LAST, AtomicCheckpointIO, check_checkpoint, newest_checkpoint
+from flatten_transformer.tasks.history import History
 from flatten_transformer.tasks.kinds import KINDS, Kind
 from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.recipes import find_recipe
+from flatten_transformer.tasks.summary import Summary
 
 Stage = Literal["fit", "validate", "test"]
 _CONFIG = ("--config", "-c")
@@ -49,6 +51,10 @@ def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
     with quiet():
         try:
             cli = TrainingCLI(stage, args)
+            if cli.config.grad_checkpointing:
+                cli.model.recompute_activations()
+            if cli.config.compile:
+                cli.model.model.compile()
             run = getattr(cli.trainer, stage)
             run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
         except MisconfigurationException as error:
@@ -97,6 +103,9 @@ class TrainingCLI(LightningCLI):
             default=None,
             help="A .ckpt to resume from, or to judge; last: that of the newest run of this name.",
         )
+        explained = "Recompute activations in the backward pass: slower, in less memory."
+        parser.add_argument("--grad_checkpointing", type=bool, default=False, help=explained)
+        parser.add_argument("--compile", type=bool, default=False, help="Train the model under torch.compile.")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -130,6 +139,7 @@ class TrainingCLI(LightningCLI):
         """Build the trainer; only a real fit keeps anything, in a folder of its own."""
         config = self.config_init.trainer
         callbacks: list[Callback] = []
+        history = History()
         if self.stage == "fit" and not config.fast_dev_run:
             folder = self.runs_folder()
             version = claim_version(folder) if _is_first_process() else 0  # the others write nothing
@@ -137,7 +147,8 @@ class TrainingCLI(LightningCLI):
                 self.config_init.checkpoint.dirpath = str(folder / f"version_{version}" / "checkpoints")
             if config.logger in (None, True):
                 config.logger = [logger(folder.parent, folder.name, version) for logger in (CSVLogger, TensorBoardLogger)]
-            callbacks = [SaveModel(), LearningRateMonitor("epoch")] if config.logger else [SaveModel()]
+            callbacks = [SaveModel(), Summary(history, folder / f"version_{version}" if config.logger else None)]
+            callbacks += [LearningRateMonitor("epoch")] if config.logger else []
         elif config.logger in (None, True):
             config.logger = False
         if config.fast_dev_run or config.enable_checkpointing is False:
@@ -145,7 +156,7 @@ class TrainingCLI(LightningCLI):
             self._parser(None).callback_keys.remove("checkpoint")
         if not (callbacks and config.logger):
             self.save_config_callback = None
-        self.trainer_defaults["callbacks"] = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), *callbacks]
+        self.trainer_defaults["callbacks"] = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), history, *callbacks]
         given = config.plugins or []
         plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)

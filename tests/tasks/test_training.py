@@ -11,6 +11,7 @@ from flatten_transformer.tasks.training import TrainingCLI, train
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = ["--model.model_args", SIZES, "--data.img_size", "16", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+PICTURES = {"curves.png", "confusion.png", "mistakes.png"}
 SHORT += ["--trainer.limit_train_batches", "2", "--trainer.enable_progress_bar", "false", "--seed_everything", "0"]
 
 
@@ -77,7 +78,7 @@ def test_the_run_bears_the_name_of_its_recipe() -> None:
     ("options", "kept"),
     [
         (["--trainer.logger", "false"], {"best-epoch=0.ckpt", "last.ckpt", "model.safetensors"}),
-        (["--trainer.enable_checkpointing", "false"], {"config.yaml", "metrics.csv", "hparams.yaml"}),
+        (["--trainer.enable_checkpointing", "false"], {"config.yaml", "metrics.csv", "hparams.yaml", *PICTURES}),
         (["--trainer.fast_dev_run", "true"], set()),
     ],
     ids=["no logger", "no checkpoints", "a trial run"],  # not by str: a set has no order

@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from flatten_transformer.models.cost import count_macs
 from flatten_transformer.tasks.classification.build import build_model
+from flatten_transformer.tasks.classification.mistakes import Mistakes
 from flatten_transformer.tasks.classification.mixing import Mixing
+from flatten_transformer.tasks.classification.pictures import draw_confusion, draw_images
 from flatten_transformer.tasks.kinds import Kind
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.task import Task
@@ -66,6 +70,12 @@ class ClassificationTask(Task):
         self.label_smoothing = label_smoothing
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.top5 = nn.ModuleDict()
+        if num_classes > 5:
+            self.top5 = nn.ModuleDict({f"of_{split}": MulticlassAccuracy(num_classes, 5, "micro") for split in ("val", "test")})
+        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.confused: Tensor | None = None  # [K, K] of the last validation
+        self.mistakes = Mistakes()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``[B, K]`` of ``images`` ``[B, C, height, width]`` by :attr:`final_model`."""
@@ -81,17 +91,52 @@ class ClassificationTask(Task):
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget what was confused before."""
+        self.confusion.reset()
+        self.mistakes.reset()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss and accuracy of one validation batch."""
-        self._evaluate(batch, "val", self.val_accuracy)
+        """Log loss and accuracy of one validation batch, and note what is confused."""
+        logits = self._evaluate(batch, "val", self.val_accuracy)
+        _, labels, indices = batch
+        self.confusion.update(logits, labels)
+        self.mistakes.update(logits, labels, indices)
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather from all devices what is confused."""
+        self.confused = self.confusion.compute()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy of one test batch."""
         self._evaluate(batch, "test", self.test_accuracy)
 
-    def _evaluate(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> None:
+    def _evaluate(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> Tensor:
         images, labels, _ = batch
         logits = self(images)
         accuracy(logits, labels)
         self.log(f"{split}/loss", F.cross_entropy(logits, labels), batch_size=len(images), sync_dist=True)
         self.log(f"{split}/accuracy", accuracy, prog_bar=True, batch_size=len(images))
+        if self.top5:
+            top5: Any = self.top5[f"of_{split}"]
+            top5(logits, labels)
+            self.log(f"{split}/top5", top5, batch_size=len(images))
+        return logits
+
+    def count_macs(self) -> int:
+        """Return the multiply-accumulates of one image."""
+        preprocessing = self.data.preprocessing
+        return count_macs(self.model, (preprocessing.in_chans, preprocessing.img_size, preprocessing.img_size))
+
+    def draw_report(self, folder: Path) -> list[Path]:
+        """Draw what was confused in the last validation, and the surest mistakes, into two PNG files; return them."""
+        if self.confused is None:
+            return []
+        names, found = self.data.class_names, self.mistakes.found
+        draw_confusion(self.confused, names, folder / "confusion.png")
+        if not found:
+            return [folder / "confusion.png"]
+        titles = [f"{names[m.predicted]} ({m.probability:.0%}),\nnot {names[m.label]}" for m in found]
+        images = [self.data.image("val", mistake.number) for mistake in found]
+        draw_images(images, titles, "The surest mistakes of the last validation", folder / "mistakes.png")
+        return [folder / "confusion.png", folder / "mistakes.png"]

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from flatten_transformer import FocusedLinearAttention
-from flatten_transformer.benchmark import count_macs, count_parameters
+from flatten_transformer.models.cost import count_macs, count_parameters
 
 
 def test_the_paper_s_formula_gives_the_macs_of_a_layer() -> None:

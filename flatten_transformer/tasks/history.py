@@ -1,0 +1,96 @@
+"""What a training came to, epoch by epoch: kept in its checkpoints, told and drawn at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from flatten_transformer.data.data_module import DataModule
+
+Row = dict[str, float]  # "epoch", and the last value of every metric by its name
+
+
+class History(Callback):
+    """Keep the metrics of every epoch, also over resumptions.
+
+    Attributes:
+        rows: One an epoch, with ``images_per_second`` of training over all devices.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._begin = 0.0
+        self._rate = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the clock."""
+        self._begin = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the clock after the last batch: what follows is validation."""
+        if trainer.is_last_batch:
+            data: DataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, unannotated
+            images = (batch_idx + 1) * data.share.images * trainer.world_size
+            self._rate = images / (time.monotonic() - self._begin)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what was measured."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if isinstance(value, Tensor)}
+        self.rows.append({"epoch": trainer.current_epoch, "images_per_second": self._rate, **metrics})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+
+def best_row(rows: Sequence[Row], monitor: str) -> Row | None:
+    """Return the first row with the highest value of a metric, or None where none has it.
+
+    Example:
+        >>> best_row([{"epoch": 0, "val/accuracy": 0.5}, {"epoch": 1, "val/accuracy": 0.75}], "val/accuracy")["epoch"]
+        1
+    """
+    return max((row for row in rows if monitor in row), key=lambda row: row[monitor], default=None)
+
+
+def draw_curves(rows: Sequence[Row], monitor: str, path: Path) -> None:
+    """Draw the losses and the metrics of a training against its epochs, the best epoch marked, into a PNG file.
+
+    Args:
+        rows: Of a :class:`History`.
+        monitor: The metric by which the best epoch is chosen.
+        path: Where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = sorted({name for row in rows for name in row if name.startswith(("train/", "val/"))})
+    losses = [name for name in names if name.endswith("loss")]
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, title, group in zip(
+        figure.subplots(1, 2), ("loss", "metrics"), (losses, [n for n in names if n not in losses]), strict=True
+    ):
+        for name in group:
+            points = [(row["epoch"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else "", markersize=3, label=name)
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        best = best_row(rows, monitor)
+        if best is not None:
+            axis.axvline(best["epoch"], color="gray", linestyle="--", linewidth=1, label=f"best {monitor}")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,98 @@
+"""What a training is about to do, and what it came to, in a table each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from flatten_transformer.models.cost import count_parameters
+from flatten_transformer.tasks.history import History, best_row, draw_curves
+from flatten_transformer.tasks.kinds import KINDS
+from flatten_transformer.tasks.task import Task
+
+
+class Summary(Callback):
+    """Say at the beginning what is trained, and how, and at the end how it went, with pictures beside the logs.
+
+    Args:
+        history: Where the epochs are kept.
+        folder: For the pictures; None draws none.
+    """
+
+    def __init__(self, history: History, folder: Path | None) -> None:
+        self.history = history
+        self.folder = folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what is about to happen."""
+        assert isinstance(pl_module, Task)
+        if trainer.is_global_zero:
+            _print("Training", what_happens(trainer, pl_module))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what happened, and draw it."""
+        assert isinstance(pl_module, Task)
+        if trainer.is_global_zero and self.history.rows:
+            _print("Trained", what_happened(self.history, KINDS[pl_module.kind].monitor))
+            for picture in self._draw(pl_module):
+                Console(stderr=True).print(f"See {picture}", soft_wrap=True)
+
+    def _draw(self, task: Task) -> list[Path]:
+        if self.folder is None or find_spec("matplotlib") is None:
+            return []
+        curves = self.folder / "curves.png"
+        draw_curves(self.history.rows, KINDS[task.kind].monitor, curves)
+        return [curves, *task.draw_report(self.folder)]
+
+
+def what_happens(trainer: Trainer, task: Task) -> dict[str, str]:
+    """Return what a training is about to do, by name."""
+    share, macs = task.data.share, task.count_macs()
+    pieces = f" = {share.images} x {trainer.world_size} devices x {share.times}" if share.images != task.data.batch_size else ""
+    steps = int(trainer.estimated_stepping_batches)
+    return {
+        "model": task.name,
+        "parameters": f"{count_parameters(task.model) / 1e6:.2f} M",
+        **({"MACs an image": f"{macs / 1e9:.3f} G"} if macs else {}),
+        "classes": str(task.data.num_classes),
+        "images a step": f"{task.data.batch_size}{pieces}",
+        "steps": f"{steps:,} ({trainer.max_epochs} epochs)" if trainer.max_epochs != -1 else f"{steps:,}",
+        "device": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+        "precision": str(trainer.precision),
+        **({"folder": str(trainer.log_dir)} if trainer.log_dir else {}),
+    }
+
+
+def what_happened(history: History, monitor: str) -> dict[str, str]:
+    """Return what a training came to, by name.
+
+    Example:
+        >>> history = History()
+        >>> history.rows = [{"epoch": 0, "images_per_second": 10.0, "val/accuracy": 0.5, "val/loss": 1.0}]
+        >>> what_happened(history, "val/accuracy")
+        {'best epoch': '0', 'val/accuracy': '50.0 %', 'images a second': '10'}
+    """
+    last, best = history.rows[-1], best_row(history.rows, monitor)
+    chosen = last if best is None else best
+    shares = {name: f"{value:.1%}".replace("%", " %") for name, value in chosen.items() if _is_share(name)}
+    return {
+        **({} if best is None else {"best epoch": f"{best['epoch']:.0f}"}),
+        **shares,
+        "images a second": f"{last['images_per_second']:.0f}",
+    }
+
+
+def _is_share(name: str) -> bool:
+    return name.startswith("val/") and not name.endswith("loss")
+
+
+def _print(title: str, rows: Mapping[str, str]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    Console(stderr=True).print(table)

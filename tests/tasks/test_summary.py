@@ -1,0 +1,75 @@
+"""What a training says and draws, before and after."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flatten_transformer.tasks.history import best_row, draw_curves
+from flatten_transformer.tasks.training import train
+
+SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
+SHORT = [
+    *("--model.model_args", SIZES, "--data.img_size", "16", "--seed_everything", "0", "--trainer.accelerator", "cpu"),
+    *("--trainer.limit_train_batches", "4", "--trainer.enable_progress_bar", "false", "--data.device_batch_size", "16"),
+]
+RUN = Path("runs/flatten_deit_tiny_patch16_224/version_0")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.replace("│", " ").split())
+
+
+def test_a_training_says_what_it_does_and_what_it_came_to(capfd: pytest.CaptureFixture[str]) -> None:
+    cli = train("fit", [*SHORT, "--trainer.max_epochs", "2", "--trainer.precision", "bf16-mixed"])
+    said = squeezed(capfd.readouterr().err)
+    model = cli.model.model
+    assert f"parameters {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M" in said
+    assert f"MACs an image {cli.model.count_macs() / 1e9:.3f} G" in said
+    assert "classes 10" in said
+    assert "images a step 64 = 16 x 1 devices x 4" in said
+    assert "steps 2 (2 epochs)" in said
+    assert "device 1 x cpu" in said
+    assert "precision bf16-mixed" in said
+    best = max(float(row["val/accuracy"]) for row in history(cli))
+    assert f"val/accuracy {100 * best:.1f} %" in said
+    assert "images a second" in said
+    for name in ("curves.png", "confusion.png", "mistakes.png"):
+        assert f"See {RUN / name}" in said
+        with Image.open(RUN / name) as picture:
+            assert picture.width > 300
+
+
+def history(cli: object) -> list[dict[str, float]]:
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback.rows for callback in callbacks if type(callback).__name__ == "History")
+
+
+def test_the_history_goes_on_where_a_training_is_resumed() -> None:
+    train("fit", [*SHORT, "--trainer.max_epochs", "2"])
+    cli = train("fit", [*SHORT, "--trainer.max_epochs", "3", "--ckpt_path", "last"])
+    assert [row["epoch"] for row in history(cli)] == [0, 1, 2]
+    assert all({"train/loss", "val/loss", "val/accuracy", "val/top5"} <= row.keys() for row in history(cli))
+    assert all(row["images_per_second"] > 0 for row in history(cli))
+
+
+def test_where_nothing_is_kept_nothing_is_drawn() -> None:
+    train("fit", [*SHORT, "--trainer.fast_dev_run", "true"])
+    assert not list(Path().rglob("*.png"))
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_and_there_need_not_be_one() -> None:
+    rows = [{"epoch": 0.0, "val/a": 0.5}, {"epoch": 1.0, "val/a": 0.7}, {"epoch": 2.0, "val/a": 0.7}]
+    assert best_row(rows, "val/a") == rows[1]
+    assert best_row(rows, "val/b") is None
+
+
+def test_curves_without_a_metric_can_be_drawn(tmp_path: Path) -> None:
+    draw_curves([{"epoch": 0.0, "train/loss": 1.0}], "val/accuracy", tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.height > 200
