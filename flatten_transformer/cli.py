@@ -36,6 +36,12 @@ COMMANDS = {  # a function's parameters are the options of its command, its docs
         "race the attention against the released form and softmax", "flatten_transformer.benchmark.commands:op"
     ),
     "benchmark model": Command("race models against their softmax namesakes", "flatten_transformer.benchmark.commands:model"),
+    "benchmark data": Command(
+        "measure how fast a recipe's images are read and augmented", "flatten_transformer.benchmark.training:data"
+    ),
+    "benchmark loop": Command(
+        "measure what the training loop costs beside plain PyTorch", "flatten_transformer.benchmark.training:loop"
+    ),
     "demo": Command("train, compare, explain and use a small model on digits", "flatten_transformer.demo:demo"),
 }
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")

@@ -34,8 +34,8 @@ def words(text: str, name: str, allowed: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def whole_numbers(text: str, name: str, largest: int = _LARGEST_TOKENS) -> list[int]:
-    """Return the positive whole numbers of a comma-separated list.
+def whole_numbers(text: str, name: str, largest: int = _LARGEST_TOKENS, least: int = 1) -> list[int]:
+    """Return the whole numbers of a comma-separated list.
 
     Raises:
         ValueError: If there is anything else in it.
@@ -48,8 +48,9 @@ def whole_numbers(text: str, name: str, largest: int = _LARGEST_TOKENS) -> list[
         found = [int(word) for word in text.split(",")]
     except ValueError:
         found = []
-    if not found or not all(1 <= number <= largest for number in found):
-        raise ValueError(f"{name} must be whole numbers from 1 to {largest}, separated by commas, such as 196,784; got {text!r}")
+    if not found or not all(least <= number <= largest for number in found):
+        numbers = f"whole numbers from {least} to {largest}, separated by commas, such as 196,784"
+        raise ValueError(f"{name} must be {numbers}; got {text!r}")
     return found
 
 

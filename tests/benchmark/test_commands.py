@@ -116,7 +116,7 @@ def _dtype(name: str) -> object:
         ("model --sizes_px 100", "image sizes must be multiples of 32, such as 224 or 512, got 100"),
         ("model --batch 0", "batch must be above 0, got 0"),
         ("ops", "no command 'benchmark ops': did you mean benchmark op"),
-        ("--quick true", "no command 'benchmark': did you mean benchmark op or benchmark model"),
+        ("--quick true", "no command 'benchmark': did you mean benchmark op or benchmark loop"),
     ],
 )
 def test_a_users_error_is_one_line_that_says_what_to_do(command: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
