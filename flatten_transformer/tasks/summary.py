@@ -31,8 +31,9 @@ class Summary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what is about to happen."""
         assert isinstance(pl_module, Task)
+        rows = what_happens(trainer, pl_module)  # on every device: the folder is broadcast
         if trainer.is_global_zero:
-            _print("Training", what_happens(trainer, pl_module))
+            _print("Training", rows)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what happened, and draw it."""
