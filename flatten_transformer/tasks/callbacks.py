@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,21 +38,48 @@ class SeedEpochs(Callback):
 
 
 class SaveModel(Callback):
-    """Write ``model.safetensors`` beside the checkpoints when a training has ended.
+    """Write models beside the checkpoints: ``best.safetensors`` after a better epoch, ``model.safetensors`` at the end.
 
-    It holds the weights of the last step, or their moving average: that is where the schedule leads.
+    The last one holds the weights of the last step: that is where the schedule leads. Both are the moving average where
+    there is one, and can be used while the training goes on.
     """
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, where checkpoints are wanted at all."""
+    def __init__(self) -> None:
+        self.best: float | None = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the model if none before was better by the metric that chooses checkpoints."""
         checkpoints = trainer.checkpoint_callback
-        if not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath:
+        if not isinstance(checkpoints, ModelCheckpoint) or checkpoints.monitor not in trainer.callback_metrics:
             return
-        assert isinstance(pl_module, Task)
-        if trainer.is_global_zero:
-            path = Path(checkpoints.dirpath) / "model.safetensors"
-            save_model(path, pl_module.final_model, pl_module.info())
+        value = float(trainer.callback_metrics[checkpoints.monitor])
+        if self.best is None or (value < self.best if checkpoints.mode == "min" else value > self.best):
+            self.best = value
+            self._save(trainer, pl_module, "best.safetensors")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the model, and say how to use it."""
+        path = self._save(trainer, pl_module, "model.safetensors")
+        if path is not None:
             rank_zero_info(f"The model is in {path}; use it: flatten predict IMAGE --checkpoint {path}")
+
+    def _save(self, trainer: Trainer, task: LightningModule, name: str) -> Path | None:
+        """Write a file, where checkpoints are wanted at all, and return its path."""
+        checkpoints = trainer.checkpoint_callback
+        if not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath or not trainer.is_global_zero:
+            return None
+        assert isinstance(task, Task)
+        path = Path(checkpoints.dirpath) / name
+        save_model(path, task.final_model, task.info())
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.best = state_dict["best"]
 
 
 class ReportSkipped(Callback):

@@ -34,7 +34,8 @@ def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
     """Fit, validate or test as the arguments say.
 
     A fit keeps everything in a new folder, ``runs/<recipe>/version_N``: the configuration, curves for
-    TensorBoard and as CSV, and in ``checkpoints`` the best and the last ``.ckpt`` and ``model.safetensors``.
+    TensorBoard and as CSV, and in ``checkpoints`` the best and the last ``.ckpt``, ``best.safetensors`` and
+    ``model.safetensors``.
 
     Args:
         stage: ``"fit"``, ``"validate"`` or ``"test"``.
@@ -147,7 +148,7 @@ class TrainingCLI(LightningCLI):
                 self.config_init.checkpoint.dirpath = str(folder / f"version_{version}" / "checkpoints")
             if config.logger in (None, True):
                 config.logger = [logger(folder.parent, folder.name, version) for logger in (CSVLogger, TensorBoardLogger)]
-            callbacks = [SaveModel(), Summary(history, folder / f"version_{version}" if config.logger else None)]
+            callbacks = [Summary(history, folder / f"version_{version}" if config.logger else None)]
             callbacks += [LearningRateMonitor("epoch")] if config.logger else []
         elif config.logger in (None, True):
             config.logger = False
@@ -156,7 +157,7 @@ class TrainingCLI(LightningCLI):
             self._parser(None).callback_keys.remove("checkpoint")
         if not (callbacks and config.logger):
             self.save_config_callback = None
-        self.trainer_defaults["callbacks"] = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), history, *callbacks]
+        self.trainer_defaults["callbacks"] = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history, *callbacks]
         given = config.plugins or []
         plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)

@@ -1,13 +1,16 @@
 import logging
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from flatten_transformer.data.image_data import ImageData
-from flatten_transformer.tasks.callbacks import ReportSkipped
+from flatten_transformer.tasks.callbacks import ReportSkipped, SaveModel
 from flatten_transformer.tasks.classification.task import ClassificationTask
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -46,3 +49,22 @@ def test_what_was_skipped_is_said_once(shown: int, ending: str, tmp_path: Path, 
     assert "val images skipped because they cannot be read: 1 (" in lines[0]
     assert "train images skipped because they cannot be read: 2 (" in lines[1]
     assert lines[1].endswith(ending)
+
+
+@pytest.mark.parametrize(("mode", "wanted"), [("max", [True, True, False, True]), ("min", [True, False, True, False])])
+def test_the_best_model_so_far_is_kept_whichever_way_is_better(mode: str, wanted: list[bool], tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode=mode)
+    data = ImageData("digits", img_size=16)
+    task = ClassificationTask(model_args=TINY, num_classes=10, in_chans=1)
+    trainer: Any = SimpleNamespace(checkpoint_callback=checkpoints, is_global_zero=True, callback_metrics={}, datamodule=data)
+    task.trainer = trainer
+    save, path, written = SaveModel(), tmp_path / "best.safetensors", []
+    for value in (0.2, 0.5, 0.1, 0.6):
+        trainer.callback_metrics["val/accuracy"] = torch.tensor(value)
+        path.unlink(missing_ok=True)
+        save.on_train_epoch_end(trainer, task)
+        written.append(path.exists())
+        resumed = SaveModel()
+        resumed.load_state_dict(save.state_dict())
+        save = resumed
+    assert written == wanted

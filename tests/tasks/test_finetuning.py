@@ -29,7 +29,12 @@ def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_twenty_images_of_two_classes_are_learned_and_told_apart_by_name(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fit", "--config", "finetune", "--data.root", str(pets), *OPTIONS]) == 0
     checkpoints = Path("runs/finetune/version_0/checkpoints")
-    assert {path.name for path in checkpoints.iterdir()} == {"best-epoch=0.ckpt", "last.ckpt", "model.safetensors"}
+    assert {path.name for path in checkpoints.iterdir()} == {
+        "best-epoch=0.ckpt",
+        "last.ckpt",
+        "best.safetensors",
+        "model.safetensors",
+    }
     _, info = load_model(checkpoints / "model.safetensors")
     assert (info.class_names, info.preprocessing.in_chans) == (["cat", "dog"], 3)
     capsys.readouterr()

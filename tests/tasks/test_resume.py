@@ -76,5 +76,5 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_last_checkpoint_who
         assert main(["fit", *SHORT]) == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith("flatten: error: [Errno 28] No space left on device")
     folder = Path("runs") / NAME / "version_0" / "checkpoints"
-    assert {path.name for path in folder.iterdir()} == {"best-epoch=0.ckpt", "last.ckpt"}
+    assert {path.name for path in folder.iterdir()} == {"best-epoch=0.ckpt", "last.ckpt", "best.safetensors"}
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 0

@@ -11,6 +11,7 @@ from flatten_transformer.tasks.training import TrainingCLI, train
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = ["--model.model_args", SIZES, "--data.img_size", "16", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+MODELS = {"best.safetensors", "model.safetensors"}
 PICTURES = {"curves.png", "confusion.png", "mistakes.png"}
 SHORT += ["--trainer.limit_train_batches", "2", "--trainer.enable_progress_bar", "false", "--seed_everything", "0"]
 
@@ -26,7 +27,7 @@ def test_a_fit_keeps_configuration_curves_checkpoints_and_model() -> None:
     assert (run / "config.yaml").is_file()
     assert "val/accuracy" in (run / "metrics.csv").read_text()
     assert list(run.glob("events.out.tfevents*"))
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best-epoch=0.ckpt", "last.ckpt", "model.safetensors"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best-epoch=0.ckpt", "last.ckpt", *MODELS}
 
 
 def test_the_saved_model_is_the_average_of_the_trained_one() -> None:
@@ -77,7 +78,7 @@ def test_the_run_bears_the_name_of_its_recipe() -> None:
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
-        (["--trainer.logger", "false"], {"best-epoch=0.ckpt", "last.ckpt", "model.safetensors"}),
+        (["--trainer.logger", "false"], {"best-epoch=0.ckpt", "last.ckpt", *MODELS}),
         (["--trainer.enable_checkpointing", "false"], {"config.yaml", "metrics.csv", "hparams.yaml", *PICTURES}),
         (["--trainer.fast_dev_run", "true"], set()),
     ],
