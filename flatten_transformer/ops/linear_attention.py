@@ -33,7 +33,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, 
     dtype = sum_dtype(query)
     if options.key_encoding is not None:
         key = key + options.key_encoding
-    with _without_autocast(query.device.type):
+    with without_autocast(query.device.type):
         q, k = (_features(x.to(dtype), options) for x in (query, key))
         out = linear_attention(q, k, value.to(dtype), attn_mask, eps=options.eps).to(query.dtype)
     if options.conv_weight is None:
@@ -76,7 +76,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
         kept = attn_mask.sum(dim=3, keepdim=True).clamp(min=1)  # [B, 1, 1, 1]
         k = k.masked_fill(~attn_mask.transpose(2, 3), 0)
 
-    with _without_autocast(q.device.type):
+    with without_autocast(q.device.type):
         if _quadratic_is_cheaper(q.shape[2], k.shape[2], q.shape[3], v.shape[3]):
             products = q @ (k / kept).transpose(2, 3)  # [B, H, N, M], fewer elements than q, k and v have
             return (products @ v / (products.sum(dim=3, keepdim=True) + eps)).to(out_dtype)
@@ -102,7 +102,7 @@ def _features(x: Tensor, options: Options) -> Tensor:
     return focused(x, options.focusing_factor, norm=options.norm)
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Keep float32 products float32: under autocast a matmul would round them to half precision."""
     if _autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
