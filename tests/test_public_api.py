@@ -30,7 +30,7 @@ def test_the_signatures_of_the_layer_are_pinned() -> None:
         "(dim: int, num_heads: int, grid_size: Sequence[int], *, context_dim: int | None = None, qkv_bias: bool = True, "
         "proj_bias: bool = True, proj_drop: float = 0.0, focusing_factor: float = 3.0, kernel_size: int = 5, "
         "num_prefix_tokens: int = 0, norm: Norm = joint, key_encoding: bool = True, temperature: bool = True, "
-        "rank_restoration: bool = True, stretch: Stretch = grid, backend: Backend | None = None, "
+        "rank_restoration: bool = True, stretch: Stretch = grid, sr_ratio: int | None = None, backend: Backend | None = None, "
         "device: torch.device | None = None, dtype: torch.dtype | None = None) -> None"
     )
     assert str(inspect.signature(flatten_transformer.FocusedLinearAttention.forward)).replace("'", "") == (

@@ -30,11 +30,16 @@ def depthwise_convolution(
         >>> depthwise_convolution(32, 5, axes=2).weight.shape
         torch.Size([32, 1, 5, 5])
     """
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and positive, so that tokens stay in place, got {kernel_size}")
+    check_kernel_size(kernel_size)
     return _CONVOLUTIONS[axes](
         channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, device=device, dtype=dtype
     )
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Raise ValueError unless a kernel of this side keeps tokens in place."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and positive, so that tokens stay in place, got {kernel_size}")
 
 
 def stretch_values(value: Tensor, grid_size: Sequence[int], out_grid_size: Sequence[int], *, stretch: Stretch = "grid") -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flatten_transformer.layers import FocusedLinearAttentionCore
+from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -30,21 +30,27 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resize, bicubically, every key encoding that was learned on another grid than the model's.
+    """Resize what attentions have learned on another grid than the model's, key encodings bicubically.
 
     Args:
         state_dict: Tensors by the model's own names; encodings are ``[1, tokens, channels]``.
-        model: Any module that holds focused linear attention.
+        model: Any module that holds attentions over a grid.
 
     Raises:
         ValueError: If an encoding of another length is not square: its grid cannot be known.
     """
     fitted = dict(state_dict)
     for prefix, module in model.named_modules():
-        name = f"{prefix}.positional_encoding"
-        if not isinstance(module, FocusedLinearAttentionCore) or module.positional_encoding is None or name not in fitted:
+        if not isinstance(module, GridAttention):
             continue
-        fitted[name] = fit_encoding(name, fitted[name], module.grid_size)
+        for leaf, _ in module.named_parameters():
+            name = f"{prefix}.{leaf}"
+            if name not in fitted:
+                continue
+            if leaf == "positional_encoding":
+                fitted[name] = fit_encoding(name, fitted[name], module.grid_size)
+            else:
+                fitted[name] = module.fit(leaf, fitted[name])
     return fitted
 
 

@@ -22,12 +22,13 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from flatten_transformer.layers import FocusedLinearAttentionCore, set_backend
+from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.projection import Projection
 from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models.linear_attention import LinearAttention, choose_attention
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
@@ -83,30 +84,37 @@ class Merge(ConvNorm):
         return super().forward(x.permute(0, 3, 1, 2))
 
 
-class LinearStripes(FocusedLinearAttentionCore):
-    """Focused linear attention within windows, plus the locally-enhanced positional encoding ``get_v``.
+def linear_stripes(linear: LinearAttention, dim: int, num_heads: int, grid_size: Size, **factory: Any) -> GridAttention:
+    """Return linear attention for stripes: without projections, and with CSwin's own convolution of the values.
 
     Args:
+        linear: What it attends by.
         dim: Channels of this branch.
         num_heads: Heads of this branch.
         grid_size: The window the key encoding is learned on.
-        focusing_factor: The power p ≥ 1 of the focused function.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd.
         factory: Device and dtype.
     """
+    attn = linear.core(dim, num_heads, grid_size, **factory)
+    attn.get_v = depthwise_convolution(dim, 3, axes=2, **factory)  # hangs there by name in the official files
+    return attn
 
-    def __init__(
-        self, dim: int, num_heads: int, grid_size: Size, *, focusing_factor: float, kernel_size: int, **factory: Any
-    ) -> None:
-        super().__init__(dim, num_heads, grid_size, focusing_factor=focusing_factor, kernel_size=kernel_size, **factory)
-        self.get_v = depthwise_convolution(dim, 3, axes=2, **factory)
 
-    def forward(self, qkv: Tensor, windows: Windows) -> Tensor:
-        """Return ``[B·W, N, C]`` of ``[B·W, N, 3 C]``."""
-        query, key, value = qkv.chunk(3, dim=2)
-        window = windows.window_size
-        out = self.attend(query, key, value, window, window, windows.key_mask(qkv))
-        return out + _enhance(self.get_v, value, window)
+def attend_in_stripes(attn: GridAttention, x: Tensor, qkv: Tensor, windows: Windows) -> Tensor:
+    """Attend within windows, and add the locally-enhanced positional encoding ``get_v``.
+
+    Args:
+        attn: From :func:`linear_stripes`.
+        x: What was projected, ``[B·W, N, C]``: the channels of this branch.
+        qkv: ``[B·W, N, 3 C]``.
+        windows: How the map is divided.
+
+    Returns:
+        ``[B·W, N, C]``.
+    """
+    query, key, value = qkv.chunk(3, dim=2)
+    window = windows.window_size
+    out = attn.attend(query, key, value, window, window, windows.key_mask(qkv), x=x)
+    return out + _enhance(attn.get_v, value, window)  # type: ignore[arg-type]  # a module, to a type checker
 
 
 class SoftmaxStripes(nn.Module):
@@ -150,8 +158,7 @@ class CrossShapedBlock(nn.Module):
         proj_drop: Dropout probability after the projections of attention and MLP.
         attn_drop: Dropout probability of the weights of softmax attention.
         drop_path: Probability to leave out a residual branch.
-        focusing_factor: The power p ≥ 1 of the focused function.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        linear: What the blocks of type ``"L"`` attend by.
         factory: Device and dtype.
     """
 
@@ -168,8 +175,7 @@ class CrossShapedBlock(nn.Module):
         proj_drop: float,
         attn_drop: float,
         drop_path: float,
-        focusing_factor: float,
-        kernel_size: int,
+        linear: LinearAttention,
         **factory: Any,
     ) -> None:
         super().__init__()
@@ -186,7 +192,7 @@ class CrossShapedBlock(nn.Module):
                 self.attns.append(SoftmaxStripes(*shares, attn_drop=attn_drop, **factory))
                 continue
             window = self.windows(branch, feat_size).window_size
-            self.attns.append(LinearStripes(*shares, window, focusing_factor=focusing_factor, kernel_size=kernel_size, **factory))
+            self.attns.append(linear_stripes(linear, *shares, window, **factory))
         self.proj = Projection(dim, dim, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
         self.drop_path1 = DropPath(drop_path)
@@ -211,16 +217,22 @@ class CrossShapedBlock(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         """Attend in all branches, their channels side by side, ``[B, height, width, C]``."""
         shares = self.qkv(x).unflatten(3, (3, self.branches, -1)).unbind(4)  # each [B, height, width, 3, C / branches]
+        own = x.unflatten(3, (self.branches, -1)).unbind(3)  # each [B, height, width, C / branches]
         outs = []
         for branch, (attn, qkv) in enumerate(zip(self.attns, shares, strict=True)):
             windows = self.windows(branch, (x.shape[1], x.shape[2]))
-            outs.append(windows.join(attn(windows.split(qkv.flatten(3)), windows)))
+            tokens = windows.split(qkv.flatten(3))
+            if isinstance(attn, GridAttention):
+                out = attend_in_stripes(attn, windows.split(own[branch]), tokens, windows)
+            else:
+                out = attn(tokens, windows)
+            outs.append(windows.join(out))
         return torch.cat(outs, dim=3)
 
     def set_input_size(self, feat_size: Size) -> None:
         """Build the block for another map; key encodings are resized, stripes keep their width."""
         for branch, attn in enumerate(self.attns):
-            if isinstance(attn, LinearStripes):
+            if isinstance(attn, GridAttention):
                 attn.set_grid_size(self.windows(branch, feat_size).window_size)
 
 
@@ -257,13 +269,16 @@ class FlattenCSwinTransformer(nn.Module):
         embed_dim: Channels of the first stage; each following one has twice as many.
         depths: Blocks a stage.
         num_heads: Heads a stage.
-        attn_types: ``"L"`` focused linear or ``"S"`` softmax attention; one letter for all stages or one a stage.
+        attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all stages or one a stage.
         split_sizes: Width of the stripes of the linear stages: one for all stages or one a stage. None: the whole
             map, as released. Stripes as wide as the map it is built for are the whole map, at any image size, and
             the last stage always attends to it.
         softmax_split_sizes: Width of the stripes of the softmax stages, likewise.
-        focusing_factor: The power p ≥ 1 of the focused function.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
+        attention_args: Its options, such as ``{"rank_restoration": False}``.
+        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
+            the focused one.
         backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         mlp_ratio: Hidden channels of the MLP, in channels of the stage.
         qkv_bias: Learn biases in the projections of queries, keys and values.
@@ -297,8 +312,10 @@ class FlattenCSwinTransformer(nn.Module):
         attn_types: str = "LLSS",
         split_sizes: int | Sequence[int] | None = None,
         softmax_split_sizes: int | Sequence[int] = (1, 2, 7, 7),
-        focusing_factor: float = 3.0,
-        kernel_size: int = 5,
+        attention: str = "focused",
+        attention_args: Mapping[str, Any] | None = None,
+        focusing_factor: float | None = None,
+        kernel_size: int | None = None,
         backend: Backend | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
@@ -313,6 +330,9 @@ class FlattenCSwinTransformer(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         attn_types = expand_attn_types(attn_types, len(depths))
         check_attn_drop(attn_drop_rate, attn_types)
+        linear = choose_attention(
+            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
+        )
         stripes = _choose_stripes(attn_types, split_sizes, softmax_split_sizes)
         self.attn_types = attn_types
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
@@ -338,8 +358,7 @@ class FlattenCSwinTransformer(nn.Module):
                     proj_drop=proj_drop_rate,
                     attn_drop=attn_drop_rate,
                     drop_path=drop_path,
-                    focusing_factor=focusing_factor,
-                    kernel_size=kernel_size,
+                    linear=linear,
                     **factory,
                 )
                 for drop_path in drop_paths[stage]
@@ -357,7 +376,6 @@ class FlattenCSwinTransformer(nn.Module):
         self.head_hidden_size = self.head.num_features
         self.apply(_initialise)
         accept_official_names(self, convert)
-        set_backend(self, backend)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised last map, ``[B, height / 32, width / 32, C]``, of images ``[B, 3, height, width]``."""
@@ -541,13 +559,13 @@ def _fit_branches(named: dict[str, Tensor], prefix: str, block: CrossShapedBlock
     """
     for branch, attn in enumerate(block.attns):
         name = f"{prefix}.attns.{branch}.positional_encoding"
-        if isinstance(attn, LinearStripes) and block.stripe is not None and name in named:
+        if isinstance(attn, GridAttention) and block.stripe is not None and name in named:
             axis = 1 - branch  # along which the stripe is narrow
             length, rest = divmod(named[name].shape[1], attn.grid_size[axis])
             if not rest:
                 grid = (length, attn.grid_size[axis]) if axis else (attn.grid_size[axis], length)
                 named[name] = resize_grid(named[name], grid, attn.grid_size)
-    if isinstance(block.attns[0], LinearStripes):
+    if isinstance(block.attns[0], GridAttention):
         return
     for leaf in ("weight", "bias"):
         names = [f"{prefix}.attns.{branch}.get_v.{leaf}" for branch in range(2)]

@@ -18,9 +18,10 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flatten_transformer.layers import FocusedLinearAttention, set_backend
+from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
+from flatten_transformer.models.linear_attention import LinearAttention, choose_attention
 from flatten_transformer.models.options import expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
@@ -44,36 +45,34 @@ class GridBlock(Block):
         """Return ``[B, N, C]``."""
         if self.grad_checkpointing:
             # timm checkpoints only the blocks it hands no mask; here the grid always comes along
-            out: Tensor = checkpoint(super().forward, x, attn_mask, use_reentrant=False)
+            out: Tensor = checkpoint(self._forward, x, attn_mask, use_reentrant=False)
             return out
-        return super().forward(x, attn_mask)
+        return self._forward(x, attn_mask)
 
-
-class GridFocusedLinearAttention(FocusedLinearAttention):
-    """The layer behind the signature of timm's attention."""
-
-    def forward(  # type: ignore[override]  # another signature is the purpose
-        self, x: Tensor, attn_mask: Tokens, is_causal: bool = False
-    ) -> Tensor:
-        """Return ``[B, N, C]``."""
-        return super().forward(x, attn_mask.grid_size, attn_mask=attn_mask.attn_mask)
+    def _forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        attended = self.attn(self.norm1(x), tokens.grid_size, attn_mask=tokens.attn_mask)
+        x = x + self.drop_path1(self.ls1(attended))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class GridSoftmaxAttention(Attention):
     """timm's softmax attention, which needs the mask alone."""
 
-    def forward(self, x: Tensor, attn_mask: Tokens, is_causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, grid_size: Sequence[int], *, attn_mask: Tensor | None = None) -> Tensor:
         """Return ``[B, N, C]``."""
-        return super().forward(x, attn_mask.attn_mask)
+        return super().forward(x, attn_mask)
 
 
 class FlattenVisionTransformer(VisionTransformer):
     """A VisionTransformer whose blocks attend by focused linear attention, at any image size.
 
     Args:
-        attn_types: ``"L"`` focused linear or ``"S"`` softmax attention; one letter for all blocks or one a block.
-        focusing_factor: The power p ≥ 1 of the focused function.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all blocks or one a block.
+        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
+        attention_args: Its options, such as ``{"rank_restoration": False}``.
+        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
+            the focused one.
         backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         class_token: As in timm; class and register tokens attend, and pass by the convolution.
         global_pool: As in timm.
@@ -94,8 +93,10 @@ class FlattenVisionTransformer(VisionTransformer):
         self,
         *,
         attn_types: str = "L",
-        focusing_factor: float = 3.0,
-        kernel_size: int = 5,
+        attention: str = "focused",
+        attention_args: Mapping[str, Any] | None = None,
+        focusing_factor: float | None = None,
+        kernel_size: int | None = None,
         backend: Backend | None = None,
         class_token: bool = False,
         global_pool: str = "avg",
@@ -119,23 +120,23 @@ class FlattenVisionTransformer(VisionTransformer):
             **kwargs,
         )
         letters = expand_attn_types(attn_types, len(self.blocks))
+        linear = choose_attention(
+            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
+        )
         for letter, block in zip(letters, self.blocks, strict=True):
             if letter == "L":
-                block.attn = self._focused_attention(block.attn, focusing_factor, kernel_size)
+                block.attn = self._linear_attention(block.attn, linear)
         accept_official_names(self, convert)
-        set_backend(self, backend)
 
-    def _focused_attention(self, softmax: Attention, focusing_factor: float, kernel_size: int) -> FocusedLinearAttention:
+    def _linear_attention(self, softmax: Attention, linear: LinearAttention) -> GridAttention:
         weight = softmax.qkv.weight
-        return GridFocusedLinearAttention(
+        return linear.layer(
             self.embed_dim,
             softmax.num_heads,
             self.patch_embed.grid_size,
             qkv_bias=softmax.qkv.bias is not None,
             proj_bias=softmax.proj.bias is not None,
             proj_drop=softmax.proj_drop.p,
-            focusing_factor=focusing_factor,
-            kernel_size=kernel_size,
             num_prefix_tokens=self.num_prefix_tokens,
             device=weight.device,
             dtype=weight.dtype,
@@ -187,7 +188,7 @@ class FlattenVisionTransformer(VisionTransformer):
             resized = self._resize_pos_embed(encoding.detach(), old_size, self.patch_embed.grid_size)
             self.pos_embed = nn.Parameter(resized, requires_grad=encoding.requires_grad)
         for block in self.blocks:
-            if isinstance(block.attn, FocusedLinearAttention):
+            if isinstance(block.attn, GridAttention):
                 block.attn.set_grid_size(self.patch_embed.grid_size)
 
 

@@ -20,8 +20,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flatten_transformer.layers import set_backend
 from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.layers.patches import PatchConv2d
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.checkpoint import (
     accept_official_names,
@@ -30,11 +30,11 @@ from flatten_transformer.models.checkpoint import (
     fit_key_encodings,
     unwrap,
 )
+from flatten_transformer.models.linear_attention import choose_attention
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.spatial_reduction import (
     Grid,
-    PatchConv2d,
     build_attention,
     pyramid_feat_sizes,
     rename_reduction_norms,
@@ -180,10 +180,13 @@ class FlattenPyramidVisionTransformer(nn.Module):
         num_heads: Heads of each stage.
         mlp_ratios: Hidden channels of the MLPs over channels, of each stage.
         qkv_bias: Learn biases in the projections of queries, keys and values.
-        attn_types: ``"L"`` focused linear or ``"S"`` softmax attention with spatial reduction; one letter for all
+        attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention with spatial reduction; one letter for all
             stages or one a stage.
-        focusing_factor: The power p ≥ 1 of the focused function.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
+        attention_args: Its options, such as ``{"rank_restoration": False}``.
+        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
+            the focused one.
         backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
             stages and PVT's own 8, 4, 2, 1 in softmax stages, as released.
@@ -220,8 +223,10 @@ class FlattenPyramidVisionTransformer(nn.Module):
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
         qkv_bias: bool = True,
         attn_types: str = "LLLL",
-        focusing_factor: float = 3.0,
-        kernel_size: int = 5,
+        attention: str = "focused",
+        attention_args: Mapping[str, Any] | None = None,
+        focusing_factor: float | None = None,
+        kernel_size: int | None = None,
         backend: Backend | None = None,
         sr_ratios: int | Sequence[int] | None = None,
         stretch: Stretch = "grid",
@@ -237,16 +242,18 @@ class FlattenPyramidVisionTransformer(nn.Module):
         letters = expand_attn_types(attn_types, len(depths))
         ratios = stage_sr_ratios(sr_ratios, letters)
         check_attn_drop(attn_drop_rate, letters)
+        linear = choose_attention(
+            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
+        )
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         feat_sizes = pyramid_feat_sizes(img_size)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        attention = partial(
+        build = partial(
             build_attention,
             qkv_bias=qkv_bias,
             attn_drop=attn_drop_rate,
             proj_drop=proj_drop_rate,
-            focusing_factor=focusing_factor,
-            kernel_size=kernel_size,
+            linear=linear,
             stretch=stretch,
             device=device,
             dtype=dtype,
@@ -256,7 +263,7 @@ class FlattenPyramidVisionTransformer(nn.Module):
             dim = embed_dims[i]
             blocks = [
                 PyramidBlock(
-                    attention(letters[i], dim, num_heads[i], feat_sizes[i], sr_ratio=ratios[i]),
+                    build(letters[i], dim, num_heads[i], feat_sizes[i], sr_ratio=ratios[i]),
                     dim,
                     mlp_ratio=mlp_ratios[i],
                     proj_drop=proj_drop_rate,
@@ -281,7 +288,6 @@ class FlattenPyramidVisionTransformer(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
         self.apply(_init_weights)
         accept_official_names(self, convert)
-        set_backend(self, backend)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores ``[B, num_classes]`` of images ``[B, in_chans, height, width]``."""

@@ -14,9 +14,9 @@ from timm.models import generate_default_cfgs, pvt_v2, register_model
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor
 
-from flatten_transformer.layers import set_backend
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models.linear_attention import choose_attention
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.spatial_reduction import (
@@ -37,10 +37,13 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
     Args:
         img_size: Side, or height and width, of the images whose maps the key encodings are learned on; images of
             other sizes pass too.
-        attn_types: ``"L"`` focused linear or ``"S"`` softmax attention with spatial reduction; one letter for all
+        attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention with spatial reduction; one letter for all
             stages or one a stage.
-        focusing_factor: The power p ≥ 1 of the focused function.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
+        attention_args: Its options, such as ``{"rank_restoration": False}``.
+        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
+            the focused one.
         backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
             stages and PVTv2's own 8, 4, 2, 1 in softmax stages, as released.
@@ -66,8 +69,10 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         *,
         img_size: int | Sequence[int] = 224,
         attn_types: str = "LLLL",
-        focusing_factor: float = 3.0,
-        kernel_size: int = 5,
+        attention: str = "focused",
+        attention_args: Mapping[str, Any] | None = None,
+        focusing_factor: float | None = None,
+        kernel_size: int | None = None,
         backend: Backend | None = None,
         sr_ratios: int | Sequence[int] | None = None,
         stretch: Stretch = "grid",
@@ -81,6 +86,9 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         super().__init__(sr_ratios=(1, 1, 1, 1), qkv_bias=qkv_bias, proj_drop_rate=proj_drop_rate, **kwargs)
         letters = expand_attn_types(attn_types, len(self.stages))
         check_attn_drop(attn_drop_rate, letters)
+        linear = choose_attention(
+            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
+        )
         layout = zip(self.stages, letters, stage_sr_ratios(sr_ratios, letters), pyramid_feat_sizes(img_size), strict=True)
         for stage, letter, ratio, feat_size in layout:
             for block in stage.blocks:
@@ -94,14 +102,12 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
                     qkv_bias=qkv_bias,
                     attn_drop=attn_drop_rate,
                     proj_drop=proj_drop_rate,
-                    focusing_factor=focusing_factor,
-                    kernel_size=kernel_size,
+                    linear=linear,
                     stretch=stretch,
                     device=weight.device,
                     dtype=weight.dtype,
                 ).apply(self._init_weights)
         accept_official_names(self, convert)
-        set_backend(self, backend)
 
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Change the size the model is built for; key encodings are resized to it."""

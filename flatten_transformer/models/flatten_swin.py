@@ -25,10 +25,11 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor, nn
 
-from flatten_transformer.layers import FocusedLinearAttention, set_backend
+from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
+from flatten_transformer.models.linear_attention import LinearAttention, choose_attention
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
@@ -84,7 +85,7 @@ class WindowBlock(nn.Module):
 
 
 class LinearWindowBlock(WindowBlock):
-    """Focused linear attention in windows capped by the map.
+    """Linear attention, by default the focused one, in windows capped by the map.
 
     A shifted map is attended to as it is rolled, without Swin's mask over pairs, which linear attention cannot apply:
     tokens from opposite ends of the map meet, as in the released code. No map is larger than its window at the
@@ -95,11 +96,10 @@ class LinearWindowBlock(WindowBlock):
         feat_size: The map the block is built for.
         window_size: The largest window.
         shifted: Roll the map, see :class:`WindowBlock`.
-        focusing_factor: The power p ≥ 1 of the focused function.
-        kernel_size: Side of the depthwise convolution; odd.
+        linear: What it attends by.
     """
 
-    attn: FocusedLinearAttention
+    attn: GridAttention
 
     def __init__(
         self,
@@ -107,19 +107,15 @@ class LinearWindowBlock(WindowBlock):
         feat_size: Size,
         window_size: Size,
         shifted: bool,
-        *,
-        focusing_factor: float,
-        kernel_size: int,
+        linear: LinearAttention = LinearAttention(),  # noqa: B008  # a constant
     ) -> None:
         softmax = host.attn
-        attn = FocusedLinearAttention(
+        attn = linear.layer(
             softmax.dim,
             softmax.num_heads,
             _cap(window_size, feat_size),
             qkv_bias=softmax.qkv.bias is not None,
             proj_drop=softmax.proj_drop.p,
-            focusing_factor=focusing_factor,
-            kernel_size=kernel_size,
             device=softmax.qkv.weight.device,
             dtype=softmax.qkv.weight.dtype,
         )
@@ -188,13 +184,16 @@ class FlattenSwinTransformer(SwinTransformer):
     """A SwinTransformer whose stages attend by focused linear or by softmax attention, at any image size.
 
     Args:
-        attn_types: ``"L"`` focused linear or ``"S"`` softmax attention; one letter for all stages or one a stage.
+        attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all stages or one a stage.
         window_size: Window of the linear stages, capped by the map: a side, (height, width), or one such a stage.
             56 is the whole map of every stage at 224.
         softmax_window_size: Window of the softmax stages, likewise. By default 7, or 12 where ``window_size`` is
             above 56, which is the released rule (96 with 12 for images of 384).
-        focusing_factor: The power p ≥ 1 of the focused function.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd.
+        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
+        attention_args: Its options, such as ``{"rank_restoration": False}``.
+        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
+            the focused one.
         backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         kwargs: Everything else of timm's SwinTransformer, but what has no meaning here, which raises.
 
@@ -214,14 +213,19 @@ class FlattenSwinTransformer(SwinTransformer):
         attn_types: str = "LLSS",
         window_size: WindowSize = 56,
         softmax_window_size: WindowSize | None = None,
-        focusing_factor: float = 3.0,
-        kernel_size: int = 5,
+        attention: str = "focused",
+        attention_args: Mapping[str, Any] | None = None,
+        focusing_factor: float | None = None,
+        kernel_size: int | None = None,
         backend: Backend | None = None,
         depths: Sequence[int] = (2, 2, 6, 2),
         **kwargs: Any,
     ) -> None:
         attn_types = expand_attn_types(attn_types, len(depths))
         _check_options(attn_types, kwargs)
+        choice = choose_attention(
+            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
+        )
         linear = _per_stage("window_size", window_size, len(depths))
         if softmax_window_size is None:
             softmax_window_size = 7 if max(map(max, linear)) <= 56 else 12
@@ -243,12 +247,9 @@ class FlattenSwinTransformer(SwinTransformer):
                 if letter == "S":
                     blocks.append(SoftmaxWindowBlock(host, feat_size, shifted))
                     continue
-                blocks.append(
-                    LinearWindowBlock(host, feat_size, window, shifted, focusing_factor=focusing_factor, kernel_size=kernel_size)
-                )
+                blocks.append(LinearWindowBlock(host, feat_size, window, shifted, choice))
             stage.blocks = nn.Sequential(*blocks)
         accept_official_names(self, convert)
-        set_backend(self, backend)
 
     def _choose(self, linear: Sequence[Size], softmax: Sequence[Size]) -> tuple[Size, ...]:
         return tuple(pair["LS".index(letter)] for letter, *pair in zip(self.attn_types, linear, softmax, strict=True))

@@ -11,7 +11,8 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.flatten_cswin import LinearStripes, SoftmaxStripes, checkpoint_filter_fn
+from flatten_transformer.models.flatten_cswin import SoftmaxStripes, attend_in_stripes, checkpoint_filter_fn, linear_stripes
+from flatten_transformer.models.linear_attention import LinearAttention
 from tests.helpers import relative_error
 
 SMALL: dict[str, Any] = {
@@ -67,16 +68,16 @@ def softmax_by_hand(attn: SoftmaxStripes, image: Tensor) -> Tensor:
     return (weights @ value).transpose(1, 2).flatten(2).unflatten(1, image.shape[1:3]) + enhanced
 
 
-def linear_by_hand(attn: LinearStripes, image: Tensor, window: tuple[int, int]) -> Tensor:
+def linear_by_hand(attn: Any, image: Tensor, window: tuple[int, int]) -> Tensor:
     """Attend within the top left corner of a window with the same corner of its encoding, unpadded."""
     height, width = image.shape[1:3]
-    corner = LinearStripes(8, 2, (height, width), focusing_factor=3.0, kernel_size=5, dtype=torch.float64)
+    corner: Any = linear_stripes(LinearAttention(), 8, 2, (height, width), dtype=torch.float64)
     state = attn.state_dict()
     state["positional_encoding"] = state["positional_encoding"].unflatten(1, window)[:, :height, :width].flatten(1, 2)
     corner.load_state_dict(state)
     query, key, value = image.flatten(1, 2).chunk(3, dim=2)
     out = corner.attend(query, key, value, (height, width), (height, width)).unflatten(1, (height, width))
-    enhanced: Tensor = corner.get_v(image.chunk(3, dim=3)[2].permute(0, 3, 1, 2))
+    enhanced = corner.get_v(image.chunk(3, dim=3)[2].permute(0, 3, 1, 2))
     return out + enhanced.permute(0, 2, 3, 1)
 
 
@@ -84,13 +85,14 @@ def linear_by_hand(attn: LinearStripes, image: Tensor, window: tuple[int, int]) 
 @pytest.mark.parametrize("kind", ["linear", "softmax"])
 def test_a_padded_stripe_gives_what_a_narrower_stripe_gives(kind: str, window: tuple[int, int]) -> None:
     attn = draw(
-        LinearStripes(8, 2, window, focusing_factor=3.0, kernel_size=5, dtype=torch.float64)
+        linear_stripes(LinearAttention(), 8, 2, window, dtype=torch.float64)
         if kind == "linear"
         else SoftmaxStripes(8, 2, attn_drop=0.0, dtype=torch.float64)
     )
     qkv = torch.randn(2, 5, 7, 24, dtype=torch.float64)
     windows = Windows((5, 7), window)
-    out = windows.join(attn(windows.split(qkv), windows))
+    tokens = windows.split(qkv)
+    out = windows.join(attn(tokens, windows) if kind == "softmax" else attend_in_stripes(attn, tokens[..., :8], tokens, windows))
     for top in range(0, 5, window[0]):
         for left in range(0, 7, window[1]):
             part = qkv[:, top : top + window[0], left : left + window[1]]

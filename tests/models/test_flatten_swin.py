@@ -84,9 +84,7 @@ def test_a_padded_window_gives_what_a_smaller_window_gives(kind: str) -> None:
     window, feat_size = (4, 3), (6, 7)
     host = SwinTransformerBlock(8, feat_size, num_heads=2, window_size=window, dtype=torch.float64)
     block = draw(
-        LinearWindowBlock(host, feat_size, window, False, focusing_factor=3.0, kernel_size=5)
-        if kind == "linear"
-        else SoftmaxWindowBlock(host, feat_size, False)
+        LinearWindowBlock(host, feat_size, window, False) if kind == "linear" else SoftmaxWindowBlock(host, feat_size, False)
     )
     x = torch.randn(2, *feat_size, 8, dtype=torch.float64)
     windows = block.windows(feat_size)
@@ -104,9 +102,7 @@ def test_a_padded_window_gives_what_a_smaller_window_gives(kind: str) -> None:
 
 def test_a_shifted_linear_block_is_the_block_on_the_rolled_map() -> None:
     host = SwinTransformerBlock(8, (8, 4), num_heads=2)
-    shifted, plain = (
-        draw(LinearWindowBlock(host, (8, 4), (4, 4), on, focusing_factor=3.0, kernel_size=5)) for on in (True, False)
-    )
+    shifted, plain = (draw(LinearWindowBlock(host, (8, 4), (4, 4), on)) for on in (True, False))
     plain.load_state_dict(shifted.state_dict())
     x = torch.randn(1, 8, 4, 8)
     torch.testing.assert_close(shifted(x), plain(x.roll(-2, 1)).roll(2, 1))  # one window wide: rolled in height alone

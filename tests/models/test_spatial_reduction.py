@@ -10,14 +10,21 @@ import torch.nn.functional as F
 from timm.models.pvt_v2 import Attention
 
 from flatten_transformer import FocusedLinearAttention
+from flatten_transformer.layers.patches import PatchConv2d
+from flatten_transformer.models.linear_attention import LinearAttention
 from flatten_transformer.models.options import check_attn_drop
 from flatten_transformer.models.spatial_reduction import (
-    PatchConv2d,
     SpatialReductionAttention,
-    SpatialReductionFocusedAttention,
+    build_attention,
     pyramid_feat_sizes,
+    set_feat_sizes,
     stage_sr_ratios,
 )
+
+
+def reduced_attention(feat_size: tuple[int, int], *, sr_ratio: int = 1, stretch: Any = "grid") -> Any:
+    options: dict[str, Any] = {"qkv_bias": True, "attn_drop": 0.0, "proj_drop": 0.0, "linear": LinearAttention()}
+    return build_attention("L", 24, 3, feat_size, sr_ratio=sr_ratio, stretch=stretch, **options)
 
 
 def randomised(module: torch.nn.Module) -> Any:
@@ -52,7 +59,7 @@ def test_a_map_smaller_than_a_patch_becomes_one_patch(remainder: Any) -> None:
 @pytest.mark.parametrize("stretch", ["grid", "tokens"])
 @pytest.mark.parametrize("feat_size", [(8, 12), (7, 9), (3, 2)])
 def test_reduced_attention_is_the_layer_over_a_convolved_normalised_map(feat_size: tuple[int, int], stretch: Any) -> None:
-    attention = randomised(SpatialReductionFocusedAttention(24, 3, (8, 12), sr_ratio=4, stretch=stretch))
+    attention = randomised(reduced_attention((8, 12), sr_ratio=4, stretch=stretch))
     layer = FocusedLinearAttention(24, 3, (2, 3), context_dim=24, stretch=stretch).double().eval()
     layer.load_state_dict(attention.state_dict(), strict=False)
     height, width = feat_size
@@ -66,7 +73,7 @@ def test_reduced_attention_is_the_layer_over_a_convolved_normalised_map(feat_siz
 
 
 def test_without_reduction_every_token_attends_to_every_token() -> None:
-    attention = randomised(SpatialReductionFocusedAttention(24, 3, (4, 6)))
+    attention = randomised(reduced_attention((4, 6)))
     layer = FocusedLinearAttention(24, 3, (4, 6), context_dim=24).double().eval()
     layer.load_state_dict(attention.state_dict())
     x = torch.randn(2, 24, 24, dtype=torch.float64)
@@ -74,10 +81,9 @@ def test_without_reduction_every_token_attends_to_every_token() -> None:
 
 
 def test_the_key_encoding_is_learned_on_the_reduced_map() -> None:
-    attention = SpatialReductionFocusedAttention(24, 3, (56, 55), sr_ratio=8)
+    attention = reduced_attention((56, 55), sr_ratio=8)
     assert attention.grid_size == (7, 7)
-    attention.set_feat_size((64, 41))
-    assert attention.positional_encoding is not None
+    set_feat_sizes(torch.nn.ModuleList([torch.nn.ModuleList([attention])]), [(64, 41)])
     assert attention.positional_encoding.shape == (1, 8 * 6, 24)
 
 
