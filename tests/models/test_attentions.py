@@ -1,0 +1,207 @@
+"""Every family with every attention, on tiny models: one argument, any input size, checkpoints, and refusals."""
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from flatten_transformer.layers import (
+    FocusedLinearAttention,
+    FocusedLinearAttentionCore,
+    GridAttention,
+    list_attentions,
+    register_attention,
+    unregister_attention,
+)
+from flatten_transformer.models.linear_attention import choose_attention
+from tests.helpers import randomise
+
+TINY: dict[str, dict[str, Any]] = {
+    "flatten_deit_tiny_patch16_224": {"embed_dim": 16, "depth": 2, "num_heads": 2, "attn_types": "LS"},
+    "flatten_pvt_tiny": {"embed_dims": (8, 8, 8, 16), "num_heads": (1, 1, 2, 2), "depths": (1, 1, 1, 1)},
+    "flatten_pvt_v2_b0": {"embed_dims": (8, 8, 8, 16), "num_heads": (1, 1, 2, 2), "depths": (1, 1, 1, 1)},
+    "flatten_swin_tiny_patch4_224": {"embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 8},
+    "flatten_cswin_tiny_224": {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 2), "split_sizes": 4},
+}
+FAMILY = pytest.mark.parametrize("family", TINY)
+EVERY = pytest.mark.parametrize("attention", list_attentions())
+
+
+def create(family: str, attention: str = "focused", **options: Any) -> Any:
+    if attention == "agent":
+        options["attention_args"] = {"num_agents": 4, **options.get("attention_args", {})}
+    torch.manual_seed(0)
+    return timm.create_model(family, attention=attention, img_size=64, num_classes=3, **{**TINY[family], **options}).eval()
+
+
+def linear_parts(model: Any) -> list[GridAttention]:
+    return [part for part in model.modules() if isinstance(part, GridAttention)]
+
+
+@FAMILY
+@EVERY
+def test_a_model_attends_so_at_any_size_and_every_parameter_learns(family: str, attention: str) -> None:
+    model = create(family, attention)
+    assert linear_parts(model)
+    randomise(model)
+    for height, width in ((64, 64), (70, 107), (33, 20)):
+        scores = model(torch.randn(2, 3, height, width))
+        assert scores.shape == (2, 3)
+        assert scores.isfinite().all()
+    model(torch.randn(2, 3, 64, 96)).square().sum().backward()
+    for part in linear_parts(model):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+@FAMILY
+@EVERY
+def test_a_feature_pyramid_and_recomputed_blocks_work_with_it(family: str, attention: str) -> None:
+    model = create(family, attention, features_only=True)
+    maps = model(torch.randn(1, 3, 64, 96))
+    assert [tuple(x.shape[2:]) for x in maps] == [(64 // r, 96 // r) for r in model.feature_info.reduction()]
+    whole = create(family, attention)
+    x = torch.randn(2, 3, 64, 64)
+    plain = torch.autograd.grad(whole(x).sum(), next(whole.parameters()))[0]
+    whole.set_grad_checkpointing(True)
+    torch.testing.assert_close(torch.autograd.grad(whole(x).sum(), next(whole.parameters()))[0], plain)
+
+
+@FAMILY
+@EVERY
+def test_a_checkpoint_of_another_size_loads(family: str, attention: str) -> None:
+    if "swin" in family:
+        pytest.skip("its windows do not grow with the image when a model is built: its own tests resize encodings")
+    options = {"attention_args": {"key_encoding": True}}
+    small, large = create(family, attention, **options), create(family, attention, **options, img_size=96)
+    randomise(small)
+    large.load_state_dict(small.state_dict())
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(large(x), small(x), rtol=1e-4, atol=1e-4)
+        small.set_input_size(img_size=(96, 96))
+        torch.testing.assert_close(small(x), large(x), rtol=1e-4, atol=1e-4)
+
+
+@FAMILY
+def test_every_attention_says_something_else(family: str) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    said: dict[str, Tensor] = {}
+    for attention in list_attentions():
+        model = create(family, attention)
+        randomise(model)
+        with torch.no_grad():
+            said[attention] = model(x)
+    for one in said:
+        for other in said:
+            if one != other:
+                assert (said[one] - said[other]).abs().max() > 1e-4, (one, other)
+
+
+@FAMILY
+def test_the_switches_of_the_paper_reach_every_linear_block(family: str) -> None:
+    switches: dict[str, Any] = {"rank_restoration": False, "key_encoding": False, "temperature": False, "norm": "per_head"}
+    for part in linear_parts(create(family, attention_args=switches, focusing_factor=2)):
+        assert isinstance(part, FocusedLinearAttentionCore)
+        assert (part.dwc, part.positional_encoding, part.scale) == (None, None, None)
+        assert (part.norm, part.focusing_factor) == ("per_head", 2)
+    for part in linear_parts(create(family, "enhanced", kernel_size=3)):
+        assert part.dwc is not None
+        assert part.dwc.kernel_size == (3, 3)
+
+
+@FAMILY
+def test_by_default_a_model_is_focused_as_published(family: str) -> None:
+    model, named = create(family), create(family, "focused", focusing_factor=3.0, kernel_size=5)
+    assert model.state_dict().keys() == named.state_dict().keys()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(x), named(x))
+    if "cswin" not in family:
+        assert all(type(part) is FocusedLinearAttention for part in linear_parts(model))
+
+
+@FAMILY
+def test_models_can_be_pickled(family: str) -> None:
+    model = create(family, "inline")
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+@pytest.mark.parametrize("family", ["flatten_pvt_tiny", "flatten_pvt_v2_b0"])
+@EVERY
+def test_a_reduced_map_is_attended_to_or_refused(family: str, attention: str) -> None:
+    if attention == "angular":
+        with pytest.raises(ValueError, match="AngularAttention mixes a token with its own value, so it can attend to no"):
+            create(family, attention, sr_ratios=2)
+        return
+    model = create(family, attention, sr_ratios=(4, 2, 2, 1))
+    assert model(torch.randn(2, 3, 70, 107)).isfinite().all()
+
+
+def test_prefix_tokens_and_masks_pass_through_deit() -> None:
+    for attention in list_attentions():
+        model = create("flatten_deit_tiny_patch16_224", attention, class_token=True, global_pool="token", reg_tokens=2)
+        x, mask = torch.randn(2, 3, 64, 64), torch.rand(2, 1, 1, 19) < 0.8
+        assert model(x).isfinite().all()
+        assert not torch.equal(model.forward_features(x, attn_mask=mask), model.forward_features(x)), attention
+
+
+def test_padding_of_windows_never_matters() -> None:
+    for attention in list_attentions():
+        model = create("flatten_swin_tiny_patch4_224", attention, window_size=7, attn_types="LSSS")
+        randomise(model)
+        block = model.layers[0].blocks[0].double()
+        x = torch.randn(1, 5, 6, 8, dtype=torch.float64)
+        inside = block(x)
+        block.window_size_on = lambda feat_size: (7, 7)  # larger than the map: padded
+        attn = block.attn
+        if attn.positional_encoding is not None or attention == "agent":
+            continue  # what is learned on a larger window is another encoding
+        torch.testing.assert_close(block(x), inside, msg=attention)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"attention": "hydro"}, r"there is no attention 'hydro': did you mean hydra\?"),
+    ({"attention_args": {"rank": False}}, "attention 'focused' has no option 'rank'"),
+    ({"attention": "hydra", "focusing_factor": 3.0}, "attention 'hydra' has no option 'focusing_factor'"),
+    ({"attention": "hydra", "kernel_size": 3}, "attention 'hydra' has no convolution"),
+    ({"attention": "elu", "backend": "portable"}, "attention 'elu' has no option 'backend'"),
+    ({"attention_args": {"kernel_size": 3}, "kernel_size": 5}, "kernel_size is 5 and, in attention_args, 3: give it once"),
+    ({"attention_args": {"dtype": torch.float64}}, "attention_args must not hold dtype: the model says it"),
+]
+
+
+@FAMILY
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=str)
+def test_wrong_choices_are_refused_with_the_cure(family: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(family, **options)
+
+
+@pytest.fixture
+def average() -> Iterator[str]:
+    @register_attention("average", rank_restoration=True)
+    class Average(GridAttention):
+        def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
+            return v.mean(dim=2, keepdim=True).expand_as(q)
+
+    yield "average"
+    unregister_attention("average")
+
+
+@FAMILY
+def test_your_own_attention_works_in_every_family(family: str, average: str) -> None:
+    model = create(family, average)
+    assert {type(part).__name__ for part in linear_parts(model)} == {"Average"}
+    assert model(torch.randn(1, 3, 70, 107)).isfinite().all()
+
+
+def test_a_choice_holds_what_was_asked_for_and_no_more() -> None:
+    choice = choose_attention("agent", {"num_agents": 9}, focusing_factor=None, kernel_size=5, backend=None)
+    assert choice.name == "agent"
+    assert choice.options == {"num_agents": 9, "kernel_size": 5}
