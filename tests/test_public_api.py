@@ -7,7 +7,15 @@ import sys
 
 import flatten_transformer
 
-PUBLIC = ["FlattenVisionTransformer", "FocusedLinearAttention", "focused_linear_attention"]
+PUBLIC = [
+    "FlattenVisionTransformer",
+    "FocusedLinearAttention",
+    "GridAttention",
+    "create_attention",
+    "focused_linear_attention",
+    "list_attentions",
+    "register_attention",
+]
 
 
 def test_the_public_names_are_pinned() -> None:

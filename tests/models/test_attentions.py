@@ -1,7 +1,9 @@
 """Every family with every attention, on tiny models: one argument, any input size, checkpoints, and refusals."""
 
 import pickle
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from flatten_transformer.layers import (
     register_attention,
     unregister_attention,
 )
+from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.models.linear_attention import choose_attention
 from tests.helpers import randomise
 
@@ -198,6 +201,24 @@ def test_your_own_attention_works_in_every_family(family: str, average: str) -> 
     model = create(family, average)
     assert {type(part).__name__ for part in linear_parts(model)} == {"Average"}
     assert model(torch.randn(1, 3, 70, 107)).isfinite().all()
+
+
+def test_costs_are_those_that_the_documentation_gives() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "attentions.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    assert [name for name, _, _ in rows] == list_attentions()
+    for name, parameters_m, gmacs in rows:
+        with torch.device("meta"):
+            model = timm.create_model("flatten_deit_tiny_patch16_224", attention=name)
+        counted = count_parameters(model) / 1e6, count_macs(model, (3, 224, 224)) / 1e9
+        assert (f"{counted[0]:.2f}", f"{counted[1]:.2f}") == (parameters_m, gmacs), name
+
+
+def test_parameters_are_those_of_the_releases_where_the_layout_is_theirs() -> None:
+    with torch.device("meta"):
+        inline = timm.create_model("flatten_deit_tiny_patch16_224", attention="inline", num_heads=6)
+        agent = timm.create_model("flatten_deit_tiny_patch16_224", attention="agent")
+    assert [round(count_parameters(model) / 1e6, 1) for model in (inline, agent)] == [6.5, 6.0]  # M, as they report
 
 
 def test_a_choice_holds_what_was_asked_for_and_no_more() -> None:
