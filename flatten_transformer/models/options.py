@@ -13,7 +13,7 @@ def expand_attn_types(attn_types: str, count: int) -> str:
     letters = attn_types * count if len(attn_types) == 1 else attn_types
     if len(letters) != count or set(letters) - set("LS"):
         raise ValueError(
-            f'attn_types must be "L" (focused linear), "S" (softmax) or one such letter for each of {count}, got {attn_types!r}'
+            f'attn_types must be "L" (linear), "S" (softmax) or one such letter for each of {count}, got {attn_types!r}'
         )
     return letters
 

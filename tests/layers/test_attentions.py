@@ -162,6 +162,10 @@ def test_setting_the_grid_keeps_what_the_layer_says_there(name: str) -> None:
     before = layer(x, (9, 4))
     layer.set_grid_size((9, 4))
     torch.testing.assert_close(layer(x), before)
+    wanted = create_attention(name, 16, 2, (9, 4), key_encoding=True, **({"num_agents": 4} if name == "agent" else {}))
+    assert {key: value.shape for key, value in layer.state_dict().items()} == {
+        key: value.shape for key, value in wanted.state_dict().items()
+    }
 
 
 @EVERY

@@ -39,7 +39,7 @@ def kept_keys(key: Tensor, attn_mask: Tensor | None) -> Tensor | int:
 
 
 def masked_softmax(scores: Tensor, kept: Tensor | None, dim: int) -> Tensor:
-    """Return the softmax over what is kept, 0 elsewhere; zeros, not NaN, where nothing is kept.
+    """Return the softmax over what is kept, 0 elsewhere; where nothing is kept, equal weights: for values that are zeros.
 
     Args:
         scores: Any shape.
@@ -52,7 +52,7 @@ def masked_softmax(scores: Tensor, kept: Tensor | None, dim: int) -> Tensor:
     """
     if kept is None:
         return scores.softmax(dim)
-    return scores.masked_fill(~kept, torch.finfo(scores.dtype).min).softmax(dim).masked_fill(~kept, 0)
+    return scores.masked_fill(~kept, torch.finfo(scores.dtype).min).softmax(dim)
 
 
 def unit(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:

@@ -37,5 +37,4 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tens
         return F.scaled_dot_product_attention(query, key, value)
     hidden = ~attn_mask.transpose(2, 3)
     key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
-    some = attn_mask | ~attn_mask.any(dim=3, keepdim=True)  # no keys at all: attend to every value, which are zeros
-    return F.scaled_dot_product_attention(query, key, value, some.expand(-1, -1, query.shape[2], key.shape[2]))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask.expand(-1, -1, query.shape[2], key.shape[2]))
