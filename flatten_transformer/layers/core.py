@@ -91,8 +91,8 @@ class AttentionCore(nn.Module):
         """Return the matrix that :meth:`mix` multiplies the values by, ``[B, G, N, M]``, of the same arguments."""
         raise NotImplementedError(f"{type(self).__name__} shows no matrix: write weights(self, q, k, v, layout)")
 
-    def gate(self, x: Tensor) -> Tensor | None:
-        """Return what the output is multiplied by, ``[B, N, C]`` of the tokens ``[B, N, C]``, or None."""
+    def gate(self, x: Tensor | None) -> Tensor | None:
+        """Return what the output is multiplied by, ``[B, N, C]`` of the tokens ``[B, N, C]``; None: by nothing."""
         return None
 
     def fit(self, name: str, tensor: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class AttentionCore(nn.Module):
         out = self.mix(*self.condition(q, k, layout), v, layout).transpose(1, 2).flatten(2)
         restored = self.restore(v, layout, x)
         out = out if restored is None else out + restored
-        gate = None if x is None else self.gate(x)
+        gate = self.gate(x)
         return out if gate is None else out * gate
 
     def split(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:

@@ -95,9 +95,13 @@ class PolaFormerAttention(GridAttention):
         """Return ``[B, 2H, N, M]``: of the first and of the second half of each head's channels."""
         return reference.polaformer_matrix(q, k, layout.attn_mask, power=self._powers())
 
-    def gate(self, x: Tensor) -> Tensor | None:
+    def gate(self, x: Tensor | None) -> Tensor | None:
         """Return the projection that the output is multiplied by, ``[B, N, C]``."""
-        gate: Tensor | None = None if self.g is None else self.g(x)
+        if self.g is None:
+            return None
+        if x is None:
+            raise ValueError("PolaFormer attention makes its gate of the tokens: pass x= to attend, or gated=False")
+        gate: Tensor = self.g(x)
         return gate
 
     def _powers(self) -> Tensor:

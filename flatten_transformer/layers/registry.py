@@ -198,6 +198,8 @@ def _identity(attention: type) -> tuple[str, str]:
 
 
 register_attention("focused")(FocusedLinearAttentionCore)
+# Two that are focused attention with switches: the "vanilla linear attention" of FLatten's ablation, and, with a convolution,
+# the enhanced linear attention of EfficientViT (Cai et al., ICCV 2023, arXiv 2205.14756) as FLatten compares it.
 _PLAIN: dict[str, Any] = {"focusing_factor": 1.0, "key_encoding": False, "temperature": False}
 register_attention("relu", **_PLAIN, rank_restoration=False)(FocusedLinearAttentionCore)
 register_attention("enhanced", **_PLAIN)(FocusedLinearAttentionCore)

@@ -27,8 +27,8 @@ from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.projection import Projection
 from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
+from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
-from flatten_transformer.models.linear_attention import LinearAttention, choose_attention
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
@@ -84,7 +84,7 @@ class Merge(ConvNorm):
         return super().forward(x.permute(0, 3, 1, 2))
 
 
-def linear_stripes(linear: LinearAttention, dim: int, num_heads: int, grid_size: Size, **factory: Any) -> GridAttention:
+def linear_stripes(linear: AttentionChoice, dim: int, num_heads: int, grid_size: Size, **factory: Any) -> GridAttention:
     """Return linear attention for stripes: without projections, and with CSwin's own convolution of the values.
 
     Args:
@@ -175,7 +175,7 @@ class CrossShapedBlock(nn.Module):
         proj_drop: float,
         attn_drop: float,
         drop_path: float,
-        linear: LinearAttention,
+        linear: AttentionChoice,
         **factory: Any,
     ) -> None:
         super().__init__()

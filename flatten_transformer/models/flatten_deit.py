@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
-from flatten_transformer.models.linear_attention import LinearAttention, choose_attention
 from flatten_transformer.models.options import expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
@@ -128,7 +128,7 @@ class FlattenVisionTransformer(VisionTransformer):
                 block.attn = self._linear_attention(block.attn, linear)
         accept_official_names(self, convert)
 
-    def _linear_attention(self, softmax: Attention, linear: LinearAttention) -> GridAttention:
+    def _linear_attention(self, softmax: Attention, linear: AttentionChoice) -> GridAttention:
         weight = softmax.qkv.weight
         return linear.layer(
             self.embed_dim,

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.patches import PatchConv2d
 from flatten_transformer.layers.rank_restoration import Stretch
+from flatten_transformer.models.attention_choice import choose_attention
 from flatten_transformer.models.checkpoint import (
     accept_official_names,
     check_fit,
@@ -30,7 +31,6 @@ from flatten_transformer.models.checkpoint import (
     fit_key_encodings,
     unwrap,
 )
-from flatten_transformer.models.linear_attention import choose_attention
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.spatial_reduction import (

@@ -15,8 +15,8 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor
 
 from flatten_transformer.layers.rank_restoration import Stretch
+from flatten_transformer.models.attention_choice import choose_attention
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
-from flatten_transformer.models.linear_attention import choose_attention
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.spatial_reduction import (

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.windows import Windows
+from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
-from flatten_transformer.models.linear_attention import LinearAttention, choose_attention
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
@@ -107,7 +107,7 @@ class LinearWindowBlock(WindowBlock):
         feat_size: Size,
         window_size: Size,
         shifted: bool,
-        linear: LinearAttention = LinearAttention(),  # noqa: B008  # a constant
+        linear: AttentionChoice = AttentionChoice(),  # noqa: B008  # a constant
     ) -> None:
         softmax = host.attn
         attn = linear.layer(

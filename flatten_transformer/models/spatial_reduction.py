@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.patches import PatchConv2d
 from flatten_transformer.layers.rank_restoration import Stretch
-from flatten_transformer.models.linear_attention import LinearAttention
+from flatten_transformer.models.attention_choice import AttentionChoice
 
 Grid = tuple[int, int]
 SOFTMAX_SR_RATIOS = (8, 4, 2, 1)  # of PVT and PVTv2 themselves
@@ -68,7 +68,7 @@ def build_attention(
     qkv_bias: bool,
     attn_drop: float,
     proj_drop: float,
-    linear: LinearAttention,
+    linear: AttentionChoice,
     stretch: Stretch,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -81,7 +81,7 @@ def build_attention(
 
     Example:
         >>> options = {"qkv_bias": True, "attn_drop": 0.0, "proj_drop": 0.0, "stretch": "grid"}
-        >>> attention = build_attention("L", 64, 2, (56, 56), sr_ratio=8, linear=LinearAttention(), **options)
+        >>> attention = build_attention("L", 64, 2, (56, 56), sr_ratio=8, linear=AttentionChoice(), **options)
         >>> attention(torch.randn(1, 55 * 84, 64), (55, 84)).shape
         torch.Size([1, 4620, 64])
     """

@@ -19,8 +19,8 @@ from flatten_transformer.layers import (
     register_attention,
     unregister_attention,
 )
+from flatten_transformer.models.attention_choice import choose_attention
 from flatten_transformer.models.cost import count_macs, count_parameters
-from flatten_transformer.models.linear_attention import choose_attention
 from tests.helpers import randomise
 
 TINY: dict[str, dict[str, Any]] = {

@@ -12,11 +12,11 @@ from flatten_transformer.layers.registry import check_options
 from flatten_transformer.ops.dispatch import Backend, check_backend
 
 
-class LinearAttention(NamedTuple):
+class AttentionChoice(NamedTuple):
     """An attention by name with its options, as a user has chosen it; by default focused linear attention.
 
     Example:
-        >>> LinearAttention("relu").layer(64, 2, (7, 7)).focusing_factor
+        >>> AttentionChoice("relu").layer(64, 2, (7, 7)).focusing_factor
         1.0
     """
 
@@ -65,7 +65,7 @@ def choose_attention(
     focusing_factor: float | None,
     kernel_size: int | None,
     backend: Backend | None,
-) -> LinearAttention:
+) -> AttentionChoice:
     """Return the attention of a model's linear blocks, checked.
 
     Args:
@@ -95,4 +95,4 @@ def choose_attention(
     if taken:
         raise ValueError(f"attention_args must not hold {', '.join(taken)}: the model says it; leave it out")
     check_options(attention, options)
-    return LinearAttention(attention, options)
+    return AttentionChoice(attention, options)
