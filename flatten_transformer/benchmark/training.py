@@ -133,7 +133,7 @@ class BesidePlainLoop(Callback):
         assert isinstance(pl_module, ClassificationTask)
         self.twin = copy.deepcopy(pl_module.model)
         self.average = copy.deepcopy(pl_module.ema)
-        self.optimizer = pl_module.optim.optimizer(self.twin)
+        self.optimizer = pl_module.optim.optimizer(self.twin, pl_module.data.batch_size)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

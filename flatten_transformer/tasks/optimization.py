@@ -1,8 +1,9 @@
-"""AdamW and the cosine schedule, as the paper trains: timm's, chosen by four numbers."""
+"""AdamW and the cosine schedule, as the paper trains: timm's, chosen by a few numbers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -12,33 +13,74 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the weights are changed, step by step: AdamW, linear warm-up, one cosine.
+    """How the weights are changed, step by step: AdamW, linear warm-up, one cosine, and a cool-down.
+
+    The rates ``lr``, ``warmup_lr`` and ``min_lr`` are meant for a batch of ``lr_base_size`` images and scale linearly
+    with the batch, all three, as in the released training code.
 
     Args:
         lr: Learning rate at its highest.
         weight_decay: Decay of the weight matrices; biases, vectors and what the model exempts do not decay.
-        warmup_epochs: Epochs, also fractions, in which the rate grows linearly from ``min_lr``.
-        min_lr: Rate at the first step of the warm-up and at the end of the training.
+        betas: AdamW's shares of the old averages of gradients and of their squares.
+        eps: Added to AdamW's denominator.
+        warmup_epochs: Epochs, also fractions, in which the rate grows linearly from ``warmup_lr``.
+        warmup_lr: Rate at the first step of the warm-up; None for ``min_lr``.
+        min_lr: Rate at the end of the cosine.
+        cooldown_epochs: Epochs at the end of the training in which the rate stays at ``min_lr``; they count among the
+            training's, so that 300 epochs of cosine and 10 of cool-down are 310.
+        lr_base_size: Images a step that the rates are meant for; None takes the rates as they are.
+        layer_decay: The rate of each layer is this share of that of the layer above it, so that early layers change
+            less; None for one rate. For fine-tuning.
 
     Raises:
         ValueError: If a number is out of range.
+
+    Example:
+        >>> recipe = Optimization(lr=5e-4, lr_base_size=512)
+        >>> recipe.optimizer(torch.nn.Linear(1, 1), batch_size=1024).param_groups[0]["lr"]
+        0.001
     """
 
     lr: float = 1e-3
     weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     warmup_epochs: float = 5.0
+    warmup_lr: float | None = None
     min_lr: float = 1e-6
+    cooldown_epochs: float = 0.0
+    lr_base_size: int | None = None
+    layer_decay: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.lr < float("inf") or self.lr == 0:
             raise ValueError(f"lr must be positive and at least min_lr, got lr {self.lr} and min_lr {self.min_lr}")
-        for name in ("weight_decay", "warmup_epochs"):
+        if self.warmup_lr is not None and not 0 <= self.warmup_lr <= self.lr:
+            raise ValueError(f"warmup_lr must lie in 0 … lr, got warmup_lr {self.warmup_lr} and lr {self.lr}")
+        for name in ("weight_decay", "warmup_epochs", "cooldown_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in 0 … 1, below 1, got {list(self.betas)}")
+        if self.eps <= 0:
+            raise ValueError(f"eps must be positive, got {self.eps}")
+        if self.lr_base_size is not None and self.lr_base_size < 1:
+            raise ValueError(f"lr_base_size must be at least 1, or null for rates as they are, got {self.lr_base_size}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in 0 … 1, above 0, or be null for one rate, got {self.layer_decay}")
 
-    def optimizer(self, model: nn.Module) -> Optimizer:
-        """Return AdamW with the groups of timm's rule: with decay, and without."""
-        optimizer: Optimizer = create_optimizer_v2(model, opt="adamw", lr=self.lr, weight_decay=self.weight_decay)
+    def optimizer(self, model: nn.Module, batch_size: int) -> Optimizer:
+        """Return AdamW with the groups of timm's rule: with decay and without, and by layers if the rate decays.
+
+        Args:
+            model: Whose weights it changes.
+            batch_size: Images of one optimizer step, over all devices.
+        """
+        scale = 1.0 if self.lr_base_size is None else batch_size / self.lr_base_size
+        options: dict[str, Any] = {"weight_decay": self.weight_decay, "betas": self.betas, "eps": self.eps}
+        optimizer: Optimizer = create_optimizer_v2(
+            model, opt="adamw", lr=self.lr * scale, layer_decay=self.layer_decay, **options
+        )
         return optimizer
 
     def schedule(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: float) -> CosineLRScheduler:
@@ -46,21 +88,31 @@ class Optimization:
 
         Args:
             optimizer: From :meth:`optimizer`; its rate is set to that of step 0.
-            total_steps: Optimizer steps of the whole training.
+            total_steps: Optimizer steps of the whole training, cool-down included.
             steps_per_epoch: Optimizer steps an epoch.
 
+        Raises:
+            ValueError: If the cool-down leaves no step for the cosine.
+
         Example:
-            >>> recipe = Optimization(lr=1.0, warmup_epochs=2, min_lr=0.0)
-            >>> optimizer = recipe.optimizer(torch.nn.Linear(1, 1))
-            >>> schedule = recipe.schedule(optimizer, total_steps=8, steps_per_epoch=1)
-            >>> [round(schedule._get_lr(step)[0], 2) for step in range(9)]
-            [0.0, 0.5, 0.85, 0.69, 0.5, 0.31, 0.15, 0.04, 0.0]
+            >>> recipe = Optimization(lr=1.0, warmup_epochs=2, min_lr=0.0, cooldown_epochs=1)
+            >>> optimizer = recipe.optimizer(torch.nn.Linear(1, 1), batch_size=1)
+            >>> schedule = recipe.schedule(optimizer, total_steps=9, steps_per_epoch=1)
+            >>> [round(schedule._get_lr(step)[0], 2) for step in range(10)]
+            [0.0, 0.5, 0.85, 0.69, 0.5, 0.31, 0.15, 0.04, 0.0, 0.0]
         """
+        cosine_steps = total_steps - round(self.cooldown_epochs * steps_per_epoch)
+        if cosine_steps < 1 < total_steps:  # one step is a dry run, which has no curve
+            raise ValueError(
+                f"a cool-down of {self.cooldown_epochs:g} epochs leaves nothing of a training of "
+                f"{total_steps / steps_per_epoch:g}: raise trainer.max_epochs or lower model.optim.cooldown_epochs"
+            )
+        scale = optimizer.defaults["lr"] / self.lr
         return CosineLRScheduler(
             optimizer,
-            t_initial=total_steps,
-            lr_min=self.min_lr,
+            t_initial=max(cosine_steps, 1),
+            lr_min=self.min_lr * scale,
             warmup_t=round(self.warmup_epochs * steps_per_epoch),
-            warmup_lr_init=self.min_lr,
+            warmup_lr_init=(self.min_lr if self.warmup_lr is None else self.warmup_lr) * scale,
             t_in_epochs=False,
         )

@@ -113,7 +113,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule, which moves at every step."""
-        optimizer = self.optim.optimizer(self.model)
+        optimizer = self.optim.optimizer(self.model, self.data.batch_size)
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise ValueError("the cosine must know where it ends: set trainer.max_epochs or trainer.max_steps")

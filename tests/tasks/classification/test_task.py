@@ -80,7 +80,7 @@ def test_the_rate_of_each_step_is_that_of_the_schedule(make_task: MakeTask, fit:
 
     task.optimizer_step = spy  # type: ignore[method-assign, assignment]  # a spy
     fit(task, max_epochs=3, limit_train_batches=4, accumulate_grad_batches=2)  # 2 steps an epoch, 6 in all
-    schedule = optim.schedule(optim.optimizer(nn.Linear(1, 1)), total_steps=6, steps_per_epoch=2)
+    schedule = optim.schedule(optim.optimizer(nn.Linear(1, 1), batch_size=1), total_steps=6, steps_per_epoch=2)
     assert used == pytest.approx([schedule._get_lr(number)[0] for number in range(6)])
 
 
