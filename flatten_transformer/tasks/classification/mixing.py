@@ -21,6 +21,7 @@ class Mixing:
         cutmix_alpha: Of the Beta distribution of CutMix's shares; 0 switches CutMix off. With both on, each
             batch takes one of the two at random.
         prob: Probability that a batch is mixed at all.
+        switch_prob: Probability that it is CutMix's turn, with both on.
 
     Raises:
         ValueError: If a number is out of range.
@@ -34,12 +35,14 @@ class Mixing:
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     prob: float = 1.0
+    switch_prob: float = 0.5
 
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0:
             raise ValueError(f"mixup_alpha and cutmix_alpha must be at least 0, got {self.mixup_alpha} and {self.cutmix_alpha}")
-        if not 0 <= self.prob <= 1:
-            raise ValueError(f"prob must lie in 0 … 1, got {self.prob}")
+        for name in ("prob", "switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0 … 1, got {getattr(self, name)}")
 
     def __call__(self, images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Return mixed images, ``[B, C, height, width]``, and the share of each class, ``[B, K]``.
@@ -53,6 +56,13 @@ class Mixing:
         even = len(images) // 2 * 2  # timm mixes pairs; the last of an odd batch stays as it is
         if even == 0 or self.mixup_alpha == self.cutmix_alpha == 0:
             return images, targets
-        mix = Mixup(self.mixup_alpha, self.cutmix_alpha, prob=self.prob, label_smoothing=0.0, num_classes=num_classes)
+        mix = Mixup(
+            self.mixup_alpha,
+            self.cutmix_alpha,
+            prob=self.prob,
+            switch_prob=self.switch_prob,
+            label_smoothing=0.0,
+            num_classes=num_classes,
+        )
         mixed, mixed_targets = mix(images[:even].clone(), labels[:even])  # timm writes into its input
         return torch.cat([mixed, images[even:]]), torch.cat([mixed_targets.to(targets.dtype), targets[even:]])

@@ -50,6 +50,12 @@ def test_mixup_blends_and_cutmix_cuts() -> None:
     assert set(cut.unique().tolist()) == {0.0, 1.0, 2.0, 3.0}
 
 
+@pytest.mark.parametrize(("switch_prob", "cuts"), [(0.0, 0), (1.0, 8)], ids=["always mixup", "always cutmix"])
+def test_whose_turn_it_is_can_be_chosen(switch_prob: float, cuts: int) -> None:
+    mixed = [Mixing(0.8, 1.0, switch_prob=switch_prob)(*batch(4), num_classes=4)[0] for _ in range(8)]
+    assert sum(images.frac().eq(0).all().item() for images in mixed) == cuts  # what is cut is not blended
+
+
 def test_the_batch_that_came_is_left_alone() -> None:
     images, labels = batch(4)
     kept = images.clone()
@@ -63,6 +69,7 @@ def test_the_batch_that_came_is_left_alone() -> None:
         ({"mixup_alpha": -1.0}, "must be at least 0, got -1.0 and 0.0"),
         ({"cutmix_alpha": -1.0}, "must be at least 0, got 0.0 and -1.0"),
         ({"prob": 1.5}, "prob must lie in 0 … 1, got 1.5"),
+        ({"switch_prob": -0.5}, "switch_prob must lie in 0 … 1, got -0.5"),
     ],
 )
 def test_a_number_out_of_range_is_refused(wrong: dict[str, float], message: str) -> None:
