@@ -55,7 +55,7 @@ def fill_in(
 
     Example:
         >>> fill_in("torch/mnist", None, 3, None, (0.5, 0.5, 0.5))
-        Preprocessing(img_size=28, in_chans=3, mean=(0.1307, 0.1307, 0.1307), std=(0.5, 0.5, 0.5))
+        Preprocessing(img_size=28, in_chans=3, mean=(0.1307, 0.1307, 0.1307), std=(0.5, 0.5, 0.5), crop_pct=1.0)
     """
     own = _GREY.get(dataset.lower(), _COLOUR)
     size, channels = own.img_size if img_size is None else img_size, own.in_chans if in_chans is None else in_chans

@@ -5,18 +5,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from flatten_transformer.data.augmentation import Augmentation
 from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.data.data_sets import fill_in, open_data_set
 from flatten_transformer.data.loading import OnBadImage, Transformed
-from flatten_transformer.data.preprocessing import Transform
 from flatten_transformer.data.source import Split
 
 
@@ -42,14 +42,12 @@ class ImageData(DataModule):
         in_chans: 1 for grey, 3 for colour; images are converted. None for grey with these three, colour with all others.
         mean: Subtracted from the values in 0 … 1, one number a channel; None for that of these three, or of ImageNet.
         std: Divides the difference, one number a channel; None as for ``mean``.
+        crop_pct: Share of the resized image's side that is kept, from its centre, outside training.
         batch_size: Images of one optimizer step, over all devices; the last of an epoch may hold fewer, no image is left out.
         device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
             steps. None for its whole share. Lower it when memory runs out: the training stays the same.
         num_workers: Processes a device that load images besides the main one; 0 is best for data that lie in memory.
-        scale: Smallest and largest share of the area that a random crop keeps in training.
-        ratio: Smallest and largest width by height of that crop.
-        hflip: Probability of mirroring in training; digits are not to be mirrored.
-        auto_augment: timm's name of a policy for further augmentation, such as ``"rand-m5-n2-mstd0.5"``; None for none.
+        augmentation: What is done to the training images besides.
 
     Raises:
         ValueError: If the data set is unknown or not as it should be, or a number is out of range.
@@ -75,31 +73,23 @@ class ImageData(DataModule):
         in_chans: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        crop_pct: float = 1.0,
         batch_size: int = 64,
         device_batch_size: int | None = None,
         num_workers: int = 0,
-        scale: tuple[float, float] = (0.8, 1.0),
-        ratio: tuple[float, float] = (0.8, 1.25),
-        hflip: float = 0.0,
-        auto_augment: str | None = None,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__(batch_size, device_batch_size, num_workers)
-        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
-            if not 0 < low <= high:
-                raise ValueError(f"{name} must hold two positive numbers, the smaller first, got {[low, high]}")
-        if not 0 <= hflip <= 1:
-            raise ValueError(f"hflip must lie in 0 … 1, got {hflip}")
         if not 0 < val_share < 1:
             raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
         if on_bad_image not in get_args(OnBadImage):
             raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
         self.on_bad_image = on_bad_image
-        self.preprocessing = fill_in(dataset, img_size, in_chans, mean, std)
+        self.preprocessing = replace(fill_in(dataset, img_size, in_chans, mean, std), crop_pct=crop_pct)
         size = self.preprocessing.img_size
         found = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
         self.class_names, self._openers = found
-        self._augmentation = {"scale": scale, "ratio": ratio, "hflip": hflip, "auto_augment": auto_augment}
-        self._train_transform = self._augment()
+        self._train_transform = augmentation.transform(self.preprocessing)
         self._datasets: dict[Split, Transformed] = {}
 
     def setup(self, stage: str) -> None:
@@ -124,23 +114,6 @@ class ImageData(DataModule):
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be read and were skipped so far."""
         return self._datasets[split].skipped_names() if split in self._datasets else []
-
-    def _augment(self) -> Transform:
-        size, chans = self.preprocessing.img_size, self.in_chans
-        try:
-            transform: Transform = create_transform(
-                (chans, size, size),
-                is_training=True,
-                interpolation="bicubic",
-                color_jitter=None,
-                mean=tuple(self.preprocessing.mean),
-                std=tuple(self.preprocessing.std),
-                **self._augmentation,
-            )
-        except (AssertionError, KeyError) as error:  # timm's answers to a policy it does not know
-            policy = self._augmentation["auto_augment"]
-            raise ValueError(f"timm knows no augmentation {policy!r} ({error}): try rand-m5-n2, or null for none") from None
-        return transform
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled, augmented batches."""

@@ -20,10 +20,11 @@ class Preprocessing:
     """What is done to an image before a model sees it, outside training.
 
     Args:
-        img_size: The image is resized, bicubically, until its shorter side has this many pixels; the centre is kept.
+        img_size: Side in pixels of what the model sees, the centre of the image, bicubically resized.
         in_chans: 1 for grey, 3 for colour.
         mean: Subtracted from the values in 0 … 1; one number a channel.
         std: Divides the difference; one number a channel.
+        crop_pct: Share of the image's shorter side that is kept; 0.9 for 224 resizes it to 248.
 
     Raises:
         ValueError: If a number is out of range or ``mean`` and ``std`` do not fit ``in_chans``.
@@ -37,6 +38,7 @@ class Preprocessing:
     in_chans: int
     mean: Sequence[float]
     std: Sequence[float]
+    crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
         if self.img_size < 1:
@@ -49,6 +51,8 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(values))  # equal, whether they come from YAML, JSON or Python
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {list(self.std)}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must lie in 0 … 1, above 0, got {self.crop_pct}")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return ``[in_chans, img_size, img_size]``, float32, of an image of any mode and size."""
@@ -61,7 +65,7 @@ class Preprocessing:
             interpolation="bicubic",
             mean=tuple(self.mean),
             std=tuple(self.std),
-            crop_pct=1.0,
+            crop_pct=self.crop_pct,
         )
         return transform
 

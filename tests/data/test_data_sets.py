@@ -8,6 +8,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.datasets import CIFAR10, FashionMNIST
 
+from flatten_transformer.data.augmentation import Augmentation
 from flatten_transformer.data.data_sets import fill_in
 from flatten_transformer.data.image_data import ImageData
 
@@ -64,7 +65,7 @@ def test_the_share_of_validation_images_can_be_chosen(draw_folder: DrawFolder) -
 
 def test_images_of_a_folder_become_colour_batches_with_their_classes(draw_folder: DrawFolder) -> None:
     root = draw_folder({"dog": 3, "cat": 3})
-    data = ImageData("folder", root=str(root), img_size=8, batch_size=8, scale=(1.0, 1.0), ratio=(1.5, 1.5))
+    data = ImageData("folder", root=str(root), img_size=8, batch_size=8, augmentation=Augmentation((1.0, 1.0), (1.5, 1.5)))
     data.setup("fit")
     images, labels, _ = next(iter(data.train_dataloader()))
     assert (list(data.class_names), data.num_classes, data.in_chans) == (["cat", "dog"], 2, 3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flatten_transformer.data.augmentation import Augmentation
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.data.image_data import ImageData
 
@@ -28,10 +29,7 @@ def first_batch(**arguments: Any) -> tuple[Tensor, Tensor]:
         {"mean": (0.0,)},
         {"std": (1.0,)},
         {"batch_size": 5},
-        {"scale": (0.2, 0.3)},
-        {"ratio": (0.5, 0.6)},
-        {"hflip": 1.0},
-        {"auto_augment": "rand-m9-n2"},
+        {"augmentation": Augmentation(hflip=1.0)},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -60,7 +58,7 @@ def test_an_epoch_holds_every_image_once() -> None:
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_images_are_judged_in_order_and_as_they_are(stage: str) -> None:
-    data = ImageData("digits", batch_size=360, scale=(0.1, 0.2), hflip=1.0)
+    data = ImageData("digits", batch_size=360, augmentation=Augmentation((0.1, 0.2), hflip=1.0, re_prob=1.0), crop_pct=0.75)
     data.setup(stage)
     loader = data.val_dataloader() if stage == "validate" else data.test_dataloader()
     images, labels, _ = next(iter(loader))
@@ -94,12 +92,9 @@ def test_the_classes_are_counted_and_named() -> None:
         ({"root": "pets"}, "the digits are embedded and take no root, got pets: .* add --data.dataset folder"),
         ({"download": True}, "download serves torchvision's data sets, such as torch/cifar10, not 'digits': leave it out"),
         ({"val_share": 0.0}, "val_share must lie between 0 and 1, got 0.0"),
+        ({"crop_pct": 0.0}, "crop_pct must lie in 0 … 1, above 0, got 0.0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"scale": (1.0, 0.5)}, "scale must hold two positive numbers, the smaller first"),
-        ({"ratio": (0.0, 1.0)}, "ratio must hold two positive numbers, the smaller first"),
-        ({"hflip": 2.0}, "hflip must lie in 0 … 1, got 2.0"),
         ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
-        ({"auto_augment": "strong"}, "timm knows no augmentation 'strong'"),
     ],
 )
 def test_an_argument_out_of_range_is_refused(wrong: dict[str, Any], message: str) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,13 @@ def test_mean_and_deviation_are_taken_channel_by_channel() -> None:
     assert shifted[:, 0, 0].tolist() == [1.0, 1.0, 0.0]
 
 
+def test_only_the_centre_is_kept_of_an_image() -> None:
+    image = Image.new("L", (100, 50), 0)
+    image.paste(255, (35, 10, 65, 40))  # white where 3/5 of the height lie
+    assert (GREY(image) == 1).float().mean() < 0.5
+    assert (replace(GREY, crop_pct=0.5)(image) == 1).all()
+
+
 def test_an_image_with_floating_point_values_is_refused() -> None:
     with pytest.raises(ValueError, match="no fixed range: save it with 8 or 16 bits"):
         GREY(Image.new("F", (4, 4)))
@@ -106,6 +114,7 @@ def test_a_file_that_is_no_image_is_refused_by_its_name(tmp_path: Path) -> None:
         ({"mean": (0.5, 0.5)}, r"mean must hold one number for each of in_chans=1 channels, got \[0.5, 0.5\]"),
         ({"std": ()}, "std must hold one number for each"),
         ({"std": (0.0,)}, r"std must be positive, got \[0.0\]"),
+        ({"crop_pct": 1.5}, "crop_pct must lie in 0 … 1, above 0, got 1.5"),
     ],
 )
 def test_a_number_out_of_range_is_refused(wrong: dict[str, object], message: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from flatten_transformer.data.augmentation import Augmentation
 from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.tasks.quiet import quiet
@@ -59,8 +60,8 @@ def fit(tmp_path: Path) -> Fit:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        crops: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)} if still else {}
-        data = ImageData(img_size=16, batch_size=8, **crops)
+        crops = Augmentation((1.0, 1.0), (1.0, 1.0)) if still else Augmentation()
+        data = ImageData(img_size=16, batch_size=8, augmentation=crops)
         trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         return trainer
 
