@@ -26,11 +26,14 @@ class ImageData(DataModule):
     The numbers tell which images of their data set they are, for messages.
 
     Args:
-        dataset: ``"digits"``, scikit-learn's, embedded; ``"folder"``, your images; or ``"torch/<name>"``, torchvision's
-            by timm's name, such as ``"torch/fashion_mnist"``.
+        dataset: ``"digits"``, scikit-learn's, embedded; ``"folder"``, your images; ``"wds"``, your tar files, or of them
+            ``"wds/<beginning of their names>"``; ``"hfds/<name>"``, of the Hugging Face Hub or a folder it can read; or
+            ``"torch/<name>"``, torchvision's by timm's name, such as ``"torch/fashion_mnist"``.
         root: Folder of the data: images in ``root/<class>/``, or in ``root/train/<class>/`` and, if you like,
             ``root/val/<class>/`` and ``root/test/<class>/``; without the last, validation images are the test images.
-            For torchvision's, where they lie or are downloaded to. None for the digits.
+            Tar files say their split by their names, see ``open_shards``. For torchvision's, where they lie or are
+            downloaded to; for Hugging Face's, where they are kept. None for the digits, for Hugging Face's own cache, and
+            for Fashion-MNIST where Debian's package dataset-fashion-mnist is installed.
         download: Fetch what ``root`` lacks, for torchvision's data sets.
         val_share: Share of the training images of each class that is kept for validation, at random but always the
             same, where the data set has no validation images.
@@ -88,7 +91,7 @@ class ImageData(DataModule):
         self.preprocessing = replace(fill_in(dataset, img_size, in_chans, mean, std), crop_pct=crop_pct)
         size = self.preprocessing.img_size
         found = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
-        self.class_names, self._openers = found
+        self.class_names, self._sources = found
         self._train_transform = augmentation.transform(self.preprocessing)
         self._datasets: dict[Split, Transformed] = {}
 
@@ -98,7 +101,7 @@ class ImageData(DataModule):
         for split in splits.get(stage, ()):
             if split not in self._datasets:
                 transform = self._train_transform if split == "train" else self.preprocessing
-                source = self._openers[split]()
+                source = self._sources[split]
                 self._datasets[split] = Transformed(source, transform, self.in_chans, self.on_bad_image)
 
     def names(self, batch: Sequence[Tensor]) -> list[str]:

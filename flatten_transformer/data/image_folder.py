@@ -7,12 +7,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.data.source import Source
+from flatten_transformer.data.source import Source, Splits
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _VAL = ("val", "valid", "validation")
@@ -38,15 +37,6 @@ class ImageFiles(Source):
         return str(self.files[index])
 
 
-class ImageFolder(NamedTuple):
-    """What a folder holds: names of the classes, and their images; None where a split has no folder."""
-
-    class_names: list[str]
-    train: ImageFiles
-    val: ImageFiles | None
-    test: ImageFiles | None
-
-
 def find_images(folder: Path) -> list[Path]:
     """Return the image files in a folder and the folders in it, sorted by path; hidden ones are left out.
 
@@ -67,7 +57,7 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def open_folder(root: Path) -> ImageFolder:
+def open_folder(root: Path) -> Splits:
     """Find classes and images in ``root/train/<class>/``, ``root/val/<class>/`` and ``root/test/<class>/``.
 
     Without a folder ``train``, the classes are the folders in ``root`` itself. A folder ``train``, ``val``
@@ -107,7 +97,7 @@ def open_folder(root: Path) -> ImageFolder:
         if label not in images.labels:
             raise ValueError(f"class folder {train / name} holds no image ({', '.join(SUFFIXES)}): add some, or remove it")
     judged = [None if path is None else _judged(path, class_names, train) for path in (val, splits.get("test"))]
-    return ImageFolder(class_names, images, val=judged[0], test=judged[1])
+    return Splits(class_names, images, val=judged[0], test=judged[1])
 
 
 def _folders(folder: Path) -> list[Path]:

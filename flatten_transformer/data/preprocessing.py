@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -78,19 +79,35 @@ def read_image(path: Path) -> Image.Image:
         ValueError: If it is not an image, or a damaged one, or holds floating-point values.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
+        return decode_image(path, str(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}: check the path") from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder: give it the images themselves, such as {path}/*.png") from None
+
+
+def decode_image(file: Path | BinaryIO, name: str) -> Image.Image:
+    """Return the image in a file or in bytes, upright and fully read; of an animation the first frame.
+
+    Args:
+        file: A path, or bytes such as ``io.BytesIO``.
+        name: What an error calls it.
+
+    Raises:
+        ValueError: If it is not an image, or a damaged one, or holds floating-point values.
+    """
+    try:
+        with Image.open(file) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except (FileNotFoundError, IsADirectoryError):
+        raise
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image that Pillow can read: give it a PNG, JPEG, WebP or TIFF") from None
+        raise ValueError(f"{name} is not an image that Pillow can read: give it a PNG, JPEG, WebP or TIFF") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for broken PNG
-        raise ValueError(f"{path} cannot be read as an image ({error}): save it anew or leave it out") from None
+        raise ValueError(f"{name} cannot be read as an image ({error}): save it anew or leave it out") from None
     if upright.mode == "F":
-        raise ValueError(f"{path} is a floating-point image, which has no fixed range: save it with 8 or 16 bits a channel")
+        raise ValueError(f"{name} is a floating-point image, which has no fixed range: save it with 8 or 16 bits a channel")
     return upright
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from PIL import Image
 from torch.utils.data import Dataset
@@ -49,6 +49,18 @@ class Part(Source):
     def name(self, index: int) -> str:
         """Return the name of the image in its source."""
         return self.source.name(self.indices[index])
+
+
+class Splits(NamedTuple):
+    """What a data set holds: names of the classes, and the images of each split.
+
+    ``val`` is None where a share of ``train`` must do, ``test`` is None where the validation images must.
+    """
+
+    class_names: Sequence[str]
+    train: Source
+    val: Source | None
+    test: Source | None
 
 
 def split_off(source: Source, share: float) -> tuple[Part, Part]:

@@ -84,8 +84,11 @@ def test_the_classes_are_counted_and_named() -> None:
     ("wrong", "message"),
     [
         ({"dataset": "digit"}, "no data set 'digit': did you mean digits?"),
-        ({"dataset": "cats"}, "no data set 'cats': choose one of digits, folder, torch/cifar10"),
-        ({"dataset": "wds/cats"}, "no data set 'wds/cats': choose one of digits, folder, torch/cifar10"),
+        ({"dataset": "cats"}, "no data set 'cats': choose one of digits, folder, wds, hfds/<name>, torch/cifar10"),
+        ({"dataset": "wds/cats"}, "the data set 'wds/cats' needs a folder: add --data.root"),
+        ({"dataset": "tfds/cats"}, "'tfds/cats' is a stream, which cannot be shuffled or resumed: export it to a folder"),
+        ({"dataset": "folder/cats"}, "no data set 'folder/cats': did you mean folder?"),
+        ({"dataset": "hfds/"}, "no data set 'hfds/': did you mean hfds/<name>"),
         ({"dataset": "torch/cifar11", "root": "."}, "timm knows no data set 'torch/cifar11': did you mean torch/cifar10"),
         ({"dataset": "torch/kmnist", "root": "."}, r"torch/kmnist cannot be opened in \. \(.*\): .* add --data.download true"),
         ({"dataset": "torch/kmnist"}, "the data set 'torch/kmnist' needs a folder: add --data.root"),

@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 
 from flatten_transformer.data.image_folder import ImageFiles, find_images, open_folder
+from flatten_transformer.data.source import Source
 
 DrawFolder = Callable[[Mapping[str, int]], Path]
 
 
-def places(images: ImageFiles | None, root: Path) -> list[tuple[str, int]]:
-    assert images is not None
+def places(images: Source | None, root: Path) -> list[tuple[str, int]]:
+    assert isinstance(images, ImageFiles)
     assert [images.name(index) for index in range(len(images))] == [str(file) for file in images.files]
     return [(file.relative_to(root).as_posix(), label) for file, label in zip(images.files, images.labels, strict=True)]
 

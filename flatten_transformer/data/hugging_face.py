@@ -1,0 +1,84 @@
+"""Data sets of the Hugging Face Hub, or of a folder in its layout, by the library `datasets`."""
+
+# n images.
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flatten_transformer.data.preprocessing import decode_image
+from flatten_transformer.data.source import Source, Splits
+
+_VAL = ("validation", "val", "valid", "dev")
+
+
+class HuggingFaceImages(Source):
+    """The images of one split.
+
+    Args:
+        rows: n rows, a ``datasets.Dataset``.
+        image: Name of the column with the images, not decoded.
+        label: Name of the column with their classes.
+        title: What the split is called.
+    """
+
+    def __init__(self, rows: Any, image: str, label: str, title: str) -> None:
+        self.rows = rows
+        self.image = image
+        self.labels = list(rows.select_columns(label)[:][label])
+        self._title = title
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        cell = self.rows[index][self.image]  # bytes, or the path of a file
+        file = Path(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"])
+        return decode_image(file, self.name(index)), self.labels[index]
+
+    def name(self, index: int) -> str:
+        """Return the number of the image, its file where it has one, and where it is from."""
+        path = self.rows[index][self.image]["path"]
+        return f"image {index} of {self._title}" + (f" ({path})" if path else "")
+
+
+def open_hugging_face(name: str, cache: Path | None) -> Splits:
+    """Find a data set of the Hugging Face Hub.
+
+    The images are in its first column of images, the classes in its first column of class labels. Its splits are train,
+    validation and test; a test split whose labels are withheld is left out.
+
+    Args:
+        name: Its name in the Hub, such as ``uoft-cs/cifar10``, or a folder that ``datasets.load_dataset`` can read.
+        cache: Where it is kept; None for Hugging Face's own cache.
+
+    Raises:
+        ValueError: If `datasets` is not installed, or the data set is not there or has no images with classes.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"hfds/{name} needs the library datasets: pip install 'flatten-transformer[hub]'") from None
+    try:
+        found = datasets.load_dataset(name, cache_dir=None if cache is None else str(cache))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"hfds/{name} cannot be opened ({reason}): check its name") from None
+    if "train" not in found:
+        raise ValueError(f"hfds/{name} has no split train, only {', '.join(found)}: choose another data set")
+    features = found["train"].features
+    image = _column(name, features, datasets.Image)
+    label = _column(name, features, datasets.ClassLabel)
+    found = found.cast_column(image, datasets.Image(decode=False))  # the errors of a damaged image are ours to say
+    splits = {split: HuggingFaceImages(rows, image, label, f"hfds/{name} ({split})") for split, rows in found.items()}
+    val = next((splits[split] for split in _VAL if split in splits), None)
+    test = splits.get("test")
+    return Splits(features[label].names, splits["train"], val, test if test and min(test.labels) >= 0 else None)
+
+
+def _column(name: str, features: Any, kind: type) -> str:
+    found = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if not found:
+        raise ValueError(f"hfds/{name} has no column of the kind {kind.__name__}, only {', '.join(features)}")
+    return str(found[0])

@@ -1,0 +1,131 @@
+"""torchvision's data sets, opened by timm, and the packed files that MNIST and its like are published as."""
+
+# n images.
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data import create_dataset
+from torchvision.datasets import KMNIST, MNIST, FashionMNIST
+
+from flatten_transformer.data.source import Source, Splits
+from flatten_transformer.hints import hint
+
+TRAIN_AND_TEST = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist")  # these have no validation images
+TORCHVISION = (*(f"torch/{name}" for name in TRAIN_AND_TEST), "torch/imagenet", "torch/places365")
+_PACKED = {"torch/fashion_mnist": FashionMNIST, "torch/kmnist": KMNIST, "torch/mnist": MNIST}
+_INSTALLED = {"torch/fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}  # by Debian's dataset-fashion-mnist
+
+
+class TorchvisionImages(Source):
+    """A data set of torchvision, opened by timm.
+
+    Args:
+        name: timm's name, such as ``torch/cifar10``.
+        root: Its folder.
+        split: ``"train"`` or ``"validation"``, as timm understands them.
+        download: Fetch what ``root`` lacks.
+
+    Raises:
+        ValueError: If timm does not know it, or it is not there.
+    """
+
+    def __init__(self, name: str, root: Path, split: str, download: bool) -> None:
+        try:
+            self.dataset: Any = create_dataset(name, root=str(root), split=split, download=download)
+            self.labels = np.asarray(self.dataset.targets).tolist()
+            self.class_names = [name if isinstance(name, str) else ", ".join(name) for name in self.dataset.classes]
+        except AssertionError:
+            raise ValueError(f"timm knows no data set {name!r}: {hint(name, TORCHVISION)}") from None
+        except AttributeError as error:
+            raise ValueError(f"{name} does not say its classes ({error}): {hint(name, TORCHVISION)}") from None
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name} cannot be opened in {root} ({error}): check data.root, or add --data.download true"
+            ) from None
+        self._title = f"{name} ({split})"
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, _ = self.dataset[index]
+        return image, self.labels[index]
+
+    def name(self, index: int) -> str:
+        """Return the number of the image and where it is from."""
+        return f"image {index} of {self._title}"
+
+
+class PackedImages(Source):
+    """Grey images in the files MNIST is published as, ``<part>-images-idx3-ubyte.gz`` and ``<part>-labels-idx1-ubyte.gz``.
+
+    Args:
+        root: Their folder.
+        part: ``"train"`` or ``"t10k"``, the test images.
+
+    Raises:
+        ValueError: If a file is missing or damaged.
+    """
+
+    def __init__(self, root: Path, part: str) -> None:
+        self.images = _unpack(root / f"{part}-images-idx3-ubyte.gz")  # [n, height, width]
+        self.labels = _unpack(root / f"{part}-labels-idx1-ubyte.gz").tolist()
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{root} holds {len(self.images)} images {part}, but {len(self.labels)} labels: copy it anew")
+        self._title = f"{root}/{part}"
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index]), self.labels[index]
+
+    def name(self, index: int) -> str:
+        """Return the number of the image and where it is from."""
+        return f"image {index} of {self._title}"
+
+
+def _unpack(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the array in an IDX file: two zeros, 8 for bytes, the number of axes, their sizes, the bytes."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+        axes = content[3]
+        shape = np.frombuffer(content, ">u4", count=axes, offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}: copy the data set anew, or give another data.root") from None
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy the data set anew") from None
+
+
+def open_torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
+    """Find a data set of torchvision.
+
+    Args:
+        name: timm's name, such as ``torch/cifar10``.
+        root: Its folder, in torchvision's layout or, for MNIST and its like, with the four files they are published as.
+            None for where a package of the system has put it.
+        download: Fetch what ``root`` lacks.
+
+    Raises:
+        ValueError: If timm does not know it, or it is not there.
+    """
+    if root is None:
+        root = _installed(name)
+    if name in _PACKED and (root / "train-images-idx3-ubyte.gz").is_file():
+        class_names: Sequence[str] = _PACKED[name].classes
+        return Splits(class_names, PackedImages(root, "train"), None, PackedImages(root, "t10k"))
+    train = TorchvisionImages(name, root, "train", download)
+    judged = TorchvisionImages(name, root, "validation", download)
+    if name.removeprefix("torch/") in TRAIN_AND_TEST:  # the test images must not choose the checkpoint
+        return Splits(train.class_names, train, None, judged)
+    return Splits(train.class_names, train, judged, None)
+
+
+def _installed(name: str) -> Path:
+    folder = _INSTALLED.get(name)
+    if folder is not None and folder.is_dir():
+        return folder
+    package = "" if folder is None else f", or install the package dataset-fashion-mnist, which makes {folder}"
+    raise ValueError(f"the data set {name!r} needs a folder: add --data.root, such as --data.root data/{package}")
