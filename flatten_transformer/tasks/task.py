@@ -31,8 +31,9 @@ class Task(LightningModule):
         name: What it was built by, for its file.
         model_args: What else it was built by.
         optim: Learning rate, weight decay and warm-up.
-        ema_decay: Share of the old weights that a moving average keeps at a step; it starts at 0 and rises to this
-            as 1 - step^(-2/3). Validation, test and the saved model use the average. None keeps none.
+        ema_decay: Share of the old weights that a moving average keeps at a step. Validation, test and the saved model use
+            the average. None keeps none.
+        ema_warmup: The share starts at 0 and rises to ``ema_decay`` as 1 - step^(-2/3); 0.9999 takes a million steps.
 
     Raises:
         ValueError: If ``ema_decay`` is out of range.
@@ -41,7 +42,13 @@ class Task(LightningModule):
     kind: ClassVar[Kind]
 
     def __init__(
-        self, model: nn.Module, name: str, model_args: Mapping[str, Any], optim: Optimization, ema_decay: float | None
+        self,
+        model: nn.Module,
+        name: str,
+        model_args: Mapping[str, Any],
+        optim: Optimization,
+        ema_decay: float | None,
+        ema_warmup: bool = True,
     ) -> None:
         super().__init__()
         if ema_decay is not None and not 0 <= ema_decay < 1:
@@ -53,7 +60,7 @@ class Task(LightningModule):
         self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
             # train(): in the mode of everything else until Lightning switches modes
-            self.ema = ModelEmaV3(model, ema_decay, use_warmup=True).requires_grad_(False).train()
+            self.ema = ModelEmaV3(model, ema_decay, use_warmup=ema_warmup).requires_grad_(False).train()
 
     @property
     def final_model(self) -> nn.Module:

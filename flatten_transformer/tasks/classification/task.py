@@ -34,8 +34,9 @@ class ClassificationTask(Task):
         optim: Learning rate, weight decay and warm-up.
         mixing: Mixup and CutMix, in training only.
         label_smoothing: Share of the target that goes to all classes alike, in training only.
-        ema_decay: Share of the old weights that a moving average keeps at a step; it starts at 0 and rises to this
-            as 1 - step^(-2/3). Validation, test and the saved model use the average. None keeps none.
+        ema_decay: Share of the old weights that a moving average keeps at a step. Validation, test and the saved model use
+            the average. None keeps none.
+        ema_warmup: The share starts at 0 and rises to ``ema_decay`` as 1 - step^(-2/3); 0.9999 takes a million steps.
 
     Raises:
         ValueError: If the model is unknown or a number is out of range.
@@ -60,11 +61,12 @@ class ClassificationTask(Task):
         mixing: Mixing = Mixing(),  # noqa: B008  # frozen
         label_smoothing: float = 0.1,
         ema_decay: float | None = None,
+        ema_warmup: bool = True,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in 0 … 1, below 1, got {label_smoothing}")
         model = build_model(name, model_args or {}, num_classes, in_chans)
-        super().__init__(model, name, model_args or {}, optim, ema_decay)
+        super().__init__(model, name, model_args or {}, optim, ema_decay, ema_warmup)
         self.num_classes = num_classes
         self.mixing = mixing
         self.label_smoothing = label_smoothing

@@ -84,16 +84,17 @@ def test_the_rate_of_each_step_is_that_of_the_schedule(make_task: MakeTask, fit:
     assert used == pytest.approx([schedule._get_lr(number)[0] for number in range(6)])
 
 
-def test_the_average_is_that_of_the_weights_after_each_step(make_task: MakeTask, fit: Fit) -> None:
-    task = make_task(ema_decay=0.4, optim=FAST)
-    average = torch.zeros(())
+@pytest.mark.parametrize("warmup", [True, False], ids=["with warm-up", "without"])
+def test_the_average_is_that_of_the_weights_after_each_step(warmup: bool, make_task: MakeTask, fit: Fit) -> None:
+    task = make_task(ema_decay=0.4, ema_warmup=warmup, optim=FAST)
+    average = weights(task.model)
     step = task.optimizer_step
 
     def spy(*arguments: Any) -> None:
         nonlocal average
         step(*arguments)
         age = task.global_step  # that Lightning counts only afterwards
-        decay = min(1 - (1 + age) ** (-2 / 3), 0.4)  # timm's warm-up of the decay
+        decay = min(1 - (1 + age) ** (-2 / 3), 0.4) if warmup else 0.4 * (age > 0)  # timm begins with the first weights
         average = decay * average + (1 - decay) * weights(task.model)
 
     task.optimizer_step = spy  # type: ignore[method-assign, assignment]  # a spy
