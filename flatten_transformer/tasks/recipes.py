@@ -31,22 +31,27 @@ def find_recipe(name: str) -> Path:
     """Return the file of a recipe.
 
     Args:
-        name: A path, with ``recipes/`` at its beginning or not, or a name such as ``digits/flatten_deit``.
+        name: A path, with ``recipes/`` at its beginning or not, or a name such as ``digits/flatten_deit``, of which the
+            beginning is enough where only one recipe begins like that.
 
     Raises:
-        FileNotFoundError: If there is no such file and no such recipe.
+        FileNotFoundError: If there is no such file and no such recipe, or several recipes begin like that.
         ValueError: If the file is not YAML with options by name.
 
     Example:
-        >>> find_recipe("digits/flatten_deit").name
-        'flatten_deit.yaml'
+        >>> find_recipe("imagenet1k/flatten_swin_tiny").name
+        'flatten_swin_tiny_patch4_224.yaml'
     """
     key = name.removeprefix("recipes/").removesuffix(".yaml")
-    for path in (Path(name), recipe_folder() / f"{key}.yaml"):
+    names = recipe_names()
+    begun = [key] if key in names else [recipe for recipe in names if key and recipe.startswith(key)]
+    for path in (Path(name), *(recipe_folder() / f"{recipe}.yaml" for recipe in begun if len(begun) == 1)):
         if path.is_file():
             _check(path)
             return path
-    raise FileNotFoundError(f"no recipe and no file {name!r}: {hint(key, recipe_names())}")
+    if begun:
+        raise FileNotFoundError(f"{len(begun)} recipes begin with {key!r}: choose one of {', '.join(begun)}")
+    raise FileNotFoundError(f"no recipe and no file {name!r}: {hint(key, names)}")
 
 
 def _check(path: Path) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from flatten_transformer.tasks import recipes
 from flatten_transformer.tasks.recipes import find_recipe, recipe_names
 from flatten_transformer.tasks.training import TrainingCLI
+from tests.images import write_packed
 
 
 @pytest.fixture
@@ -19,11 +20,18 @@ def image_folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-@pytest.mark.parametrize("name", recipe_names())
+RUNNABLE = [name for name in recipe_names() if not name.startswith("imagenet1k/")]  # test_imagenet_recipes.py looks at these
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_every_recipe_can_be_run(name: str, image_folder: Path, tmp_path: Path) -> None:
-    own = ["--data.root", str(image_folder), "--data.num_workers", "0"] if name == "finetune" else []
     runs = tmp_path / "runs"
-    cli = TrainingCLI("fit", ["--config", name, "--trainer.default_root_dir", str(runs), "--trainer.fast_dev_run", "true", *own])
+    own = {
+        "finetune": ["--data.root", str(image_folder), "--data.num_workers", "0"],
+        "fashion_mnist": ["--data.root", str(write_packed(tmp_path / "fashion", train=40, test=10)), "--data.val_share", "0.5"],
+    }
+    options = ["--trainer.default_root_dir", str(runs), "--trainer.fast_dev_run", "true", *own.get(name.split("/")[0], [])]
+    cli = TrainingCLI("fit", ["--config", name, *options])
     cli.trainer.fit(cli.model, cli.datamodule)
     assert cli.model.num_classes == cli.datamodule.num_classes
     assert cli.model.model_args.get("img_size", cli.datamodule.preprocessing.img_size) == cli.datamodule.preprocessing.img_size
@@ -37,9 +45,10 @@ def test_every_recipe_opens_with_command_hardware_time_and_result(name: str) -> 
     assert all(any(word in line for line in head) for word in ("hardware:", "time:", "result:"))
 
 
-def test_the_twins_differ_in_their_attention_alone() -> None:
+@pytest.mark.parametrize("folder", ["digits", "fashion_mnist"])
+def test_the_twins_differ_in_their_attention_alone(folder: str) -> None:
     first, second = (
-        [line for line in find_recipe(f"digits/{name}_deit").read_text("utf-8").splitlines() if not line.startswith("#")]
+        [line for line in find_recipe(f"{folder}/{name}_deit").read_text("utf-8").splitlines() if not line.startswith("#")]
         for name in ("flatten", "softmax")
     )
     changes = [line for line in difflib.ndiff(first, second) if line[:1] in "-+"]
@@ -50,6 +59,22 @@ def test_the_twins_differ_in_their_attention_alone() -> None:
 def test_a_recipe_is_found_by_name_from_anywhere(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_recipe(given).is_file()
+
+
+def test_the_beginning_of_a_name_is_enough_where_it_says_which() -> None:
+    assert find_recipe("imagenet1k/flatten_swin_tiny").stem == "flatten_swin_tiny_patch4_224"
+    assert find_recipe("imagenet1k/flatten_pvt_v2_b1").stem == "flatten_pvt_v2_b1"
+    with pytest.raises(
+        FileNotFoundError, match=r"2 recipes begin with 'imagenet1k/flatten_swin_base': choose one of .*_224, .*_384"
+    ):
+        find_recipe("imagenet1k/flatten_swin_base")
+
+
+def test_a_whole_name_is_meant_even_if_others_begin_like_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "recipe_folder", lambda: tmp_path)
+    for name in ("vit", "vit_large"):
+        (tmp_path / f"{name}.yaml").write_text("model: {}")
+    assert find_recipe("vit").stem == "vit"
 
 
 def test_a_file_of_ones_own_comes_before_a_recipe_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +100,14 @@ def test_a_file_that_is_no_recipe_is_refused(content: str, message: str, tmp_pat
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(ValueError, match=rf"bad\.yaml is not a recipe: .*{message}"):
         find_recipe(str(tmp_path / "bad.yaml"))
+
+
+def test_fine_tuning_changes_early_layers_less(image_folder: Path) -> None:
+    options = ["--data.root", str(image_folder), "--data.num_workers", "0", "--trainer.fast_dev_run", "true"]
+    cli = TrainingCLI("fit", ["--config", "finetune", *options])
+    shares = [group["lr_scale"] for group in cli.model.optim.optimizer(cli.model.model, 32).param_groups]
+    assert max(shares) == 1
+    assert min(shares) < 0.1
 
 
 def test_a_missing_recipe_is_answered_with_its_likes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -25,17 +26,15 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
 
     Raises:
         ValueError: If timm knows no such model, or the model no such argument.
+        FileNotFoundError: If ``model_args`` hold a ``checkpoint_path`` that is not there.
 
     Example:
         >>> model = build_model("flatten_deit_tiny_patch16_224", {"depth": 1}, num_classes=2, in_chans=1)
         >>> model(torch.rand(3, 1, 224, 224)).shape
         torch.Size([3, 2])
     """
-    if not timm.is_model(name):
-        raise ValueError(f"timm knows no model {name!r}: {hint(name, timm.list_models())}")
-    taken = sorted({"num_classes", "in_chans"} & model_args.keys())
-    if taken:
-        raise ValueError(f"model_args must not hold {' and '.join(taken)}: the data say it; leave it out")
+    _check(name, model_args)
+    begin = model_args.get("checkpoint_path")
     try:
         model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **model_args)
     except TypeError as error:
@@ -44,4 +43,25 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
         raise ValueError(
             f"model_args do not fit {name}: {str(error).split('() ')[-1]}: leave it out or correct its name"
         ) from None
+    except RuntimeError as error:
+        if not begin or "loading state_dict" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the weights {begin} do not fit {name} with {num_classes} classes ({reason[:200]}): for other classes give "
+            f"model_args {{pretrained: true, pretrained_cfg_overlay: {{file: {begin}}}}} instead"
+        ) from None
     return model
+
+
+def _check(name: str, model_args: Mapping[str, Any]) -> None:
+    if not timm.is_model(name):
+        raise ValueError(f"timm knows no model {name!r}: {hint(name, timm.list_models())}")
+    taken = sorted({"num_classes", "in_chans"} & model_args.keys())
+    if taken:
+        raise ValueError(f"model_args must not hold {' and '.join(taken)}: the data say it; leave it out")
+    begin = model_args.get("checkpoint_path")
+    if begin and not Path(begin).is_file():
+        raise FileNotFoundError(
+            f"no weights {begin} to begin with: give model.model_args.checkpoint_path, such as an earlier run's model.safetensors"
+        )
