@@ -2,6 +2,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from flatten_transformer import cli
@@ -24,6 +25,21 @@ def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             shape(ImageDraw.Draw(image), (2 + number, 3, 20 + number, 30), fill=(20 * number, 90, 10))
             image.save(tmp_path / "pets" / name / f"{number}.jpg")
     return tmp_path / "pets"
+
+
+def test_a_fit_begins_with_the_weights_of_a_file(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = ["fit", "--config", "finetune", "--data.root", str(pets), *OPTIONS, "--model.optim.lr", "1e-12"]
+    fit += ["--model.optim.min_lr", "0"]
+    assert cli.main([*fit, "--seed_everything", "1"]) == 0
+    first = Path("runs/finetune/version_0/checkpoints/model.safetensors")
+    assert cli.main([*fit, "--seed_everything", "2", "--model.pretrained", str(first)]) == 0
+    begun, _ = load_model(first)
+    ended, _ = load_model(Path("runs/finetune/version_1/checkpoints/model.safetensors"))
+    body = {name: tensor for name, tensor in begun.state_dict().items() if not name.startswith("head.")}  # which is always new
+    torch.testing.assert_close({name: ended.state_dict()[name] for name in body}, body)
+    capsys.readouterr()
+    assert cli.main([*fit, "--model.pretrained", "none.pth"]) == 2
+    assert "no file of weights none.pth: check the path" in capsys.readouterr().err
 
 
 def test_twenty_images_of_two_classes_are_learned_and_told_apart_by_name(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:

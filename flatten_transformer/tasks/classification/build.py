@@ -12,6 +12,23 @@ from torch import nn
 from flatten_transformer.hints import hint
 
 
+def weights_args(pretrained: bool | Path) -> dict[str, Any]:
+    """Return the arguments by which timm begins with published weights, or with those of a file; none for False.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> weights_args(True), weights_args(False)
+        ({'pretrained': True}, {})
+    """
+    if isinstance(pretrained, bool):
+        return {"pretrained": True} if pretrained else {}
+    if not pretrained.is_file():
+        raise FileNotFoundError(f"no file of weights {pretrained}: check the path, or take the published ones by true")
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(pretrained)}}
+
+
 def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_chans: int) -> nn.Module:
     """Build a timm model.
 
@@ -49,7 +66,7 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
         reason = " ".join(str(error).split())
         raise ValueError(
             f"the weights {begin} do not fit {name} with {num_classes} classes ({reason[:200]}): for other classes give "
-            f"model_args {{pretrained: true, pretrained_cfg_overlay: {{file: {begin}}}}} instead"
+            f"--model.pretrained {begin} instead"
         ) from None
     return model
 

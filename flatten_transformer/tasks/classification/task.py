@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from flatten_transformer.models.cost import count_macs
-from flatten_transformer.tasks.classification.build import build_model
+from flatten_transformer.tasks.classification.build import build_model, weights_args
 from flatten_transformer.tasks.classification.mistakes import Mistakes
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.pictures import draw_confusion, draw_images
@@ -29,6 +29,7 @@ class ClassificationTask(Task):
     Args:
         name: Any name of timm's registry, such as ``flatten_deit_tiny_patch16_224`` or ``resnet18``.
         model_args: Further keyword arguments of ``timm.create_model``, such as ``{"img_size": 32, "depth": 4}``.
+        pretrained: Begin with the published weights, downloaded if need be, or with those of a file.
         num_classes: Classes K; the command line takes it from the data.
         in_chans: Channels C of the images; the command line takes it from the data.
         optim: Learning rate, weight decay and warm-up.
@@ -55,6 +56,7 @@ class ClassificationTask(Task):
         name: str = "flatten_deit_tiny_patch16_224",
         model_args: dict[str, Any] | None = None,
         *,
+        pretrained: bool | Path = False,
         num_classes: int,
         in_chans: int,
         optim: Optimization = Optimization(),  # noqa: B008  # frozen
@@ -65,8 +67,9 @@ class ClassificationTask(Task):
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in 0 … 1, below 1, got {label_smoothing}")
-        model = build_model(name, model_args or {}, num_classes, in_chans)
-        super().__init__(model, name, model_args or {}, optim, ema_decay, ema_warmup)
+        model_args = {**(model_args or {}), **weights_args(pretrained)}
+        model = build_model(name, model_args, num_classes, in_chans)
+        super().__init__(model, name, model_args, optim, ema_decay, ema_warmup)
         self.num_classes = num_classes
         self.mixing = mixing
         self.label_smoothing = label_smoothing

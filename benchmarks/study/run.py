@@ -1,0 +1,167 @@
+"""Which attention learns Fashion-MNIST best: the paper's ladder, powers and competitors, one recipe for all, several seeds.
+
+    python benchmarks/study/run.py                     # everything that is not there yet, and the table and the picture
+    python benchmarks/study/run.py --seeds 0           # for example beside another process with --seeds 1
+    python benchmarks/study/run.py --draw_only true
+
+A run that is killed goes on where it was; each result is a file in benchmarks/study/results/, which another start leaves alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.benchmark.machine import describe
+from flatten_transformer.models.cost import count_macs, count_parameters
+from flatten_transformer.tasks.quiet import quiet
+from flatten_transformer.tasks.training import train
+
+RECIPE = "fashion_mnist/study"
+_BARE = {"rank_restoration": False, "key_encoding": False, "temperature": False}
+_RESTORED = {"key_encoding": False, "temperature": False}
+COMPETITORS = ("elu", "hydra", "efficient", "angular", "enhanced", "agent", "polaformer", "inline")
+VARIANTS: dict[str, dict[str, Any]] = {  # what of the model differs, by the name in the table
+    # the ladder of the paper
+    "softmax": {"attn_types": "S"},
+    "relu": {"attention": "relu"},
+    "relu + focusing": {"attention_args": _BARE},
+    "relu + focusing + rank restoration": {"attention_args": _RESTORED},
+    "focused": {},
+    # the power, which is 3 above
+    "focused, p = 2": {"focusing_factor": 2},
+    "focused, p = 4": {"focusing_factor": 4},
+    "focused, p = 8": {"focusing_factor": 8},
+    # what explains a difference: softmax with the same convolution
+    "softmax + rank restoration": {"attention": "softmax", "attention_args": {"rank_restoration": True}},
+    # the competitors
+    **{name: {"attention": name} for name in COMPETITORS},
+}
+
+
+def main(seeds: list[int] = [0, 1, 2], only: list[str] = list(VARIANTS), draw_only: bool = False) -> None:  # noqa: B006
+    """Train what is not there yet, seed after seed, then write the table and draw the picture.
+
+    Args:
+        seeds: Of the runs.
+        only: Names of variants.
+        draw_only: Train nothing.
+    """
+    unknown = sorted(set(only) - set(VARIANTS))
+    if unknown:
+        raise SystemExit(f"no variant {unknown[0]!r}: choose some of {', '.join(VARIANTS)}")
+    for seed in [] if draw_only else seeds:
+        for name in only:
+            file = HERE / "results" / f"{name.replace(' ', '_')}-{seed}.json"
+            if not file.exists():
+                print(f"--- {name}, seed {seed}", flush=True)
+                write_atomically(file, json.dumps(run(name, seed), indent=1).encode())
+    results = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
+    write_atomically(HERE / "README.md", page(results).encode())
+    draw(summarise(results), HERE / "study.png")
+
+
+def run(name: str, seed: int) -> dict[str, Any]:
+    """Train one variant with one seed, and test it."""
+    options = {"attn_types": "L", **VARIANTS[name]}
+    arguments = [f"--model.model_args.{key}={json.dumps(value)}" for key, value in options.items()]
+    folder = Path("runs/study") / f"{name.replace(' ', '_')}-{seed}"
+    start = time.perf_counter()
+    cli = train(
+        "fit",
+        [
+            *("--config", RECIPE, *arguments, "--seed_everything", str(seed), "--ckpt_path", "last"),
+            *("--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"),
+        ],
+    )
+    seconds = time.perf_counter() - start
+    with quiet():
+        tested = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    model, size = cli.model.final_model, cli.datamodule.preprocessing
+    callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]  # a list, unannotated
+    history = next(callback for callback in callbacks if type(callback).__name__ == "History")
+    return {
+        "variant": name,
+        "seed": seed,
+        "test_accuracy": tested["test/accuracy"],
+        "parameters": count_parameters(model),
+        "macs": count_macs(model, (size.in_chans, size.img_size, size.img_size)),
+        "images_per_second": statistics.median(row["images_per_second"] for row in history.rows),
+        "training_s": seconds,
+        "epochs": len(history.rows),
+        "header": describe(torch.device("cpu")),
+    }
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the figures of each variant, in the order of the table: percent, mean and deviation over seeds."""
+    summary = {}
+    for name in VARIANTS:
+        rows = [row for row in results if row["variant"] == name]
+        if rows:
+            accuracies = [100 * row["test_accuracy"] for row in rows]
+            summary[name] = {
+                "mean": statistics.fmean(accuracies),
+                "deviation": statistics.stdev(accuracies) if len(rows) > 1 else math.nan,
+                "seeds": len(rows),
+                "parameters": rows[0]["parameters"],
+                "mmacs": rows[0]["macs"] / 1e6,
+                "images_per_second": statistics.median(row["images_per_second"] for row in rows),
+            }
+    return summary
+
+
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page with the table."""
+    lines = [
+        "# Study: which attention learns Fashion-MNIST best",
+        "",
+        f"One small DeiT (14 × 14 tokens), one recipe for all (`{RECIPE}`): `python benchmarks/study/run.py`. Each run is a",
+        "file in `results/`. The script writes this page; [docs/study.md](../../docs/study.md) says what can be concluded.",
+        "",
+        "| attention | test accuracy, mean ± deviation | seeds | parameters | MMACs | training images a second |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in summarise(results).items():
+        spread = "" if math.isnan(row["deviation"]) else f" ± {row['deviation']:.2f}"
+        lines.append(
+            f"| {name} | {row['mean']:.2f}{spread} % | {row['seeds']:.0f} | {row['parameters']:,.0f} | {row['mmacs']:.2f} | "
+            f"{row['images_per_second']:.0f} |"
+        )
+    return "\n".join([*lines, "", "![Accuracy of each attention against its training time](study.png)", ""])
+
+
+def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw accuracy against the time for a thousand training images into a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for name, row in summary.items():
+        seconds = 1000 / row["images_per_second"]
+        bar = None if math.isnan(row["deviation"]) else row["deviation"]
+        style = {"softmax": ("s", "#d55e00"), "focused": ("D", "#0072b2")}.get(name, ("o", "#666666"))
+        axis.errorbar(seconds, row["mean"], yerr=bar, fmt=style[0], color=style[1], capsize=3)
+        axis.annotate(name, (seconds, row["mean"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axis.set(xlabel="seconds for 1,000 training images", ylabel="test accuracy, %", title="Fashion-MNIST, one recipe for all")
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
