@@ -28,6 +28,9 @@ TRAINING = {  # these take recipes; their options are those of the task, the dat
 }
 COMMANDS = {  # a function's parameters are the options of its command, its docstring is their help
     "predict": Command("say what a trained model sees in image files", "flatten_transformer.tasks.prediction:predict"),
+    "analyze": Command(
+        "show how attention looks at an image: ranks, sharpness, pictures", "flatten_transformer.analysis.command:analyze"
+    ),
     "models": Command("list the models, what they cost and what is published", "flatten_transformer.benchmark.models:models"),
     "convert-checkpoint": Command(
         "turn a pickled checkpoint into safetensors", "flatten_transformer.models.files:convert_checkpoint"

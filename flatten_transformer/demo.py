@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
-from flatten_transformer.analysis.explanation import draw_explanation, explain, inkiest_token
+from flatten_transformer.analysis.choice import inkiest_token
+from flatten_transformer.analysis.explanation import draw_explanation, explain
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.models.cost import count_macs, count_parameters
@@ -99,5 +100,5 @@ def _explain(runs: dict[str, Run], digit: int, block: int, head: int, image_file
     pixels = flatten.preprocessing(image)[None]  # [1, C, size, size]
     grid_size = flatten.model.patch_embed.grid_size
     query = inkiest_token(pixels[0, 0], grid_size)
-    views = explain(flatten.model, softmax.model, pixels, grid_size, query=query, block=block, head=head)
+    views = explain(flatten.model, softmax.model, pixels, query=query, block=block, head=head)
     draw_explanation(pixels[0, 0], grid_size, query, views, picture)

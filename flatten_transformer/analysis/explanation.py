@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from flatten_transformer.analysis.matrices import (
-    attention_input,
-    convolution_matrix,
-    focused_matrix,
-    numerical_rank,
-    softmax_matrix,
-)
+from flatten_transformer.analysis.capture import capture
+from flatten_transformer.analysis.choice import check_index, choose_look
+from flatten_transformer.analysis.looks import GridLook
+from flatten_transformer.analysis.measures import numerical_rank
 
 
 class AttentionView(NamedTuple):
@@ -32,7 +28,6 @@ def explain(
     flatten_model: nn.Module,
     softmax_model: nn.Module,
     image: Tensor,
-    grid_size: Sequence[int],
     *,
     query: int,
     block: int,
@@ -48,7 +43,6 @@ def explain(
         flatten_model: A FLatten-DeiT.
         softmax_model: Its softmax twin.
         image: ``[1, channels, height, width]``, as the models take it.
-        grid_size: The token grid of the image.
         query: Index of the query token.
         block: Index of the block.
         head: Index of the head.
@@ -56,16 +50,15 @@ def explain(
     Raises:
         ValueError: If there is no such query, block or head; the message lists what exists.
     """
-    softmax = softmax_matrix(*attention_input(softmax_model, image, block))[0]
-    attention, tokens = attention_input(flatten_model, image, block)
-    for name, index, count in (("head", head, softmax.shape[0]), ("query", query, softmax.shape[1])):
-        if not 0 <= index < count:
-            raise ValueError(f"there are {count} of them: {name} must be 0 to {count - 1}, got {index}")
-    linear = focused_matrix(attention, tokens, grid_size, focusing_factor=1)[0, head]
-    focused = focused_matrix(attention, tokens, grid_size)[0, head]
-    restored = focused + convolution_matrix(attention, grid_size)  # [E, N, N]
+    softmax, look = (choose_look(capture(model, image), block) for model in (softmax_model, flatten_model))
+    check_index("head", head, look.heads)
+    check_index("query", query, look.queries)
+    assert isinstance(look, GridLook)
+    linear = look.refocused(1).decompose().matrix[0, head]
+    focused = look.decompose().matrix[0, head]
+    restored = look.equivalent(range(head * look.head_dim, (head + 1) * look.head_dim))[0]  # [E, N, N]
     return [
-        _view("softmax attention", softmax[head], query),
+        _view("softmax attention", softmax.decompose().matrix[0, head], query),
         _view("ReLU linear attention", linear, query),
         _view("focused linear attention", focused, query),
         _view("focused + rank restoration", restored, query),
@@ -113,15 +106,3 @@ def draw_explanation(image: Tensor, grid_size: Sequence[int], query: int, views:
         axis.title.set_fontsize(10)
     figure.colorbar(heat, ax=axes, shrink=0.6, label="weight of each token")
     figure.savefig(path, dpi=150, bbox_inches="tight")
-
-
-def inkiest_token(image: Tensor, grid_size: Sequence[int]) -> int:
-    """Return the token with the most ink (the largest mean grey value) of ``[height, width]``.
-
-    Example:
-        >>> inkiest_token(torch.eye(4)[:2].repeat(2, 1), (2, 2))
-        0
-    """
-    rows, columns = grid_size
-    means = torch.nn.functional.adaptive_avg_pool2d(image[None, None].float(), (rows, columns))
-    return int(means.argmax())

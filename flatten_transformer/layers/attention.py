@@ -158,9 +158,7 @@ class GridAttention(AttentionCore):
         """
         query, key, value, grid_size, context_grid_size, cross = self._project(x, grid_size, context, context_grid_size)
         layout = Layout(grid_size, context_grid_size, attn_mask, cross)
-        q, k, v = self.split(query, key, value, layout)
-        matrix = self.weights(*self.condition(q, k, layout), v, layout)
-        return Decomposition(matrix, v, self.restore(v, layout, x), self.gate(x))
+        return self.decompose_projected(query, key, value, layout, x)
 
     def _project(
         self, x: Tensor, grid_size: Sequence[int] | None, context: Tensor | None, context_grid_size: Sequence[int] | None

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.layout import Layout, check_grid
+from flatten_transformer.layers.layout import Decomposition, Layout, check_grid
 from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, Stretch, depthwise_convolution, stretch_values
 from flatten_transformer.ops.checks import check_mask
 from flatten_transformer.ops.rank_restoration import restore_rank
@@ -139,6 +139,25 @@ class AttentionCore(nn.Module):
         out = out if restored is None else out + restored
         gate = self.gate(x)
         return out if gate is None else out * gate
+
+    def decompose_projected(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, x: Tensor | None = None
+    ) -> Decomposition:
+        """Return the attention matrix of projected tokens and what else :meth:`attend` makes its output of, quadratic.
+
+        Args:
+            query: ``[B, N, C]``, as every tensor: see :meth:`attend`.
+            key: ``[B, M, C]``.
+            value: ``[B, M, C]``.
+            layout: Where they lie.
+            x: The tokens that were projected.
+
+        Raises:
+            NotImplementedError: If the design does not say what its matrix is.
+        """
+        q, k, v = self.split(query, key, value, layout)
+        matrix = self.weights(*self.condition(q, k, layout), v, layout)
+        return Decomposition(matrix, v, self.restore(v, layout, x), self.gate(x))
 
     def split(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Return the heads apart, ``[B, H, N, D]`` and twice ``[B, H, M, D]``, masked keys and values zero."""

@@ -1,0 +1,100 @@
+"""What the focused function does to the angles of real queries and keys: Proposition 1 of FLatten, seen."""
+
+# B images, H heads, N queries, M keys, D channels per head.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, relu
+
+from flatten_transformer.analysis.looks import GridLook, Look
+from flatten_transformer.layers import FocusedLinearAttentionCore
+from flatten_transformer.ops import reference
+
+BINS = 40  # of the cosines, 0 to 1
+_EPS = 1e-6  # of the op
+
+
+@dataclass(frozen=True)
+class Angles:
+    """How the cosines of the query-key pairs of one attention are distributed.
+
+    Proposition 1 (arXiv 2308.00442) speaks of vectors whose largest entries coincide, ``same``, or do not, ``other``: with
+    the right power the former are drawn together and the latter apart.
+
+    Args:
+        pairs: How many pairs, ``same`` and ``other``.
+        mean_before: Mean cosine of φ(q) and φ(k) with power 1, of each kind.
+        mean_after: Mean cosine after f_p.
+        moved_as_stated: Share, 0 to 1, of the pairs whose cosine rose (``same``) or fell (``other``).
+        before: Share of the pairs in each of ``BINS`` equal bins from 0 to 1, of each kind.
+        after: The same after f_p.
+    """
+
+    pairs: dict[str, int]
+    mean_before: dict[str, float]
+    mean_after: dict[str, float]
+    moved_as_stated: dict[str, float]
+    before: dict[str, list[float]]
+    after: dict[str, list[float]]
+
+
+def measure_angles(look: Look, head: int | None = None) -> Angles | None:
+    """Return what f_p does to the angles between the queries and the keys of a focused linear attention.
+
+    Args:
+        look: From :func:`flatten_transformer.analysis.capture`.
+        head: Of one head; None: of all.
+
+    Returns:
+        None where nothing is focused: another attention, or p = 1.
+    """
+    if not isinstance(look, GridLook) or not isinstance(look.attention, FocusedLinearAttentionCore):
+        return None
+    attention = look.attention
+    if attention.focusing_factor == 1:
+        return None
+    features = positive_features(look)
+    focused = [reference.focused_function(x, attention.focusing_factor, norm=attention.norm) for x in features]
+    heads = slice(None) if head is None else slice(head, head + 1)
+    same = features[0].argmax(3)[:, heads, :, None] == features[1].argmax(3)[:, heads, None, :]  # [B, H, N, M]
+    kept = torch.ones_like(same)
+    if look.layout.attn_mask is not None:
+        kept = kept & look.layout.attn_mask
+    if look.layout.query_mask is not None:
+        kept = kept & look.layout.query_mask.transpose(2, 3)
+    kinds = {"same": same & kept, "other": ~same & kept}
+    before, after = (_cosines(*(x[:, heads] for x in pair)) for pair in (features, focused))
+    rose = after > before
+    return Angles(
+        {kind: int(chosen.sum()) for kind, chosen in kinds.items()},
+        {kind: _mean(before[chosen]) for kind, chosen in kinds.items()},
+        {kind: _mean(after[chosen]) for kind, chosen in kinds.items()},
+        {kind: _mean((rose if kind == "same" else ~rose)[chosen].double()) for kind, chosen in kinds.items()},
+        {kind: _shares(before[chosen]) for kind, chosen in kinds.items()},
+        {kind: _shares(after[chosen]) for kind, chosen in kinds.items()},
+    )
+
+
+@torch.no_grad()
+def positive_features(look: GridLook) -> tuple[Tensor, Tensor]:
+    """Return what goes into f_p of a focused linear attention: queries ``[B, H, N, D]`` and keys ``[B, H, M, D]``."""
+    q, k, _ = look.attention.split(look.query, look.key, look.value, look.layout)
+    encoding, temperature = look.attention.key_encoding(look.layout.context_grid_size), look.attention.temperature()
+    q, k = relu(q) + _EPS, relu(k if encoding is None else k + encoding) + _EPS
+    return (q, k) if temperature is None else (q / temperature[:, None, :], k / temperature[:, None, :])
+
+
+def _cosines(q: Tensor, k: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(q, dim=3) @ torch.nn.functional.normalize(k, dim=3).transpose(2, 3)
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if values.numel() else 0.0
+
+
+def _shares(cosines: Tensor) -> list[float]:
+    counts = torch.histc(cosines.clamp(0, 1), BINS, 0, 1)
+    return (counts / max(1, cosines.numel())).tolist()

@@ -1,0 +1,90 @@
+"""Which layer, head and query token is looked at, and what is said when there is no such."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flatten_transformer.analysis.looks import Grid, Look
+
+
+def check_index(name: str, index: int, count: int) -> None:
+    """Raise ValueError unless there is an element of this index; the message says which there are."""
+    if not 0 <= index < count:
+        raise ValueError(f"there is no {name} {index}: {name} must be 0 to {count - 1}")
+
+
+def choose_look(looks: Sequence[Look], block: int) -> Look:
+    """Return the attention of an index; negative ones count from the last.
+
+    Raises:
+        ValueError: If there is no such; the message lists what exists.
+    """
+    if not -len(looks) <= block < len(looks):
+        names = ", ".join(f"{index} {look.name}" for index, look in enumerate(looks))
+        raise ValueError(f"there is no block {block}: choose one of {names}, or count from the last, -1")
+    return looks[block]
+
+
+def parse_query(text: str) -> tuple[int, int]:
+    """Return row and column of a query token, as written on the command line.
+
+    Raises:
+        ValueError: If it is written otherwise.
+
+    Example:
+        >>> parse_query("3,12")
+        (3, 12)
+    """
+    if not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", text):
+        raise ValueError(f"query must be ROW,COLUMN of a token, counted from 0, such as 3,12; got {text!r}")
+    row, column = map(int, text.split(","))
+    return row, column
+
+
+def finest_grid(looks: Sequence[Look]) -> Grid | None:
+    """Return the largest grid of tokens that an attention over the whole image has; None if there is none."""
+    grids = [look.grid_size for look in looks if look.windows == 1 and look.grid_size is not None]
+    return max(grids, key=lambda grid: torch.Size(grid).numel(), default=None)
+
+
+def choose_query(query: tuple[int, int] | None, image: Tensor, grid_size: Sequence[int]) -> tuple[int, int]:
+    """Return row and column of the query token: the one asked for, or that with the most ink, of colour images the centre.
+
+    Args:
+        query: What was asked for, if anything.
+        image: ``[channels, height, width]``.
+        grid_size: The grid of the tokens.
+
+    Raises:
+        ValueError: If there is no such token; the message says which there are.
+    """
+    rows, columns = grid_size
+    if query is None:
+        return (rows // 2, columns // 2) if image.shape[0] > 1 else divmod(inkiest_token(image[0], grid_size), columns)
+    if query[0] >= rows or query[1] >= columns:
+        raise ValueError(f"there is no query {query[0]},{query[1]}: rows are 0 to {rows - 1}, columns 0 to {columns - 1}")
+    return query
+
+
+def token_at(look: Look, query: tuple[int, int], grid_size: Sequence[int]) -> int | None:
+    """Return the index of the token of an attention that lies where ``query`` does on ``grid_size``; None: it has no grid."""
+    if look.windows > 1 or look.grid_size is None:
+        return None
+    row, column = (place * own // size for place, own, size in zip(query, look.grid_size, grid_size, strict=True))
+    return look.num_prefix_tokens + row * look.grid_size[1] + column
+
+
+def inkiest_token(image: Tensor, grid_size: Sequence[int]) -> int:
+    """Return the token with the most ink (the largest mean grey value) of ``[height, width]``.
+
+    Example:
+        >>> inkiest_token(torch.eye(4)[:2].repeat(2, 1), (2, 2))
+        0
+    """
+    rows, columns = grid_size
+    means = torch.nn.functional.adaptive_avg_pool2d(image[None, None].float(), (rows, columns))
+    return int(means.argmax())

@@ -1,0 +1,144 @@
+"""The models that are looked at, from checkpoints of this library or by timm's names, and the image each of them sees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatten_transformer.data.preprocessing import Preprocessing, read_image
+from flatten_transformer.lazy import load
+
+_MOST = 7  # that colours tell apart
+_SEED = 0  # of untrained weights
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the image it looks at.
+
+    Args:
+        label: Short name in pictures and tables.
+        about: Which model it is, and where its weights come from.
+        model: The model.
+        pixels: What it sees, ``[1, channels, height, width]``, normalised.
+        image: The same to look at, ``[height, width, channels]``, 0 to 1.
+    """
+
+    label: str
+    about: str
+    model: nn.Module
+    pixels: Tensor
+    image: Tensor
+
+
+def find_subjects(
+    image: Path,
+    *,
+    checkpoint: str | None = None,
+    model: str | None = None,
+    attention: str | None = None,
+    pretrained_file: Path | None = None,
+    img_size: int | None = None,
+) -> list[Subject]:
+    """Return the models that the arguments name, each with the image as it sees it.
+
+    Args:
+        image: An image file.
+        checkpoint: Files ``model.safetensors`` of trainings, separated by commas.
+        model: timm's names, separated by commas.
+        attention: Attentions that the FLatten models among ``model`` are built with, one after the other.
+        pretrained_file: Weights of ``model``, which then is one.
+        img_size: Side of the image in pixels, instead of that of the model.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If nothing is named, too much, or something that does not exist.
+    """
+    files, names, attentions = (_words(text) for text in (checkpoint, model, attention))
+    if not files and not names:
+        raise ValueError("nothing to analyze: give --checkpoint the model.safetensors of a training, or --model a name of timm's")
+    if not names and (attentions or pretrained_file):
+        raise ValueError(
+            "--attention and --pretrained_file belong to --model: a checkpoint says itself what it is; leave them out"
+        )
+    if pretrained_file is not None and (len(names) > 1 or len(attentions) > 1):
+        raise ValueError("--pretrained_file holds the weights of one model: give one --model and one --attention at most")
+    if img_size is not None and img_size < 1:
+        raise ValueError(f"img_size must be at least 1 pixel, got {img_size}")
+    count = len(files) + len(names) * max(1, len(attentions))
+    if count > _MOST:
+        raise ValueError(f"{count} models side by side cannot be told apart: choose {_MOST} at most")
+    picture = read_image(image)
+    found = [_from_checkpoint(file, picture, img_size) for file in files]
+    found += [
+        _from_timm(name, chosen, pretrained_file, picture, img_size, len(names) == 1)
+        for name in names
+        for chosen in (attentions or (None,))
+    ]
+    return _tell_apart(found)
+
+
+def _words(text: str | None) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in (text or "").split(",") if word.strip()))
+
+
+def _from_checkpoint(file: str, picture: Any, img_size: int | None) -> Subject:
+    from flatten_transformer.tasks.model_file import load_model
+
+    model, info = load_model(file)
+    path = Path(file)
+    label = "/".join(path.parts[-4:-2]) if path.parent.name == "checkpoints" and len(path.parts) >= 4 else path.stem
+    return _subject(label, f"{info.name}, weights of {path}", model, info.preprocessing, picture, img_size)
+
+
+def _from_timm(name: str, attention: str | None, file: Path | None, picture: Any, img_size: int | None, alone: bool) -> Subject:
+    from timm.data import resolve_model_data_config
+
+    args: dict[str, Any] = {} if attention is None else {"attention": attention}
+    if img_size is not None:
+        args["img_size"] = img_size
+    if file is not None:
+        if not file.is_file():
+            raise FileNotFoundError(f"no weights {file}: check the path")
+        args |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        try:
+            model = load("flatten_transformer.tasks.classification.build:build_model")(name, args, 1000, 3)
+        except (RuntimeError, KeyError) as error:  # timm's, of weights that do not fit
+            if file is None:
+                raise
+            raise ValueError(f"the weights of {file} do not fit {name}: {' '.join(str(error).split())[:300]}") from None
+    config = resolve_model_data_config(model)
+    preprocessing = Preprocessing(config["input_size"][1], config["input_size"][0], config["mean"], config["std"])
+    weights = f"untrained weights, seed {_SEED}" if file is None else f"weights of {file}"
+    label = name if attention is None else attention if alone else f"{name}, {attention}"
+    about = f"{name}{'' if attention is None else f', attention {attention}'}, {weights}"
+    return _subject(label, about, model, preprocessing, picture, img_size)
+
+
+def _subject(
+    label: str, about: str, model: nn.Module, preprocessing: Preprocessing, picture: Any, img_size: int | None
+) -> Subject:
+    if img_size is not None:
+        preprocessing = replace(preprocessing, img_size=img_size)
+    pixels = preprocessing(picture)
+    std, mean = (torch.tensor(values)[:, None, None] for values in (preprocessing.std, preprocessing.mean))
+    return Subject(label, about, model.eval(), pixels[None], (pixels * std + mean).clamp(0, 1).movedim(0, 2))
+
+
+def _tell_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """Return them with numbers behind labels that several have."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for subject in subjects:
+        seen[subject.label] += 1
+        count = seen[subject.label]
+        apart.append(subject if count == 1 else replace(subject, label=f"{subject.label} ({count})"))
+    return apart

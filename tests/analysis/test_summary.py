@@ -1,0 +1,98 @@
+"""The numbers of layers and heads, and the paper's facts about ranks: 196 / at most a head's channels / 196."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from flatten_transformer.analysis import LayerNumbers, Look, capture, measure
+from flatten_transformer.analysis.summary import sample_channels
+from flatten_transformer.layers import list_attentions
+from tests.helpers import randomise
+
+TINY = {"img_size": 40, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def deit(**options: Any) -> Look:
+    model = timm.create_model("flatten_deit_tiny_patch16_224", **{**TINY, **options})
+    randomise(model)
+    return capture(model, torch.randn(1, 3, *(2 * [options.get("img_size", 40)])))[0]
+
+
+def of_196_tokens(attention: str) -> LayerNumbers:
+    numbers = measure(deit(img_size=224, patch_size=16, embed_dim=96, num_heads=3, attention=attention), channels=2)
+    assert (numbers.queries, numbers.keys, numbers.head_dim) == (196, 196, 32)
+    return numbers
+
+
+def test_the_rank_is_the_papers_196_of_softmax_a_heads_channels_of_linear_and_196_restored() -> None:
+    softmax, linear, focused = (of_196_tokens(name) for name in ("softmax", "relu", "focused"))
+    for head in softmax.heads:
+        assert 190 <= head.attention.rank <= 196
+    for layer in (linear, focused):
+        for head in layer.heads:
+            assert 24 <= head.attention.rank <= 32  # a channel that no token uses gives none
+    for head in focused.heads:
+        assert head.restored is not None
+        assert 190 <= head.restored.rank <= 196
+        assert head.restored.effective_rank > 3 * head.attention.effective_rank
+    assert all(head.restored is None for head in linear.heads)
+
+
+@pytest.mark.parametrize("attention", list_attentions())
+def test_every_design_is_measured_head_by_head(attention: str) -> None:
+    agents = {"attention_args": {"num_agents": 4}} if attention == "agent" else {}
+    look = deit(attention=attention, **agents)
+    layer = measure(look, top_k=5)
+    assert len(layer.heads) == 2
+    assert layer.negative == bool((look.decompose().matrix < 0).any())
+    for head in layer.heads:
+        for numbers in (head.attention, head.restored):
+            if numbers is not None:
+                assert 1 <= numbers.effective_rank <= numbers.rank + 1e-6
+                assert 0 <= numbers.entropy_bits <= 4.65
+                assert 0.2 <= numbers.top_k_mass <= 1
+                assert -1 <= numbers.similarity <= 1
+    assert (layer.heads[0].restored is None) == (look.decompose().convolved is None)
+
+
+def test_designs_with_negative_weights_are_marked() -> None:
+    assert {name: measure(deit(attention=name)).negative for name in ("relu", "softmax", "hydra", "inline")} == {
+        "relu": False,
+        "softmax": False,
+        "hydra": True,
+        "inline": True,
+    }
+
+
+def test_the_convolution_makes_output_tokens_less_alike() -> None:
+    layer = measure(deit())
+    alone, restored = layer.mean("similarity"), layer.mean("similarity", restored=True)
+    assert alone is not None
+    assert restored is not None
+    assert restored < alone
+
+
+def test_top_k_and_channels_change_what_is_measured() -> None:
+    look = deit()
+    masses = [measure(look, top_k=top_k).mean("top_k_mass") for top_k in (1, 5, 25)]
+    assert masses == sorted(masses)  # type: ignore[type-var]
+    assert masses[2] == pytest.approx(1)
+    few, many = (measure(look, channels=channels).mean("effective_rank", restored=True) for channels in (1, 8))
+    assert few != many
+
+
+def test_channels_are_spread_over_their_head() -> None:
+    look = deit()
+    assert sample_channels(look, 1, 4) == [9, 11, 13, 15]
+    assert sample_channels(look, 0, 99) == list(range(8))
+    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
+        sample_channels(look, 0, 0)
+
+
+def test_an_attention_over_too_many_tokens_is_left_out() -> None:
+    layer = measure(deit(), max_tokens=24)
+    assert layer.heads == ()
+    assert layer.mean("rank") is None
+    assert measure(deit(), max_tokens=25).heads
