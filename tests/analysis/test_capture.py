@@ -157,7 +157,7 @@ def test_causal_and_grouped_softmax_are_matrices_too() -> None:
 
 
 def test_another_power_shows_what_focusing_does() -> None:
-    look, softmax = look_at("flatten_deit_tiny_patch16_224")
+    look = look_at("flatten_deit_tiny_patch16_224")[0]
     assert isinstance(look, GridLook)
     own, plain = look.decompose().matrix, look.refocused(1).decompose().matrix
     assert torch.equal(look.refocused(3).decompose().matrix, own)
