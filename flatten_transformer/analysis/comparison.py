@@ -26,8 +26,13 @@ def draw_ranks(models: Models) -> bytes:
             axis.set_ylabel(f"{name} of the attention matrix")
             axis.set_title(name)
         _draw_limits(numerical, models)
+        pyramid = len({layer.queries for layers in models.values() for layer in layers if layer.heads}) > 2
         for axis in (numerical, effective):
-            axis.set_ylim(bottom=0)
+            if pyramid:  # ranks from a thousand tokens to a few
+                axis.set_yscale("log", base=2)
+                axis.yaxis.set_major_formatter("{x:g}")
+            else:
+                axis.set_ylim(bottom=0)
         _add_legend(figure)
         return to_png(figure)
 
