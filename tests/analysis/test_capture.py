@@ -171,3 +171,12 @@ def test_another_power_shows_what_focusing_does() -> None:
 def test_attention_without_a_convolution_has_no_convolution_matrix() -> None:
     for look in look_at("flatten_deit_tiny_patch16_224", attention_args={"rank_restoration": False}):
         assert look.convolution([0]) is None
+
+
+def test_padding_of_a_window_has_no_weight_in_the_convolution_either() -> None:
+    look = look_at("flatten_swin_tiny_patch4_224")[0]
+    assert isinstance(look, GridLook)
+    assert look.layout.attn_mask is not None
+    hidden = ~look.layout.attn_mask.expand(-1, 1, look.queries, -1)
+    assert hidden.any()
+    assert look.equivalent([3])[hidden].abs().max() == 0

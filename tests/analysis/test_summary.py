@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from flatten_transformer.analysis import LayerNumbers, Look, capture, measure
+from flatten_transformer.analysis import LayerNumbers, Look, capture, effective_rank, measure, row_entropy_bits
 from flatten_transformer.analysis.summary import sample_channels
 from flatten_transformer.layers import list_attentions
 from tests.helpers import randomise
@@ -96,3 +96,13 @@ def test_an_attention_over_too_many_tokens_is_left_out() -> None:
     assert layer.heads == ()
     assert layer.mean("rank") is None
     assert measure(deit(), max_tokens=25).heads
+
+
+@pytest.mark.parametrize("attention", ["focused", "hydra", "polaformer"])
+def test_the_numbers_of_a_head_are_of_its_own_matrices(attention: str) -> None:
+    look = deit(attention=attention)
+    matrices = look.decompose().matrix[0]
+    for number, own in enumerate(matrices.chunk(2)):
+        head = measure(look, channels=8).heads[number].attention
+        assert head.effective_rank == pytest.approx(float(effective_rank(own).mean()))
+        assert head.entropy_bits == pytest.approx(float(row_entropy_bits(own).mean()))
