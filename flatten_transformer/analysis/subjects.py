@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatten_transformer.data.preprocessing import Preprocessing, read_image
-from flatten_transformer.lazy import load
+from flatten_transformer.tasks.classification.build import build_model, weights_args
 
 _MOST = 7  # that colours tell apart
 _SEED = 0  # of untrained weights
@@ -103,14 +103,11 @@ def _from_timm(name: str, attention: str | None, file: Path | None, picture: Any
     args: dict[str, Any] = {} if attention is None else {"attention": attention}
     if img_size is not None:
         args["img_size"] = img_size
-    if file is not None:
-        if not file.is_file():
-            raise FileNotFoundError(f"no weights {file}: check the path")
-        args |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    args |= weights_args(file or False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         try:
-            model = load("flatten_transformer.tasks.classification.build:build_model")(name, args, 1000, 3)
+            model = build_model(name, args, 1000, 3)
         except (RuntimeError, KeyError) as error:  # timm's, of weights that do not fit
             if file is None:
                 raise

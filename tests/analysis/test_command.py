@@ -164,7 +164,7 @@ def test_layers_that_are_too_large_are_left_out_not_made_up(flatten: Flatten) ->
         ),
         (f"{ANALYZE} --attention relu", "--attention and --pretrained_file belong to --model"),
         ("analyze image.png --model a,b --pretrained_file x", "--pretrained_file holds the weights of one model"),
-        ("analyze image.png --model vit_tiny_patch16_224 --pretrained_file x", "no weights x: check the path"),
+        ("analyze image.png --model vit_tiny_patch16_224 --pretrained_file x", "no file of weights x: check the path"),
         (
             "analyze image.png --model vit_tiny_patch16_224 --pretrained_file resnet.safetensors",
             "the weights of resnet.safetensors do not fit vit_tiny_patch16_224",
