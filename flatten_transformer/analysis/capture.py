@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -82,22 +83,15 @@ class _Watcher(TorchFunctionMode):
         self._running.pop()
 
     def _watch(self, name: str, attention: GridAttention) -> None:
-        attend = attention.attend
+        attend, signature = attention.attend, inspect.signature(GridAttention.attend)
 
-        def watched(
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            grid_size: Sequence[int],
-            context_grid_size: Sequence[int],
-            attn_mask: Tensor | None = None,
-            *,
-            x: Tensor | None = None,
-            cross: bool = False,
-        ) -> Tensor:
+        def watched(*args: Any, **kwargs: Any) -> Tensor:
             self._within = True
-            out = attend(query, key, value, grid_size, context_grid_size, attn_mask, x=x, cross=cross)
+            out = attend(*args, **kwargs)
             self._within = False
+            given = signature.bind(attention, *args, **kwargs)
+            given.apply_defaults()
+            _, query, key, value, grid_size, context_grid_size, attn_mask, x, cross = given.arguments.values()
             layout = Layout(grid_size, context_grid_size, attn_mask, cross)
             windows, prefix = query.shape[0] // self._images, attention.num_prefix_tokens
             grids = (tuple(grid_size), tuple(context_grid_size))
