@@ -6,17 +6,25 @@ import difflib
 from collections.abc import Iterable
 
 
-def hint(came: str, names: Iterable[str]) -> str:
+def hint(came: str, names: Iterable[str], kinds: Iterable[str] | None = None) -> str:
     """Return what the user may have meant, or all there is if it is not much.
+
+    Args:
+        came: What came.
+        names: What there is.
+        kinds: What to list instead of many names.
 
     Example:
         >>> hint("tset", ["fit", "test"])
         'did you mean test?'
         >>> hint("x", ["fit", "test"])
         'choose one of fit, test'
+        >>> hint("x", ["fit", "test", "predict"], ["training", "using"])
+        'choose one of training, using'
     """
     names = list(names)
     close = difflib.get_close_matches(came, names, n=3)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"choose one of {', '.join(names)}" if len(names) <= 20 else f"none of {len(names)} names is like it"
+    listed = list(kinds or names)
+    return f"choose one of {', '.join(listed)}" if len(listed) <= 20 else f"none of {len(names)} names is like it"

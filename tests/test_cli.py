@@ -57,7 +57,7 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
         ("xyz", "no command 'xyz': choose one of fit, validate, test, predict"),
         ("fit --confg x", "unrecognized arguments: --confg x: did you mean --config"),
         ("fit --config digits/flaten_deit", "no recipe and no file 'digits/flaten_deit': did you mean digits/flatten_deit"),
-        ("fit --config missing.yaml", "no recipe and no file 'missing.yaml': choose one of digits/flatten_deit"),
+        ("fit --config missing.yaml", "no recipe and no file 'missing.yaml': choose one of"),
         ("fit --config broken.yaml", "broken.yaml is not a recipe: it cannot be read as YAML"),
         ("fit --config unknown.yaml", "Group 'model' does not accept option 'nmae': did you mean --model.name"),
         ("fit --config", "expected one argument"),

@@ -51,7 +51,8 @@ def find_recipe(name: str) -> Path:
             return path
     if begun:
         raise FileNotFoundError(f"{len(begun)} recipes begin with {key!r}: choose one of {', '.join(begun)}")
-    raise FileNotFoundError(f"no recipe and no file {name!r}: {hint(key, names)}")
+    folders = sorted({f"{recipe.partition('/')[0]}/…" if "/" in recipe else recipe for recipe in names})
+    raise FileNotFoundError(f"no recipe and no file {name!r}: {hint(key, names, folders)}")
 
 
 def _check(path: Path) -> None:
