@@ -1,0 +1,132 @@
+"""Weights of a trained classifier for the backbone of a detector or a segmenter, with an account of every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from flatten_transformer.models.files import read_tensors
+
+
+class BackboneReport(NamedTuple):
+    """What became of the tensors of a file, by the backbone's own names."""
+
+    loaded: list[str]
+    missing: list[str]  # the backbone has them, the file does not: they keep their fresh values
+    misshapen: list[str]  # of another shape in the file: likewise
+    unused: list[str]  # the file has them, the backbone does not; a classifier is not counted
+
+    def lines(self, path: Path) -> list[str]:
+        """Return what a user should read: how much was loaded, and then every tensor that was not.
+
+        Args:
+            path: The file.
+        """
+        total = len(self.loaded) + len(self.missing) + len(self.misshapen)
+        causes = {"not in the file, fresh": self.missing, "of another shape, fresh": self.misshapen, "not used": self.unused}
+        details = [f"  {name}: {cause}" for cause, names in causes.items() for name in names]
+        return [f"The backbone has {len(self.loaded)} of its {total} tensors from {path}", *details]
+
+
+def load_backbone(features: nn.Module, name: str, args: Mapping[str, Any], path: str | Path) -> BackboneReport:
+    """Load the weights of a classifier into a backbone, and print what did not fit, tensor by tensor.
+
+    Args:
+        features: What ``timm.create_model(name, features_only=True, **args)`` returned, also within a larger model.
+        name: timm's name of the model.
+        args: Its further arguments, such as ``img_size``; those about features and weights are passed over.
+        path: A model.safetensors of ``flatten fit``, or a checkpoint by the model's own or its authors' names. Nothing in
+            it is executed.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint, or no tensor of it fits.
+
+    Example:
+        >>> from safetensors.torch import save_file
+        >>> args = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 8, 8), "num_heads": (1, 1, 1, 1)}
+        >>> path = getfixture("tmp_path") / "classifier.safetensors"
+        >>> save_file(timm.create_model("flatten_pvt_tiny", num_classes=3, **args).state_dict(), path)
+        >>> features = timm.create_model("flatten_pvt_tiny", features_only=True, **args)
+        >>> report = load_backbone(features, "flatten_pvt_tiny", args, path)
+        >>> len(report.loaded) == len(features.state_dict()), report.missing, report.unused
+        (True, [], [])
+    """
+    path = Path(path)
+    classifier = plain_model(name, args)
+    fitting, misshapen, unused = _fit(classifier, read_tensors(path))
+    names = {full: short for full in classifier.state_dict() if (short := feature_name(full, features.state_dict()))}
+    tensors = {short: fitting[full] for full, short in names.items() if full in fitting}
+    if not tensors:
+        came, wanted = next(iter(read_tensors(path))), next(iter(names))
+        raise ValueError(
+            f"no tensor of {path} fits the backbone {name} (the file's first is {came}, the model's {wanted}): "
+            f"is it a file of {name}, built with the same arguments?"
+        )
+    features.load_state_dict(tensors, strict=False)
+    bent = [names[full] for full in misshapen if full in names]
+    missing = [short for short in names.values() if short not in tensors and short not in bent]
+    report = BackboneReport(list(tensors), missing, bent, unused)
+    for line in report.lines(path):
+        rank_zero_info(line)
+    return report
+
+
+def plain_model(name: str, args: Mapping[str, Any]) -> nn.Module:
+    """Return the whole model, without a classifier and with fresh weights, that a backbone is taken from.
+
+    Args:
+        name: timm's name of the model.
+        args: Its further arguments; those about features and weights are passed over.
+    """
+    passed_over = (
+        "features_only",
+        "out_indices",
+        "feature_cls",
+        "pretrained",
+        "checkpoint_path",
+        "num_classes",
+        "pretrained_cfg_overlay",
+    )
+    own = {key: value for key, value in args.items() if key not in passed_over}
+    model: nn.Module = timm.create_model(name, num_classes=0, **own)
+    return model
+
+
+def feature_name(full: str, features: Mapping[str, Any]) -> str | None:
+    """Return the name in a backbone of what the whole model calls ``full``, or None if the backbone lacks it.
+
+    timm's wrappers join the first two parts of some names, or put one before all of them.
+
+    Example:
+        >>> feature_name("stages.0.norm", {"stages_0.norm": 1}), feature_name("head.bias", {"stages_0.norm": 1})
+        ('stages_0.norm', None)
+    """
+    return next((name for name in (full, full.replace(".", "_", 1), f"model.{full}", f"body.{full}") if name in features), None)
+
+
+def _fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Return the tensors that fit by name and shape, the names of those of another shape, and of those left over."""
+    came: dict[str, Tensor] = {}
+
+    def note(_: nn.Module, state_dict: dict[str, Tensor], *__: Any) -> None:
+        came.update(state_dict)
+        state_dict.clear()
+
+    # Runs after the model's own hook, which converts the authors' names and resizes encodings.
+    handle = model.register_load_state_dict_pre_hook(note)
+    model.load_state_dict(tensors, strict=False)
+    handle.remove()
+    wanted, classifier = model.state_dict(), getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+    fitting = {name: value for name, value in came.items() if name in wanted and value.shape == wanted[name].shape}
+    misshapen = [name for name in came if name in wanted and name not in fitting]
+    return fitting, misshapen, [name for name in came if name not in wanted and not name.startswith(heads)]
