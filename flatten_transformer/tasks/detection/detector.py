@@ -1,0 +1,117 @@
+"""A detector that never pads: images of one size go through it together, those of another size apart."""
+
+# B images, n objects of an image, K classes, C channels.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.retinanet import RetinaNet
+
+from flatten_transformer.tasks.backbone import feature_name, plain_model
+
+Target = dict[str, Tensor]
+
+
+class Detector(nn.Module):
+    """torchvision's detectors on images of any sizes, with classes that count from 0.
+
+    Global attention sees every pixel of a map, the padding of a batch included. Therefore nothing is padded: the images
+    of a batch are grouped by size. The losses of the groups are averaged over their images, as if each group was on a
+    device of its own.
+
+    Args:
+        core: The detector.
+        first_label: What it calls the first class: 1 where 0 is the background.
+        has_masks: Whether it finds masks.
+        backbone: timm's name of the backbone.
+        backbone_args: What else the backbone was built by.
+    """
+
+    def __init__(
+        self,
+        core: GeneralizedRCNN | RetinaNet,
+        *,
+        first_label: int,
+        has_masks: bool,
+        backbone: str,
+        backbone_args: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.core = core
+        self.first_label = first_label
+        self.has_masks = has_masks
+        self.backbone = backbone
+        self.backbone_args = dict(backbone_args)
+
+    def forward(
+        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target] | None = None
+    ) -> list[Target] | dict[str, Tensor]:
+        """Return detections, or in training the losses by name.
+
+        Args:
+            images: ``[C, height, width]`` each, normalised; in evaluation resized here.
+            targets: Of each image ``boxes`` ``[n, 4]``, corners in pixels, ``labels`` ``[n]``, 0 … K - 1, and for masks
+                ``masks`` ``[n, height, width]``; in training only.
+
+        Returns:
+            Of each image ``boxes`` ``[n, 4]``, corners in pixels of the image as it came, ``labels`` ``[n]``, ``scores``
+            ``[n]`` in 0 … 1, the highest first, and for masks ``masks`` ``[n, 1, height, width]``, probabilities.
+
+        Raises:
+            ValueError: If targets are missing in training, or masks in the targets.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(tuple(image.shape[-2:]), []).append(index)
+        if self.training:
+            return self._losses(images, self._check(targets), list(groups.values()))
+        found: dict[int, Target] = {}
+        for group in groups.values():
+            found.update(zip(group, self.core([images[index] for index in group]), strict=True))
+        return [{**found[index], "labels": found[index]["labels"] - self.first_label} for index in range(len(images))]
+
+    def _losses(self, images: Sequence[Tensor] | Tensor, targets: list[Target], groups: list[list[int]]) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for group in groups:
+            losses = self.core([images[index] for index in group], [targets[index] for index in group])
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0) + loss * (len(group) / len(images))
+        return total
+
+    def _check(self, targets: Sequence[Target] | None) -> list[Target]:
+        if targets is None:
+            raise ValueError("a detector in training needs targets, got none: pass them, or call eval() first")
+        if self.has_masks and not all("masks" in target for target in targets):
+            raise ValueError("this detector learns masks, but the targets hold none: set data.masks to true")
+        return [{**target, "labels": target["labels"] + self.first_label} for target in targets]
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that the backbone exempts from weight decay."""
+        with torch.device("meta"):
+            model = plain_model(self.backbone, self.backbone_args)
+        exempt: Callable[[], set[str]] = getattr(model, "no_weight_decay", set)
+        prefix = "core.backbone.body."
+        own = {name.removeprefix(prefix): True for name, _ in self.named_parameters() if name.startswith(prefix)}
+        return {prefix + short for name in exempt() if (short := feature_name(name, own))}
+
+
+def keep_float32(module: nn.Module) -> None:
+    """Return what ``module`` computes in float32, also where autocast runs it in half: boxes need every bit.
+
+    Args:
+        module: What predicts boxes and scores; a pixel of 1333 is below the resolution of bfloat16.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> keep_float32(layer)
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     layer(torch.zeros(1, 1)).dtype
+        torch.float32
+    """
+    module.register_forward_hook(lambda _, __, output: tree_map_only(Tensor, Tensor.float, output))

@@ -1,0 +1,91 @@
+"""What a detector is built by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from flatten_transformer.hints import hint
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """What a detector is built by, besides classes and channels; the defaults are those of COCO.
+
+    Args:
+        backbone: timm's name of a model with a pyramid.
+        backbone_args: Further keyword arguments of ``timm.create_model``, such as ``drop_path_rate``; ``checkpoint_path``
+            takes the weights of a trained classifier.
+        pretrained: Load weights that ``backbone_args`` asks for; a file of a trained detector brings its own.
+        min_size: In evaluation an image is resized until its shorter side has this many pixels,
+        max_size: or its longer side this many, if that comes first.
+        size_divisible: Images are padded with zeros at the right and below to a multiple of this, for backbones that do not
+            take every size. FLatten models do.
+        feature_norm: Normalise the maps of the backbone first; Swin's do not end with a norm.
+        fpn_channels: Channels C of the pyramid.
+        anchor_sizes: Sides of the anchors of the five maps, in pixels of the resized image.
+        score_thresh: Detections below this score are dropped.
+        nms_thresh: Of two boxes of one class that overlap by more than this IoU, the better stays.
+        detections_per_img: So many of the best are kept.
+    """
+
+    backbone: str
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = True
+    min_size: int = 800
+    max_size: int = 1333
+    size_divisible: int = 1
+    feature_norm: bool = False
+    fpn_channels: int = 256
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    score_thresh: float = 0.05
+    nms_thresh: float = 0.5
+    detections_per_img: int = 100
+
+    def __post_init__(self) -> None:
+        if len(self.anchor_sizes) != 5:
+            raise ValueError(f"anchor_sizes must hold one side for each of five maps, got {list(self.anchor_sizes)}")
+        if not 1 <= self.min_size <= self.max_size:
+            raise ValueError(f"min_size must be at least 1 and at most max_size, got {self.min_size} and {self.max_size}")
+
+
+@dataclass(frozen=True)
+class RegionOptions(DetectorOptions):
+    """What the R-CNNs are built by besides.
+
+    Args:
+        box_convs: Convolutions, with batch norm, before the hidden layers of a box head: 0 gives two layers, the heads of
+            the papers; 4 gives one behind four convolutions, as Swin's cascades have.
+        box_dim: Channels of those layers.
+    """
+
+    box_convs: int = 0
+    box_dim: int = 1024
+
+
+Options = TypeVar("Options", bound=DetectorOptions)
+
+
+def read_options(kind: type[Options], detector: str, model_args: Mapping[str, Any]) -> Options:
+    """Return the options of a detector.
+
+    Args:
+        kind: Which it takes.
+        detector: Its name, for messages.
+        model_args: Options by name.
+
+    Raises:
+        ValueError: If it takes no such option, or one is missing or out of range.
+
+    Example:
+        >>> read_options(DetectorOptions, "retinanet", {"backbone": "resnet18"}).max_size
+        1333
+    """
+    known = [option.name for option in fields(kind)]
+    for key in model_args:
+        if key not in known:
+            raise ValueError(f"{detector} takes no {key!r} in model_args: {hint(key, known)}")
+    if "backbone" not in model_args:
+        raise ValueError(f"{detector} needs a backbone in model_args, such as flatten_swin_tiny_patch4_224")
+    return kind(**model_args)
