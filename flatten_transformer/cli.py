@@ -48,7 +48,7 @@ COMMANDS = {  # a function's parameters are the options of its command, its docs
     "demo": Command("train, compare, explain and use a small model on digits", "flatten_transformer.demo:demo"),
 }
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
-_EXTRAS = {**dict.fromkeys(_TRAIN, "train"), "matplotlib": "plots"}  # which extra holds which module
+_EXTRAS = {**dict.fromkeys(_TRAIN, "train"), "faster_coco_eval": "dense", "matplotlib": "plots"}  # which extra holds which module
 
 
 def main(argv: Sequence[str] | None = None) -> int:

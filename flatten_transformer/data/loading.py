@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flatten_transformer.data.preprocessing import Transform, to_mode
-from flatten_transformer.data.source import Source
 
 Labelled = tuple[Tensor, int, int]  # an image, its class and its number in the source
 OnBadImage = Literal["raise", "skip"]
@@ -32,30 +31,32 @@ class BadImageError(ValueError):
         super().__init__(message.rpartition("BadImageError: ")[2].strip())
 
 
-class Transformed(Dataset[Labelled]):
-    """The images of a source as tensors, ``[C, size, size]``.
+class Source(Protocol):
+    """Images, each with what is to be learned of it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]: ...
+
+    def name(self, index: int) -> str:
+        """Return what an error calls the image."""
+
+
+class Reading(Dataset[Any]):
+    """The images of a source in the right mode, and what is done with those that cannot be used.
 
     Args:
-        source: n images and their classes.
-        transform: From an image in the right mode to a tensor.
+        source: n images, each with what is to be learned of it.
         in_chans: C, 1 for grey, 3 for colour.
         on_bad_image: ``"skip"`` puts the next image that can be used in the place of one that cannot and notes it in
             ``skipped``, ``[n]``, which the processes of a loader share.
 
     Raises:
         BadImageError: On access, if an image cannot be used and is not to be skipped, or none can.
-
-    Example:
-        >>> from flatten_transformer.data.digits import Digits
-        >>> from flatten_transformer.data.preprocessing import Preprocessing
-        >>> digits = Transformed(Digits("test"), Preprocessing(16, 3, (0.5,) * 3, (0.5,) * 3), in_chans=3)
-        >>> digits[0][0].shape
-        torch.Size([3, 16, 16])
     """
 
-    def __init__(self, source: Source, transform: Transform, in_chans: int, on_bad_image: OnBadImage = "raise") -> None:
+    def __init__(self, source: Source, in_chans: int, on_bad_image: OnBadImage = "raise") -> None:
         self.source = source
-        self.transform = transform
         self.in_chans = in_chans
         self.on_bad_image = on_bad_image
         self.skipped = torch.zeros(len(source), dtype=torch.bool).share_memory_()
@@ -63,20 +64,20 @@ class Transformed(Dataset[Labelled]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Labelled:
-        image, label, found = self._read(index) if self.on_bad_image == "raise" else self._next_usable(index)
-        return self.transform(image), label, found
+    def read(self, index: int) -> tuple[Image.Image, Any, int]:
+        """Return an image, what is to be learned of it, and its number in the source, another if it was skipped."""
+        return self._read(index) if self.on_bad_image == "raise" else self._next_usable(index)
 
-    def _read(self, index: int) -> tuple[Image.Image, int, int]:
+    def _read(self, index: int) -> tuple[Image.Image, Any, int]:
         try:
-            image, label = self.source[index]
-            return to_mode(image, self.in_chans), label, index
+            image, target = self.source[index]
+            return to_mode(image, self.in_chans), target, index
         except (ValueError, OSError) as error:
             name, reason = self.source.name(index), str(error)
             reason = reason if name in reason else f"{name}: {reason}"
             raise BadImageError(f"{reason}; or go on without it: --data.on_bad_image skip") from None
 
-    def _next_usable(self, index: int) -> tuple[Image.Image, int, int]:
+    def _next_usable(self, index: int) -> tuple[Image.Image, Any, int]:
         for position in (*range(index, len(self)), *range(index)):
             if self.skipped[position]:
                 continue
@@ -89,3 +90,29 @@ class Transformed(Dataset[Labelled]):
     def skipped_names(self) -> list[str]:
         """Return the names of the images that could not be used so far."""
         return [self.source.name(int(index)) for index in self.skipped.nonzero()]
+
+
+class Transformed(Reading):
+    """The images of a source as tensors, ``[C, size, size]``, with their classes and numbers.
+
+    Args:
+        source: n images and their classes.
+        transform: From an image in the right mode to a tensor.
+        in_chans: C, 1 for grey, 3 for colour.
+        on_bad_image: As of :class:`Reading`.
+
+    Example:
+        >>> from flatten_transformer.data.digits import Digits
+        >>> from flatten_transformer.data.preprocessing import Preprocessing
+        >>> digits = Transformed(Digits("test"), Preprocessing(16, 3, (0.5,) * 3, (0.5,) * 3), in_chans=3)
+        >>> digits[0][0].shape
+        torch.Size([3, 16, 16])
+    """
+
+    def __init__(self, source: Source, transform: Transform, in_chans: int, on_bad_image: OnBadImage = "raise") -> None:
+        super().__init__(source, in_chans, on_bad_image)
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> Labelled:
+        image, label, found = self.read(index)
+        return self.transform(image), label, found

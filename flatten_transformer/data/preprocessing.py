@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -44,14 +44,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.img_size < 1:
             raise ValueError(f"img_size must be at least 1, got {self.img_size}")
-        if self.in_chans not in _MODES:
-            raise ValueError(f"in_chans must be 1 (grey) or 3 (colour), got {self.in_chans}")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.in_chans:
-                raise ValueError(f"{name} must hold one number for each of in_chans={self.in_chans} channels, got {list(values)}")
-            object.__setattr__(self, name, tuple(values))  # equal, whether they come from YAML, JSON or Python
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {list(self.std)}")
+        check_channels(self)
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must lie in 0 … 1, above 0, got {self.crop_pct}")
 
@@ -69,6 +62,24 @@ class Preprocessing:
             crop_pct=self.crop_pct,
         )
         return transform
+
+
+def check_channels(preprocessing: Any) -> None:
+    """Check ``in_chans``, ``mean`` and ``std`` of a frozen dataclass, and make the last two tuples.
+
+    Raises:
+        ValueError: If they are out of range or do not fit together.
+    """
+    chans = preprocessing.in_chans
+    if chans not in _MODES:
+        raise ValueError(f"in_chans must be 1 (grey) or 3 (colour), got {chans}")
+    for name in ("mean", "std"):
+        values = tuple(getattr(preprocessing, name))
+        if len(values) != chans:
+            raise ValueError(f"{name} must hold one number for each of in_chans={chans} channels, got {list(values)}")
+        object.__setattr__(preprocessing, name, values)  # equal, whether they come from YAML, JSON or Python
+    if min(preprocessing.std) <= 0:
+        raise ValueError(f"std must be positive, got {list(preprocessing.std)}")
 
 
 def read_image(path: Path) -> Image.Image:

@@ -27,4 +27,11 @@ KINDS: dict[Kind, Parts] = {
         preprocessing=f"{_DATA}.preprocessing:Preprocessing",
         monitor="val/accuracy",
     ),
+    "detect": Parts(
+        task=f"{_HERE}.detection.task:DetectionTask",
+        data=f"{_DATA}.coco_data:CocoData",
+        build=f"{_HERE}.detection.build:build_detector",
+        preprocessing=f"{_DATA}.detection_preprocessing:DetectionPreprocessing",
+        monitor="val/box_ap",
+    ),
 }

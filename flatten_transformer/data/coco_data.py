@@ -1,0 +1,179 @@
+"""The data module of detection: any data set in COCO's format."""
+
+# B images of a batch, C channels.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from flatten_transformer.data.coco import CocoFile, read_coco
+from flatten_transformer.data.coco_images import CocoImages, CocoSource, collate
+from flatten_transformer.data.data_module import DataModule
+from flatten_transformer.data.data_sets import fill_in
+from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
+from flatten_transformer.data.loading import OnBadImage
+from flatten_transformer.data.source import Split
+
+SIZES = tuple(range(480, 801, 32))
+
+
+class CocoData(DataModule):
+    """Images with boxes and masks: batches are lists of images ``[C, height, width]``, of targets, and numbers ``[B]``.
+
+    The numbers tell which images of their file they are, for messages.
+
+    Args:
+        root: Folder of the data, laid out as COCO is: ``train2017/``, ``val2017/`` and
+            ``annotations/instances_train2017.json``, ``…_val2017.json``. Each can be named by itself:
+        train_images: Folder of the images to learn from.
+        train_annotations: What is on them, a JSON file in COCO's format.
+        val_images: Folder of the images to choose by.
+        val_annotations: What is on them.
+        test_images: Folder of the images to judge by; without it those to choose by.
+        test_annotations: What is on them.
+        masks: Learn masks; without them the file needs none.
+        empty_images: Learn from images without objects too; COCO's records leave them out.
+        on_bad_image: What is done with an image that cannot be read: ``"raise"`` stops with its name, ``"skip"`` learns
+            from the next one instead, or leaves it out of the evaluation; a line at the end of the epoch says which.
+        in_chans: 1 for grey, 3 for colour; images are converted.
+        mean: Subtracted from the values in 0 … 1, one number a channel; None for that of ImageNet.
+        std: Divides the difference, one number a channel; None for that of ImageNet.
+        sizes: In training an image's shorter side is resized to one of these, at random; in evaluation ``model_args`` says.
+        max_size: Pixels that the longer side must not exceed then.
+        hflip: Probability of mirroring in training.
+        batch_size: Images of one optimizer step, over all devices.
+        device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
+            steps. None for its whole share. Lower it when memory runs out: the training stays the same.
+        num_workers: Processes a device that load images besides the main one.
+
+    Raises:
+        ValueError: If an annotation file is not as it should be, or a number is out of range.
+        FileNotFoundError: If a file or folder is missing.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        train_images: str | Path | None = None,
+        train_annotations: str | Path | None = None,
+        val_images: str | Path | None = None,
+        val_annotations: str | Path | None = None,
+        test_images: str | Path | None = None,
+        test_annotations: str | Path | None = None,
+        masks: bool = True,
+        empty_images: bool = True,
+        on_bad_image: OnBadImage = "raise",
+        in_chans: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        sizes: Sequence[int] = SIZES,
+        max_size: int = 1333,
+        hflip: float = 0.5,
+        batch_size: int = 16,
+        device_batch_size: int | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, device_batch_size, num_workers)
+        if not sizes or min(sizes) < 1 or max(sizes) > max_size:
+            raise ValueError(f"sizes must hold one or more from 1 to max_size, got {list(sizes)} and max_size {max_size}")
+        if not 0 <= hflip <= 1:
+            raise ValueError(f"hflip must lie in 0 … 1, got {hflip}")
+        if on_bad_image not in get_args(OnBadImage):
+            raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
+        if (test_images is None) != (test_annotations is None):
+            raise ValueError("test_images and test_annotations belong together: give both, or neither to test on the val images")
+        self._places: dict[Split, tuple[Path, Path]] = {
+            "train": _place("train", root, train_images, train_annotations),
+            "val": _place("val", root, val_images, val_annotations),
+        }
+        self._places["test"] = _place("test", None, test_images, test_annotations) if test_images else self._places["val"]
+        self.masks = masks
+        self.empty_images = empty_images
+        self.on_bad_image = on_bad_image
+        pixels = fill_in("folder", None, in_chans, mean, std)
+        self.preprocessing = DetectionPreprocessing(in_chans, pixels.mean, pixels.std)
+        # not anti-aliased, as the detector resizes in evaluation
+        resize = v2.RandomShortestSize(list(sizes), max_size, antialias=False)
+        self._augment = v2.Compose([v2.RandomHorizontalFlip(hflip), resize])
+        self._files: dict[Path, CocoFile] = {}
+        self._datasets: dict[Split, CocoImages] = {}
+        self.class_names = self._read("val").class_names  # the smaller file
+
+    def setup(self, stage: str) -> None:
+        """Open the splits that ``stage`` (fit, validate, test) needs."""
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in splits.get(stage, ()):
+            if split not in self._datasets:
+                self._datasets[split] = self._open(split)
+
+    def truth(self, split: Split) -> CocoFile:
+        """Return the annotation file of a split that is set up."""
+        return self._datasets[split].file
+
+    def names(self, batch: Any) -> list[str]:
+        """Return the paths of the images of a training batch."""
+        source = self._datasets["train"].source
+        return [source.name(index) for index in batch[2].tolist()]
+
+    def skipped(self, split: Split) -> list[str]:
+        """Return the paths of the images of a split that could not be read and were skipped so far."""
+        return self._datasets[split].skipped_names() if split in self._datasets else []
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled, augmented batches."""
+        return self.loader(self._datasets["train"], train=True, collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation batches."""
+        return self.loader(self._datasets["val"], train=False, collate_fn=collate)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test batches."""
+        return self.loader(self._datasets["test"], train=False, collate_fn=collate)
+
+    def _open(self, split: Split) -> CocoImages:
+        train, file, folder = split == "train", self._read(split), self._places[split][0]
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder} for the images of {file.path}: check data.root, or data.{split}_images")
+        if train and file.left_out:
+            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(file.left_out.items()))
+            rank_zero_info(f"{file.path}: not learned from are {counts}")
+        source = CocoSource(file, folder, empty_images=self.empty_images or not train)
+        # an evaluation compares with the file, not with masks made of it
+        return CocoImages(
+            source,
+            self.preprocessing,
+            self._augment if train else None,
+            masks=self.masks and train,
+            on_bad_image=self.on_bad_image,
+        )
+
+    def _read(self, split: Split) -> CocoFile:
+        path = self._places[split][1]
+        if path not in self._files:
+            self._files[path] = read_coco(path, masks=self.masks)
+        file, val = self._files[path], self._files[self._places["val"][1]]
+        for own, other in ((file, val), (val, file)):
+            classes = dict(zip(other.category_ids, other.class_names, strict=True))
+            for category, name in zip(own.category_ids, own.class_names, strict=True):
+                if classes.get(category) != name:
+                    raise ValueError(
+                        f"{own.path} has category {category}, {name!r}, which {other.path} lacks: list the same in both"
+                    )
+        return file
+
+
+def _place(split: Split, root: str | Path | None, images: str | Path | None, annotations: str | Path | None) -> tuple[Path, Path]:
+    """Return the folder of the images of a split and its annotation file."""
+    if root is None and (images is None or annotations is None):
+        raise ValueError(f"where are the {split} images? Set data.root, or data.{split}_images and data.{split}_annotations")
+    folder = Path(root or "")
+    named = folder / f"{split}2017", folder / "annotations" / f"instances_{split}2017.json"
+    return Path(images or named[0]), Path(annotations or named[1])

@@ -1,0 +1,136 @@
+"""Images with boxes and masks, from a COCO file and the folder of its images."""
+
+# n objects of an image, C channels.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval import mask as rle
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from flatten_transformer.data.coco import CocoFile, CocoImage, CocoObject, encode
+from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
+from flatten_transformer.data.loading import OnBadImage, Reading
+from flatten_transformer.data.preprocessing import read_image
+
+Target = dict[str, Tensor]
+Sample = tuple[Tensor, Target, int]  # an image, what is on it, and its number in the file
+Augment = Callable[[tv_tensors.Image, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
+
+
+class CocoSource:
+    """The images of an annotation file, each with its entry.
+
+    Args:
+        file: Says which images there are.
+        folder: Where they lie.
+        empty_images: Take images without objects too.
+    """
+
+    def __init__(self, file: CocoFile, folder: Path, *, empty_images: bool) -> None:
+        self.file = file
+        self.folder = folder
+        entries = range(len(file.images))
+        self.indices = [index for index in entries if empty_images or file.images[index].objects]
+        if not self.indices:
+            raise ValueError(f"{file.path} has no image with an object: add some, or set data.empty_images to true")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def entry(self, index: int) -> CocoImage:
+        """Return what the file says of an image."""
+        entry: CocoImage = self.file.images[self.indices[index]]
+        return entry
+
+    def name(self, index: int) -> str:
+        """Return the path of an image."""
+        return str(self.folder / self.entry(index).file_name)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, CocoImage]:
+        entry = self.entry(index)
+        image = read_image(self.folder / entry.file_name)
+        if image.size != (entry.width, entry.height):
+            raise ValueError(
+                f"{self.folder / entry.file_name} has {image.width} × {image.height} pixels (width × height), but "
+                f"{self.file.path} says {entry.width} × {entry.height} of image {entry.image_id}: one of them is not the original"
+            )
+        return image, entry
+
+
+class CocoImages(Reading):
+    """The images of an annotation file as tensors, ``[C, height, width]``, with what is on them.
+
+    Args:
+        source: Images and their entries.
+        preprocessing: From pixels to what a detector sees.
+        augment: What is done to pixels, boxes and masks before; None for nothing.
+        masks: Give masks too.
+        on_bad_image: As of :class:`Reading`.
+
+    Raises:
+        BadImageError: On access, as of :class:`Reading`.
+        ValueError: On access, if a mask cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: CocoSource,
+        preprocessing: DetectionPreprocessing,
+        augment: Augment | None,
+        *,
+        masks: bool,
+        on_bad_image: OnBadImage,
+    ) -> None:
+        super().__init__(source, preprocessing.in_chans, on_bad_image)
+        self.file = source.file
+        self.preprocessing = preprocessing
+        self.augment = augment
+        self.masks = masks
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return an image, ``boxes`` ``[n, 4]``, ``labels`` ``[n]``, ``masks`` ``[n, height, width]``, and its number."""
+        image, entry, found = self.read(index)
+        pixels, target = tv_tensors.Image(F.pil_to_tensor(image)), self._target(entry)
+        if self.augment is not None:
+            pixels, target = self.augment(pixels, target)
+        plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
+        return self.preprocessing.normalise(pixels.as_subclass(Tensor)), plain, found
+
+    def _target(self, entry: CocoImage) -> dict[str, Any]:
+        size = (entry.height, entry.width)
+        boxes = torch.tensor([each.box for each in entry.objects], dtype=torch.float32).reshape(-1, 4)
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "labels": torch.tensor([each.label for each in entry.objects], dtype=torch.int64),
+            "image_id": torch.tensor(entry.image_id),
+        }
+        if self.masks:
+            masks = np.zeros((len(entry.objects), *size), np.uint8)
+            for mask, each in zip(masks, entry.objects, strict=True):
+                mask[:] = self._decode(entry, each)
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+        return target
+
+    def _decode(self, entry: CocoImage, each: CocoObject) -> NDArray[np.uint8]:
+        try:
+            mask: NDArray[np.uint8] = rle.decode(encode(each.segmentation, entry.height, entry.width))
+        except ValueError as error:
+            where = f"{self.file.path}: the mask of annotation {each.annotation_id}"
+            raise ValueError(f"{where} cannot be read ({error}): correct or remove it") from None
+        return mask
+
+
+def collate(samples: Sequence[Sample]) -> tuple[list[Tensor], list[Target], Tensor]:
+    """Return images of any sizes, their targets, and their numbers, ``[B]``."""
+    images, targets, numbers = zip(*samples, strict=True)
+    return list(images), list(targets), torch.tensor(numbers)

@@ -1,0 +1,120 @@
+"""Object detection as a Lightning module: torchvision's losses, COCO's metrics."""
+
+# B images, n objects of an image, C channels.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from flatten_transformer.data.coco_data import CocoData
+from flatten_transformer.tasks.detection.average_precision import AveragePrecision
+from flatten_transformer.tasks.detection.build import build_detector
+from flatten_transformer.tasks.kinds import Kind
+from flatten_transformer.tasks.optimization import Optimization
+from flatten_transformer.tasks.task import Task
+
+Targets = list[dict[str, Tensor]]
+Batch = tuple[list[Tensor], Targets, Tensor]  # images, what is on them, and the number of each in its file
+
+
+class DetectionTask(Task):
+    """Train and judge a detector.
+
+    Args:
+        name: ``"mask_rcnn"``, ``"cascade_mask_rcnn"``, ``"faster_rcnn"`` or ``"retinanet"``.
+        model_args: What it is built by: ``backbone``, timm's name of a model with a pyramid, ``backbone_args``, and
+            whatever :class:`RegionOptions` lists.
+        num_classes: Classes; the command line takes it from the data.
+        in_chans: Channels C of the images; the command line takes it from the data.
+        optim: Learning rate, weight decay and warm-up.
+        ema_decay: Share of the old weights that a moving average keeps at a step; it starts at 0 and rises to this
+            as 1 - step^(-2/3). Validation, test and the saved model use the average. None keeps none.
+
+    Raises:
+        ValueError: If the detector or its backbone is unknown or a number is out of range.
+        FloatingPointError: In training, if the loss is no longer finite.
+
+    Example:
+        >>> tiny = {"backbone": "flatten_pvt_v2_b0", "fpn_channels": 16, "box_dim": 16, "min_size": 64, "max_size": 96}
+        >>> task = DetectionTask("faster_rcnn", tiny, num_classes=2, in_chans=3).eval()
+        >>> with torch.no_grad():
+        ...     len(task([torch.rand(3, 64, 80), torch.rand(3, 50, 40)]))
+        2
+    """
+
+    kind: ClassVar[Kind] = "detect"
+
+    def __init__(
+        self,
+        name: str = "mask_rcnn",
+        model_args: dict[str, Any] | None = None,
+        *,
+        num_classes: int,
+        in_chans: int,
+        optim: Optimization = Optimization(lr=1e-4),  # noqa: B008  # frozen
+        ema_decay: float | None = None,
+    ) -> None:
+        detector = build_detector(name, model_args or {}, num_classes, in_chans)
+        super().__init__(detector, name, model_args or {}, optim, ema_decay)
+        self.num_classes = num_classes
+        self.has_masks = detector.has_masks
+        self.precision: AveragePrecision | None = None
+
+    def forward(self, images: Sequence[Tensor]) -> Targets:
+        """Return the detections on images ``[C, height, width]`` by :attr:`final_model`, as :class:`Detector` says."""
+        detections: Targets = self.final_model(images)
+        return detections
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of the losses of one batch."""
+        images, targets, _ = batch
+        losses: dict[str, Tensor] = self.model(images, targets)
+        loss = torch.stack(list(losses.values())).sum()
+        self.check_finite(loss, batch, batch_idx)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        parts = {f"train/{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}
+        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a new comparison."""
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a new comparison."""
+        self._begin("test")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take the detections on one validation batch."""
+        self._compare(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take the detections on one test batch."""
+        self._compare(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log COCO's numbers."""
+        self._log_precision("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log COCO's numbers."""
+        self._log_precision("test")
+
+    def _begin(self, split: Any) -> None:
+        assert isinstance(self.data, CocoData)
+        self.precision = AveragePrecision(self.data.truth(split), masks=self.has_masks)
+
+    def _compare(self, batch: Batch) -> None:
+        images, targets, _ = batch
+        assert self.precision is not None
+        self.precision.update([int(target["image_id"]) for target in targets], self(images))
+
+    def _log_precision(self, split: str) -> None:
+        assert self.precision is not None
+        for name, value in self.precision.compute().items():
+            self.log(f"{split}/{name}", value, prog_bar=name.endswith("_ap"), sync_dist=True)  # alike on every device
+        self.precision = None
