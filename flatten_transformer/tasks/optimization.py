@@ -1,4 +1,4 @@
-"""AdamW and the cosine schedule, as the paper trains: timm's, chosen by a few numbers."""
+"""AdamW and the schedules that the paper trains by, a cosine or steps: timm's, chosen by a few numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
@@ -31,6 +32,7 @@ class Optimization:
         lr_base_size: Images a step that the rates are meant for; None takes the rates as they are.
         layer_decay: The rate of each layer is this share of that of the layer above it, so that early layers change
             less; None for one rate. For fine-tuning.
+        milestones: Epochs after which the rate falls to a tenth, as detectors are trained; None for a cosine.
 
     Raises:
         ValueError: If a number is out of range.
@@ -51,6 +53,7 @@ class Optimization:
     cooldown_epochs: float = 0.0
     lr_base_size: int | None = None
     layer_decay: float | None = None
+    milestones: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.lr < float("inf") or self.lr == 0:
@@ -68,6 +71,10 @@ class Optimization:
             raise ValueError(f"lr_base_size must be at least 1, or null for rates as they are, got {self.lr_base_size}")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in 0 … 1, above 0, or be null for one rate, got {self.layer_decay}")
+        if self.milestones is not None and list(self.milestones) != sorted({0.0, *self.milestones})[1:]:
+            raise ValueError(f"milestones must be epochs above 0 in rising order, got {list(self.milestones)}")
+        if self.milestones is not None and self.cooldown_epochs:
+            raise ValueError("a cool-down follows a cosine, not milestones: leave one of them out")
 
     def optimizer(self, model: nn.Module, batch_size: int) -> Optimizer:
         """Return AdamW with the groups of timm's rule: with decay and without, and by layers if the rate decays.
@@ -83,7 +90,7 @@ class Optimization:
         )
         return optimizer
 
-    def schedule(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: float) -> CosineLRScheduler:
+    def schedule(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: float) -> Scheduler:
         """Return the schedule over ``total_steps`` optimizer steps; call ``step_update(step)`` after each.
 
         Args:
@@ -101,18 +108,19 @@ class Optimization:
             >>> [round(schedule._get_lr(step)[0], 2) for step in range(10)]
             [0.0, 0.5, 0.85, 0.69, 0.5, 0.31, 0.15, 0.04, 0.0, 0.0]
         """
+        scale = optimizer.defaults["lr"] / self.lr
+        warmup: dict[str, Any] = {
+            "warmup_t": round(self.warmup_epochs * steps_per_epoch),
+            "warmup_lr_init": (self.min_lr if self.warmup_lr is None else self.warmup_lr) * scale,
+            "t_in_epochs": False,
+        }
+        if self.milestones is not None:
+            falls = [round(epoch * steps_per_epoch) + 1 for epoch in self.milestones]  # timm counts from 1 here
+            return MultiStepLRScheduler(optimizer, falls, decay_rate=0.1, warmup_prefix=False, **warmup)
         cosine_steps = total_steps - round(self.cooldown_epochs * steps_per_epoch)
         if cosine_steps < 1 < total_steps:  # one step is a dry run, which has no curve
             raise ValueError(
                 f"a cool-down of {self.cooldown_epochs:g} epochs leaves nothing of a training of "
                 f"{total_steps / steps_per_epoch:g}: raise trainer.max_epochs or lower model.optim.cooldown_epochs"
             )
-        scale = optimizer.defaults["lr"] / self.lr
-        return CosineLRScheduler(
-            optimizer,
-            t_initial=max(cosine_steps, 1),
-            lr_min=self.min_lr * scale,
-            warmup_t=round(self.warmup_epochs * steps_per_epoch),
-            warmup_lr_init=(self.min_lr if self.warmup_lr is None else self.warmup_lr) * scale,
-            t_in_epochs=False,
-        )
+        return CosineLRScheduler(optimizer, t_initial=max(cosine_steps, 1), lr_min=self.min_lr * scale, **warmup)

@@ -117,6 +117,20 @@ def test_each_layer_of_each_family_learns_slower_than_the_one_above(name: str) -
     assert rate[id(model.get_classifier().weight)] == 0.1
 
 
+def test_the_rate_falls_to_a_tenth_at_each_milestone() -> None:
+    recipe = Optimization(lr=1.0, warmup_epochs=0.5, min_lr=0.1, milestones=(8, 11))
+    optimizer = recipe.optimizer(torch.nn.Linear(2, 2), batch_size=1)
+    schedule = recipe.schedule(optimizer, total_steps=120, steps_per_epoch=10)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for step in range(1, 121):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:6] == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82, 1.0])
+    assert rates[5:80] == [1.0] * 75
+    assert rates[80:110] == pytest.approx([0.1] * 30)
+    assert rates[110:] == pytest.approx([0.01] * 11)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -131,6 +145,9 @@ def test_each_layer_of_each_family_learns_slower_than_the_one_above(name: str) -
         ({"eps": 0.0}, "eps must be positive, got 0.0"),
         ({"lr_base_size": 0}, "lr_base_size must be at least 1, or null for rates as they are, got 0"),
         ({"layer_decay": 0.0}, "layer_decay must lie in 0 … 1, above 0, or be null for one rate, got 0.0"),
+        ({"milestones": (11, 8)}, r"milestones must be epochs above 0 in rising order, got \[11, 8\]"),
+        ({"milestones": (0, 8)}, "milestones must be epochs above 0"),
+        ({"milestones": (8,), "cooldown_epochs": 1}, "a cool-down follows a cosine, not milestones"),
     ],
 )
 def test_a_number_out_of_range_is_refused(wrong: dict[str, Any], message: str) -> None:
