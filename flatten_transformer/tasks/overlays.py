@@ -1,0 +1,119 @@
+"""Pictures of what a model found, drawn over the image: colours that colour-blind people tell apart."""
+
+# n objects of an image.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+Colour = tuple[int, int, int]
+
+# Okabe and Ito, "Color Universal Design", 2008, in an order whose neighbours differ most; black is left out.
+COLOURS: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+
+def colour_of(label: int) -> Colour:
+    """Return the colour of a class.
+
+    Example:
+        >>> colour_of(0) == colour_of(7)
+        True
+    """
+    return COLOURS[label % len(COLOURS)]
+
+
+def draw_objects(
+    image: Image.Image, boxes: Tensor, labels: Sequence[int], captions: Sequence[str], masks: Tensor | None = None
+) -> Image.Image:
+    """Return an image with a frame and a caption around each object, and its mask in the same colour.
+
+    Args:
+        image: In any mode.
+        boxes: ``[n, 4]``, corners in pixels.
+        labels: Number of each object's class; it chooses the colour.
+        captions: What to write at each box.
+        masks: ``[n, height, width]``, True inside; None for frames alone.
+
+    Example:
+        >>> draw_objects(Image.new("L", (60, 40)), torch.tensor([[4.0, 4, 30, 30]]), [0], ["cat 90 %"]).size
+        (60, 40)
+    """
+    pixels = F.pil_to_tensor(image.convert("RGB"))
+    if not len(boxes):
+        return F.to_pil_image(pixels)
+    colours = [colour_of(label) for label in labels]
+    thickness = max(1, round(max(pixels.shape[1:]) / 320))
+    if masks is not None:
+        pixels = draw_segmentation_masks(pixels, masks, alpha=0.45, colors=colours)
+    drawn = F.to_pil_image(draw_bounding_boxes(pixels, boxes, colors=colours, width=thickness))
+    write_captions(drawn, boxes, captions, colours)
+    return drawn
+
+
+def write_captions(image: Image.Image, boxes: Tensor, captions: Sequence[str], colours: Sequence[Colour]) -> None:
+    """Write a caption on a plate of its colour above each box, or inside where there is no room above.
+
+    Args:
+        image: Written on.
+        boxes: ``[n, 4]``, corners in pixels.
+        captions: One a box.
+        colours: One a box.
+    """
+    canvas = ImageDraw.Draw(image)
+    font = ImageFont.load_default(max(9, max(image.size) // 45))
+    for (left, top, _, _), caption, colour in zip(boxes.tolist(), captions, colours, strict=True):
+        x0, y0, x1, y1 = canvas.textbbox((0, 0), caption, font=font)
+        width, height = x1 - x0 + 4, y1 - y0 + 4
+        x = max(0, min(left, image.width - width))
+        y = top - height if top >= height else min(top, image.height - height)
+        canvas.rectangle((x, y, x + width, y + height), fill=colour)
+        canvas.text((x + 2 - x0, y + 2 - y0), caption, font=font, fill="black" if _is_light(colour) else "white")
+
+
+def _is_light(colour: Colour) -> bool:
+    return float(torch.tensor(colour).float() @ torch.tensor([0.299, 0.587, 0.114])) > 120
+
+
+def overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
+    """Return where the picture of each image goes: ``output/<stem>.png``, numbered where two images share a name.
+
+    Args:
+        files: The images.
+        output: A folder.
+
+    Raises:
+        ValueError: If a picture would take the place of an image.
+
+    Example:
+        >>> [path.name for path in overlay_paths([Path("a/cat.jpg"), Path("b/cat.jpg")], Path("found"))]
+        ['cat.png', 'cat-2.png']
+    """
+    taken: set[str] = set()
+    paths = []
+    for file in files:
+        name, number = file.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}-{number}"
+        taken.add(name)
+        paths.append(output / f"{name}.png")
+    images = {file.resolve() for file in files}
+    lost = next((path for path in paths if path.resolve() in images), None)
+    if lost is not None:
+        raise ValueError(f"{lost} is one of the images, and its picture would take its place: choose another --output")
+    return paths
