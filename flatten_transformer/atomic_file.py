@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -26,3 +31,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write an image as a PNG file, whole or not at all; make missing folders.
+
+    Example:
+        >>> from PIL import Image
+        >>> file = getfixture("tmp_path") / "picture.png"
+        >>> write_png(file, Image.new("L", (2, 3)))
+        >>> with Image.open(file) as image:
+        ...     image.size
+        (2, 3)
+    """
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    write_atomically(path, content.getvalue())

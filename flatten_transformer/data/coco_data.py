@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from flatten_transformer.data.coco import CocoFile, read_coco
+from flatten_transformer.data.coco import CocoFile, CocoImage, read_coco
 from flatten_transformer.data.coco_images import CocoImages, CocoSource, collate
 from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.data.data_sets import fill_in
@@ -121,6 +122,14 @@ class CocoData(DataModule):
         """Return the paths of the images of a training batch."""
         source = self._datasets["train"].source
         return [source.name(index) for index in batch[2].tolist()]
+
+    def image(self, split: Split, index: int) -> Image.Image:
+        """Return an image of a split that is open, as it is in its file."""
+        return self._datasets[split].source[index][0]
+
+    def entry(self, split: Split, index: int) -> CocoImage:
+        """Return what the annotation file says of an image of a split that is open."""
+        return self._datasets[split].source.entry(index)
 
     def skipped(self, split: Split) -> list[str]:
         """Return the paths of the images of a split that could not be read and were skipped so far."""

@@ -82,6 +82,8 @@ class CocoImages(Reading):
         ValueError: On access, if a mask cannot be read.
     """
 
+    source: CocoSource
+
     def __init__(
         self,
         source: CocoSource,

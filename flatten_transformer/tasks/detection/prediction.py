@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.atomic_file import write_atomically, write_png
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.detection.average_precision import coco_results
+from flatten_transformer.tasks.detection.pictures import draw_detections
 from flatten_transformer.tasks.model_file import ModelInfo
-from flatten_transformer.tasks.overlays import draw_objects, overlay_paths
+from flatten_transformer.tasks.overlays import overlay_paths
 from flatten_transformer.tasks.prediction import patience_bar
 
 
@@ -85,7 +85,7 @@ def predict_files(model: nn.Module, info: ModelInfo, files: Sequence[Path], outp
             for result in coco_results(number, found, range(1, len(info.class_names) + 1)):
                 area = result["bbox"][2] * result["bbox"][3]
                 annotations.append({"id": len(annotations) + 1, **result, "area": area, "iscrowd": 0})
-            write_atomically(picture, _png(_draw(image, found, info)))
+            write_png(picture, draw_detections(image, found, info.class_names, threshold))
             advance()
     categories = [{"id": number, "name": name} for number, name in enumerate(info.class_names, 1)]
     content = {"images": images, "categories": categories, "annotations": annotations}
@@ -102,16 +102,3 @@ def _find(model: nn.Module, info: ModelInfo, image: Image.Image, threshold: floa
     found: dict[str, Tensor] = model([info.preprocessing(image)])[0]
     sure = found["scores"] >= threshold
     return {name: value[sure] for name, value in found.items()}
-
-
-def _draw(image: Image.Image, found: dict[str, Tensor], info: ModelInfo) -> Image.Image:
-    labels = found["labels"].tolist()
-    captions = [f"{info.class_names[label]} {score:.0%}" for label, score in zip(labels, found["scores"].tolist(), strict=True)]
-    masks = found["masks"][:, 0] > 0.5 if "masks" in found else None
-    return draw_objects(image, found["boxes"], labels, captions, masks)
-
-
-def _png(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +14,15 @@ from torch import Tensor
 from flatten_transformer.data.coco_data import CocoData
 from flatten_transformer.tasks.detection.average_precision import AveragePrecision
 from flatten_transformer.tasks.detection.build import build_detector
+from flatten_transformer.tasks.detection.pictures import draw_detections, draw_truth, side_by_side
 from flatten_transformer.tasks.kinds import Kind
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.task import Task
 
 Targets = list[dict[str, Tensor]]
 Batch = tuple[list[Tensor], Targets, Tensor]  # images, what is on them, and the number of each in its file
+
+_SHOWN = 4  # images of the report
 
 
 class DetectionTask(Task):
@@ -75,9 +79,9 @@ class DetectionTask(Task):
         losses: dict[str, Tensor] = self.model(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         self.check_finite(loss, batch, batch_idx)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
         parts = {f"train/{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}
-        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(images))
+        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -116,5 +120,21 @@ class DetectionTask(Task):
     def _log_precision(self, split: str) -> None:
         assert self.precision is not None
         for name, value in self.precision.compute().items():
+            if value < 0 and not name.endswith("_ap"):
+                continue  # there is no object of that size
             self.log(f"{split}/{name}", value, prog_bar=name.endswith("_ap"), sync_dist=True)  # alike on every device
         self.precision = None
+
+    @torch.inference_mode()
+    def draw_report(self, folder: Path) -> list[Path]:
+        """Draw the first validation images, the truth on the left, what is found on the right, into a PNG file; return it."""
+        data, rows = self.data, []
+        assert isinstance(data, CocoData)
+        self.eval()
+        for index in range(min(_SHOWN, len(data.truth("val").images))):
+            image, names = data.image("val", index), data.class_names
+            found = self([data.preprocessing(image).to(self.device)])[0]
+            truth = draw_truth(image, data.entry("val", index), names)
+            rows.append((truth, draw_detections(image, found, names, threshold=0.5)))
+        side_by_side(rows, folder / "detections.png")
+        return [folder / "detections.png"]

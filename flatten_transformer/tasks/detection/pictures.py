@@ -1,0 +1,67 @@
+"""What was found beside what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from faster_coco_eval import mask as rle
+from PIL import Image
+from torch import Tensor
+
+from flatten_transformer.atomic_file import write_png
+from flatten_transformer.data.coco import CocoImage, encode
+from flatten_transformer.tasks.overlays import draw_objects
+
+_GAP = 8  # pixels between pictures
+
+
+def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str]) -> Image.Image:
+    """Return an image with the objects that its annotations name.
+
+    Args:
+        image: As it is in its file.
+        entry: What the annotation file says of it; crowds are left out.
+        class_names: K names.
+    """
+    labels = [each.label for each in entry.objects]
+    boxes = torch.tensor([each.box for each in entry.objects], dtype=torch.float32).reshape(-1, 4)
+    masks = None
+    if entry.objects and all(each.segmentation for each in entry.objects):
+        decoded = [rle.decode(encode(each.segmentation, entry.height, entry.width)) for each in entry.objects]
+        masks = torch.from_numpy(np.stack(decoded)).bool()
+    return draw_objects(image, boxes, labels, [class_names[label] for label in labels], masks)
+
+
+def draw_detections(image: Image.Image, found: dict[str, Tensor], class_names: Sequence[str], threshold: float) -> Image.Image:
+    """Return an image with the objects that a detector found.
+
+    Args:
+        image: As it is in its file.
+        found: What the detector returned for it.
+        class_names: K names.
+        threshold: The lowest score of what is drawn.
+    """
+    sure = (found["scores"] >= threshold).cpu()
+    kept = {name: value.cpu()[sure] for name, value in found.items()}
+    labels = kept["labels"].tolist()
+    captions = [f"{class_names[label]} {score:.0%}" for label, score in zip(labels, kept["scores"].tolist(), strict=True)]
+    return draw_objects(image, kept["boxes"], labels, captions, kept["masks"][:, 0] > 0.5 if "masks" in kept else None)
+
+
+def side_by_side(rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
+    """Write pictures in rows, such as truth and detections of an image in one, into a PNG file.
+
+    Args:
+        rows: Pictures of any sizes.
+        path: Where the PNG goes.
+    """
+    widths = [max(row[column].width for row in rows) for column in range(len(rows[0]))]
+    heights = [max(picture.height for picture in row) for row in rows]
+    sheet = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), sum(heights) + _GAP * (len(heights) + 1)), "white")
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (_GAP + sum(widths[:column]) + _GAP * column, _GAP + sum(heights[:number]) + _GAP * number))
+    write_png(path, sheet)
