@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from faster_coco_eval import COCO
+from faster_coco_eval import mask as rle
+from PIL import Image
+
+from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
+from flatten_transformer.tasks.detection.detector import Detector
+from flatten_transformer.tasks.detection.prediction import detect, predict_files
+from flatten_transformer.tasks.model_file import ModelInfo
+from tests.tasks.detection.conftest import MakeDetector
+
+INFO = ModelInfo("mask_rcnn", {}, ("cat", "dog", "bird"), DetectionPreprocessing(3, (0.5,) * 3, (0.5,) * 3), "detect")
+
+
+@pytest.fixture
+def model(make_detector: MakeDetector) -> Detector:
+    return make_detector()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = []
+    for number, (name, size) in enumerate({"a/one.jpg": (90, 60), "b/one.png": (48, 64)}.items()):
+        path = tmp_path / name
+        path.parent.mkdir()
+        pixels = torch.rand(3, size[1], size[0], generator=torch.Generator().manual_seed(number))
+        Image.fromarray((255 * pixels).byte().permute(1, 2, 0).numpy()).save(path)
+        paths.append(path)
+    return paths
+
+
+def threshold_between(model: Detector, files: list[Path]) -> float:
+    scores = [each.score for found in detect(model, INFO, files, 0.0) for each in found]
+    return sorted(scores)[len(scores) // 2]
+
+
+def test_what_is_found_has_a_class_a_score_a_box_and_a_mask(model: Detector, files: list[Path]) -> None:
+    threshold = threshold_between(model, files)
+    every, sure = detect(model, INFO, files, 0.0), detect(model, INFO, files, threshold)
+    assert 0 < sum(map(len, sure)) < sum(map(len, every))
+    for found, (width, height) in zip(sure, ((90, 60), (48, 64)), strict=True):
+        assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+        for each in found:
+            assert each.class_name in INFO.class_names
+            assert each.score >= threshold
+            assert 0 <= each.box[0] < each.box[2] <= width
+            assert each.mask is not None
+            assert (each.mask.shape, each.mask.dtype) == ((height, width), torch.bool)
+
+
+def test_an_image_may_be_open_already(model: Detector, files: list[Path]) -> None:
+    with Image.open(files[1]) as image:
+        found = detect(model, INFO, [image], 0.0)[0]
+    assert [each.box for each in found] == [each.box for each in detect(model, INFO, files, 0.0)[1]]
+
+
+def test_a_detector_of_boxes_finds_no_masks(make_detector: MakeDetector, files: list[Path], tmp_path: Path) -> None:
+    model = make_detector("faster_rcnn")
+    assert {each.mask for each in detect(model, INFO, files, 0.0)[0]} == {None}
+    predict_files(model, INFO, files, tmp_path / "found", 0.0)
+    assert "segmentation" not in json.loads((tmp_path / "found" / "detections.json").read_text())["annotations"][0]
+
+
+def test_cocos_tools_read_the_file(model: Detector, files: list[Path], tmp_path: Path) -> None:
+    threshold = threshold_between(model, files)
+    predict_files(model, INFO, files, tmp_path / "found", threshold)
+    data = COCO(tmp_path / "found" / "detections.json")
+    assert [(image["file_name"], image["width"], image["height"]) for image in data.loadImgs([1, 2])] == [
+        (str(files[0]), 90, 60),
+        (str(files[1]), 48, 64),
+    ]
+    assert [category["name"] for category in data.loadCats([1, 2, 3])] == ["cat", "dog", "bird"]
+    wanted = [each for found in detect(model, INFO, files, threshold) for each in found]
+    entries = data.dataset["annotations"]
+    assert len(entries) == len(wanted)
+    for entry, each in zip(entries, wanted, strict=True):
+        left, top, width, height = entry["bbox"]
+        assert (left, top, left + width, top + height) == pytest.approx(each.box, abs=1e-4)
+        assert (INFO.class_names[entry["category_id"] - 1], entry["score"]) == (each.class_name, each.score)
+        assert each.mask is not None
+        assert torch.equal(torch.from_numpy(rle.decode(entry["segmentation"])).bool(), each.mask)
+    assert len(data.loadRes([dict(entry) for entry in entries]).anns) == len(entries)
+
+
+def test_every_image_gets_a_picture_of_its_own(model: Detector, files: list[Path], tmp_path: Path) -> None:
+    predict_files(model, INFO, files, tmp_path / "found", threshold_between(model, files))
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["detections.json", "one-2.png", "one.png"]
+    for file, name in zip(files, ("one.png", "one-2.png"), strict=True):
+        with Image.open(file) as image, Image.open(tmp_path / "found" / name) as picture:
+            assert picture.size == image.size
+            assert picture.convert("RGB").tobytes() != image.convert("RGB").tobytes()
+
+
+def test_an_image_on_which_nothing_is_found_is_left_as_it_is(model: Detector, files: list[Path], tmp_path: Path) -> None:
+    predict_files(model, INFO, files[1:], tmp_path / "found", 1.0)
+    with Image.open(files[1]) as image, Image.open(tmp_path / "found" / "one.png") as picture:
+        assert picture.tobytes() == image.tobytes()
+    assert json.loads((tmp_path / "found" / "detections.json").read_text())["annotations"] == []
+
+
+def test_no_image_is_written_over(model: Detector, files: list[Path]) -> None:
+    before = files[1].read_bytes()
+    with pytest.raises(ValueError, match=r"one\.png is one of the images, and its picture would take its place: choose another"):
+        predict_files(model, INFO, files[1:], files[1].parent)
+    assert files[1].read_bytes() == before
+
+
+def test_a_threshold_out_of_range_is_refused(model: Detector, files: list[Path], tmp_path: Path) -> None:
+    for call in (lambda: detect(model, INFO, files, 1.5), lambda: predict_files(model, INFO, files, tmp_path / "found", 1.5)):
+        with pytest.raises(ValueError, match=r"threshold must lie in 0 … 1, got 1\.5"):
+            call()
