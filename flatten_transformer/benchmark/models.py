@@ -7,6 +7,7 @@ from typing import NamedTuple
 import timm
 import torch
 
+from flatten_transformer.benchmark.detectors import print_detectors
 from flatten_transformer.models.cost import count_macs, count_parameters
 
 # ImageNet-1K top-1 in % as the paper reports it (arXiv 2308.00442 and its repository); not measured here.
@@ -60,15 +61,19 @@ def model_cost(name: str) -> ModelCost:
     )
 
 
-def models(pattern: str = "*") -> None:
+def models(pattern: str = "*", dense: bool = False) -> None:
     """Print every model: image size, parameters, multiply-accumulates, published top-1, published weights.
 
     Args:
         pattern: Which, with the shell's wildcards, such as ``"*swin*"``.
+        dense: Print what the detectors of the paper cost instead, all of them.
 
     Raises:
         ValueError: If no model fits the pattern.
     """
+    if dense:
+        print_detectors()
+        return
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
