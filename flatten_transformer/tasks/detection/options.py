@@ -58,10 +58,14 @@ class RegionOptions(DetectorOptions):
         box_convs: Convolutions, with batch norm, before the hidden layers of a box head: 0 gives two layers, the heads of
             the papers; 4 gives one behind four convolutions, as Swin's cascades have.
         box_dim: Channels of those layers.
+        proposals: Boxes an image that may hold an object, in evaluation; in training twice as many.
+        box_samples: Boxes an image that a box head learns from; small models learn faster from fewer.
     """
 
     box_convs: int = 0
     box_dim: int = 1024
+    proposals: int = 1000
+    box_samples: int = 512
 
 
 Options = TypeVar("Options", bound=DetectorOptions)

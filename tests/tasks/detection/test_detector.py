@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -189,12 +190,24 @@ def test_training_without_what_it_takes_is_refused(make_detector: MakeDetector) 
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("feature_norm", True), ("box_convs", 2), ("size_divisible", 32), ("nms_thresh", 0.2)]
+    ("option", "value"),
+    [("feature_norm", True), ("box_convs", 2), ("size_divisible", 32), ("nms_thresh", 0.2), ("proposals", 10)],
 )
 def test_every_option_changes_something(option: str, value: object, make_detector: MakeDetector) -> None:
     image = images(SIZES[1:2])
     came, plain = make_detector(**{option: value})(image)[0], make_detector()(image)[0]
     assert came["boxes"].shape != plain["boxes"].shape or not torch.equal(came["boxes"], plain["boxes"])
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn"])
+def test_a_box_head_learns_from_as_many_boxes_as_it_is_told(name: str, make_detector: MakeDetector) -> None:
+    seen: list[int] = []
+    detector = make_detector(name, box_samples=20).train()
+    heads: Any = detector.core.roi_heads
+    for stage in getattr(heads, "stages", [heads]):
+        stage.box_head.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    detector(images(SIZES[:1]), [target((3, 4, 30, 40), size=SIZES[0])])
+    assert set(seen) == {20}
 
 
 def test_all_detectors_are_tested() -> None:

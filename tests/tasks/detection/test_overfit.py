@@ -58,13 +58,9 @@ def judge(detector: Detector, images: list[Tensor], targets: list[dict[str, Tens
 def test_a_detector_learns_four_scenes_by_heart(name: str) -> None:
     torch.manual_seed(0)
     images, targets = scenes()
-    own = {"fpn_channels": 32} if name == "retinanet" else {"box_dim": 32}
+    # few boxes: pooling their features takes most of the time
+    own = {"fpn_channels": 32} if name == "retinanet" else {"box_dim": 32, "proposals": 60, "box_samples": 32}
     detector = build_detector(name, {**SMALL, **own}, num_classes=3, in_chans=3)
-    if name != "retinanet":  # few proposals: pooling them takes most of the time
-        heads: Any = detector.core.roi_heads
-        for stage in getattr(heads, "stages", [heads]):
-            stage.fg_bg_sampler.batch_size_per_image = 32
-        detector.core.rpn._post_nms_top_n = {"training": 60, "testing": 60}
     assert judge(detector, images, targets)["box_ap50"] < 0.1
     detector.train()
     rate = 3e-3 if name == "retinanet" else 1e-2
