@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,8 @@ def test_the_real_fashion_mnist_is_as_it_was_published() -> None:
     data = ImageData("torch/fashion_mnist", val_share=0.1, batch_size=100)
     for stage in ("fit", "test"):
         data.setup(stage)
-    train, val, test = (data._datasets[split].source for split in ("train", "val", "test"))
+    sources: list[Any] = [data._datasets[split].source for split in ("train", "val", "test")]
+    train, val, test = sources
     assert (len(train), len(val), len(test)) == (54_000, 6_000, 10_000)
     assert data.class_names[9] == "Ankle boot"
     assert np.bincount(test.labels).tolist() == [1000] * 10

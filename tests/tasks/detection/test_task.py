@@ -43,7 +43,7 @@ def test_a_fit_logs_every_loss_and_cocos_numbers_and_keeps_a_model_that_detects(
     assert float(metrics["train/loss"]) == pytest.approx(parts, rel=1e-5)
     assert {f"val/{kind}_{name}" for kind in ("box", "mask") for name in ("ap", "ap50", "ap75", "ap_small")} <= metrics.keys()
     run = Path("runs/small/version_0")
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best-epoch=0.ckpt", "last.ckpt", "model.safetensors"}
+    assert {"best-epoch=0.ckpt", "last.ckpt", "model.safetensors"} <= {path.name for path in (run / "checkpoints").iterdir()}
     with Image.open(run / "detections.png") as picture:
         assert picture.size[0] == 2 * 80 + 3 * 8
     model, info = load_model(run / "checkpoints" / "model.safetensors")
