@@ -40,7 +40,9 @@ class ModelInfo:
 
     def build(self) -> nn.Module:
         """Return the model with fresh weights."""
-        args = {**self.model_args, "pretrained": False, "checkpoint_path": ""}  # the weights come from the file
+        args = {**self.model_args, "pretrained": False}  # the weights come from the file
+        if "checkpoint_path" in args:
+            args["checkpoint_path"] = ""
         model: nn.Module = load(KINDS[self.task].build)(self.name, args, len(self.class_names), self.preprocessing.in_chans)
         return model
 

@@ -18,13 +18,14 @@ from flatten_transformer.tasks.overlays import draw_objects
 _GAP = 8  # pixels between pictures
 
 
-def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str]) -> Image.Image:
+def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str], scale: int = 1) -> Image.Image:
     """Return an image with the objects that its annotations name.
 
     Args:
         image: As it is in its file.
         entry: What the annotation file says of it; crowds are left out.
         class_names: K names.
+        scale: How many times larger the picture is than the image.
     """
     labels = [each.label for each in entry.objects]
     boxes = torch.tensor([each.box for each in entry.objects], dtype=torch.float32).reshape(-1, 4)
@@ -32,10 +33,12 @@ def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str])
     if entry.objects and all(each.segmentation for each in entry.objects):
         decoded = [rle.decode(encode(each.segmentation, entry.height, entry.width)) for each in entry.objects]
         masks = torch.from_numpy(np.stack(decoded)).bool()
-    return draw_objects(image, boxes, labels, [class_names[label] for label in labels], masks)
+    return _draw(image, boxes, labels, [class_names[label] for label in labels], masks, scale)
 
 
-def draw_detections(image: Image.Image, found: dict[str, Tensor], class_names: Sequence[str], threshold: float) -> Image.Image:
+def draw_detections(
+    image: Image.Image, found: dict[str, Tensor], class_names: Sequence[str], threshold: float, scale: int = 1
+) -> Image.Image:
     """Return an image with the objects that a detector found.
 
     Args:
@@ -43,12 +46,23 @@ def draw_detections(image: Image.Image, found: dict[str, Tensor], class_names: S
         found: What the detector returned for it.
         class_names: K names.
         threshold: The lowest score of what is drawn.
+        scale: How many times larger the picture is than the image.
     """
     sure = (found["scores"] >= threshold).cpu()
     kept = {name: value.cpu()[sure] for name, value in found.items()}
     labels = kept["labels"].tolist()
     captions = [f"{class_names[label]} {score:.0%}" for label, score in zip(labels, kept["scores"].tolist(), strict=True)]
-    return draw_objects(image, kept["boxes"], labels, captions, kept["masks"][:, 0] > 0.5 if "masks" in kept else None)
+    masks = kept["masks"][:, 0] > 0.5 if "masks" in kept else None
+    return _draw(image, kept["boxes"], labels, captions, masks, scale)
+
+
+def _draw(
+    image: Image.Image, boxes: Tensor, labels: list[int], captions: list[str], masks: Tensor | None, scale: int
+) -> Image.Image:
+    if scale > 1:
+        image = image.convert("RGB").resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
+        masks = None if masks is None else masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    return draw_objects(image, scale * boxes, labels, captions, masks)
 
 
 def side_by_side(rows: Sequence[Sequence[Image.Image]], path: Path) -> None:

@@ -22,7 +22,8 @@ from flatten_transformer.tasks.task import Task
 Targets = list[dict[str, Tensor]]
 Batch = tuple[list[Tensor], Targets, Tensor]  # images, what is on them, and the number of each in its file
 
-_SHOWN = 4  # images of the report
+_SHOWN = 4  # images of the report,
+_WIDTH = 400  # pixels of each
 
 
 class DetectionTask(Task):
@@ -134,7 +135,8 @@ class DetectionTask(Task):
         for index in range(min(_SHOWN, len(data.truth("val").images))):
             image, names = data.image("val", index), data.class_names
             found = self([data.preprocessing(image).to(self.device)])[0]
-            truth = draw_truth(image, data.entry("val", index), names)
-            rows.append((truth, draw_detections(image, found, names, threshold=0.5)))
+            scale = max(1, _WIDTH // max(image.size))  # captions do not fit small images
+            truth = draw_truth(image, data.entry("val", index), names, scale)
+            rows.append((truth, draw_detections(image, found, names, threshold=0.5, scale=scale)))
         side_by_side(rows, folder / "detections.png")
         return [folder / "detections.png"]

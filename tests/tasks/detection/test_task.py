@@ -45,7 +45,7 @@ def test_a_fit_logs_every_loss_and_cocos_numbers_and_keeps_a_model_that_detects(
     run = Path("runs/small/version_0")
     assert {"best-epoch=0.ckpt", "last.ckpt", "model.safetensors"} <= {path.name for path in (run / "checkpoints").iterdir()}
     with Image.open(run / "detections.png") as picture:
-        assert picture.size[0] == 2 * 80 + 3 * 8
+        assert picture.size[0] == 2 * 5 * 80 + 3 * 8  # the widest image, five times enlarged
     model, info = load_model(run / "checkpoints" / "model.safetensors")
     assert (info.task, list(info.class_names)) == ("detect", ["car", "cat", "toothbrush"])
     for name, value in cli.model.ema.module.state_dict().items():
