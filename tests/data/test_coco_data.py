@@ -59,6 +59,13 @@ def test_sizes_are_drawn_and_the_longer_side_is_bounded(root: Path) -> None:
     assert seen == {(32, 42), (75, 100)}
 
 
+def test_an_image_is_resized_as_a_detector_resizes_it(root: Path) -> None:
+    resized = samples(opened(root, sizes=(24,), hflip=0.0))[0][0]
+    whole = samples(opened(root, sizes=(48,), hflip=0.0))[0][0]
+    wanted = torch.nn.functional.interpolate(whole[None], size=(24, 32), mode="bilinear")[0]
+    torch.testing.assert_close(resized, wanted, rtol=0, atol=0.01)  # whole values of 255: 0.5 / 255 / 0.225 = 0.009
+
+
 def test_values_are_normalised(root: Path) -> None:
     image = Image.new("RGB", (64, 48), (255, 0, 51))
     image.save(root / "train2017" / "0.png")
@@ -89,6 +96,7 @@ def test_images_are_judged_as_they_came(root: Path) -> None:
     images, targets, _ = next(iter(opened(root, "validate").val_dataloader()))
     assert [tuple(image.shape[1:]) for image in images] == [(48, 64), (64, 48), (60, 80), (48, 64)]
     assert [target["image_id"].item() for target in targets] == [100, 101, 102, 103]
+    assert not any("masks" in target for target in targets)  # the evaluation reads those of the file
 
 
 def test_the_places_can_be_named_one_by_one(root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from flatten_transformer.data.coco import CocoFile
 
-Kind = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm"]
 _NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first of COCO's twelve numbers, in their order
 
 
@@ -30,7 +30,7 @@ class AveragePrecision:
 
     def __init__(self, file: CocoFile, *, masks: bool) -> None:
         self.file = file
-        self.kinds: dict[Kind, str] = {"bbox": "box", "segm": "mask"} if masks else {"bbox": "box"}
+        self.kinds: dict[IouType, str] = {"bbox": "box", "segm": "mask"} if masks else {"bbox": "box"}
         self.found: dict[int, list[dict[str, Any]]] = {}
 
     def update(self, image_ids: Sequence[int], detections: Sequence[Mapping[str, Tensor]]) -> None:
@@ -92,7 +92,9 @@ def coco_results(image_id: int, detections: Mapping[str, Tensor], category_ids: 
     return results
 
 
-def evaluate(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: Sequence[int], kind: Kind) -> list[float]:
+def evaluate(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: Sequence[int], kind: IouType
+) -> list[float]:
     """Return COCO's average precision in 0 … 1, in all, at IoU 0.5 and 0.75, and of small, medium and large objects.
 
     Args:

@@ -138,11 +138,11 @@ def test_images_that_were_not_seen_do_not_count(truth: dict[str, Any]) -> None:
     assert judged(truth, found)["box_ap"] == pytest.approx(1)
 
 
-def test_an_image_seen_twice_counts_once(truth: dict[str, Any]) -> None:
+def test_an_image_seen_twice_counts_as_it_was_seen_first(truth: dict[str, Any]) -> None:
     found = guesses(truth)
     metric = AveragePrecision(file_of(truth), masks=False)
-    for _ in range(2):
-        metric.update(list(found), list(found.values()))
+    metric.update(list(found), list(found.values()))
+    metric.update(list(found), [{name: value[:1] for name, value in each.items()} for each in found.values()])
     assert metric.compute() == {name: value for name, value in judged(truth, found).items() if name.startswith("box")}
 
 

@@ -9,7 +9,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from flatten_transformer.tasks.detection.cascade import CascadeRoIHeads, ClassAgnosticPredictor, predict, refine
-from tests.tasks.detection.conftest import target
+from tests.tasks.detection.conftest import MakeDetector, target
 
 SIZES = [(64, 96), (64, 96)]
 
@@ -124,6 +124,25 @@ def test_the_scores_are_the_mean_of_all_stages_and_the_boxes_the_last_stages(
     wanted, order = mean.flatten().sort(descending=True)
     torch.testing.assert_close(found["scores"], wanted, rtol=0, atol=5e-7)
     torch.testing.assert_close(found["boxes"][:5], boxes[order[:5] // 2], rtol=0, atol=1e-4)
+
+
+def test_boxes_pass_to_the_next_stage_within_their_image_and_without_a_gradient(features: dict[str, Tensor]) -> None:
+    each, box = stage(box_weight=1.0), torch.tensor([[60.0, 30.0, 95.0, 63.0]])
+    deltas = torch.tensor([[2.0, 3.0, 1.0, 1.0]], requires_grad=True).repeat(1, 3)
+    refined = refine(each, deltas, [box, box[:0]], SIZES)
+    assert [len(boxes) for boxes in refined] == [1, 0]
+    assert not refined[0].requires_grad
+    assert refined[0][0, 2:].tolist() == [96, 64]
+
+
+def test_a_cascade_is_built_with_the_numbers_of_its_paper(make_detector: MakeDetector) -> None:
+    heads: Any = make_detector("cascade_mask_rcnn").core.roi_heads
+    matchers = [each.proposal_matcher for each in heads.stages]
+    assert [(matcher.high_threshold, matcher.low_threshold) for matcher in matchers] == [(0.5, 0.5), (0.6, 0.6), (0.7, 0.7)]
+    assert [each.box_coder.weights for each in heads.stages] == [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
+    assert heads.loss_weights == (1.0, 0.5, 0.25)
+    assert len({id(each.box_head) for each in heads.stages}) == 3
+    assert len({id(each.box_roi_pool) for each in heads.stages}) == 1
 
 
 def run(heads: Any, features: dict[str, Tensor], proposals: list[Tensor], targets: Any = None) -> Any:

@@ -47,8 +47,8 @@ def test_padding_such_a_batch_would_give_others(make_detector: MakeDetector) -> 
 @torch.no_grad()
 def test_what_a_detector_saw_first_does_not_matter(make_detector: MakeDetector) -> None:
     # torchvision's pooling would keep the strides that it guesses from its first image
-    image, fresh, used = images(((64, 80),)), make_detector(min_size=32), make_detector(min_size=32)
-    used(images(((36, 100),)))
+    image, fresh, used = images(((100, 36),)), make_detector(min_size=36), make_detector(min_size=36)
+    used(images(((36, 100),)))  # 2 cells over 36 pixels look like a stride of 16, 4 over 100 like 32
     assert furthest(used(image)[0], fresh(image)[0], "boxes") == 0
 
 
