@@ -184,3 +184,15 @@ def test_results_are_those_that_cocos_tools_read(truth: dict[str, Any]) -> None:
     assert first["segmentation"]["size"] == [SIDE, SIDE]
     assert isinstance(first["segmentation"]["counts"], str)
     assert evaluate(truth, [], [number], "bbox")[0] == 0
+
+
+def test_a_mask_is_as_large_as_its_own_area_whatever_its_box() -> None:
+    image = {"id": 1, "file_name": "a.jpg", "width": SIDE, "height": SIDE}
+    entry = annotation(1, 1, CATEGORIES[0], (100.0, 100.0, 60.0, 60.0))
+    truth = {"images": [image], "annotations": [entry], "categories": [{"id": n, "name": str(n)} for n in CATEGORIES]}
+    boxes = torch.tensor([[10.0, 10, 46, 46], [100, 100, 160, 160]])  # the first is wrong: a medium box with a small mask
+    masks = blocks(torch.tensor([[10.0, 10, 30, 30], [100, 100, 160, 160]]))
+    found = {1: {"boxes": boxes, "labels": torch.tensor([0, 0]), "scores": torch.tensor([0.9, 0.5]), "masks": masks}}
+    numbers = judged(truth, found)
+    assert (numbers["box_ap_medium"], numbers["mask_ap_medium"]) == pytest.approx((0.5, 1.0))
+    assert numbers["mask_ap_medium"] == pytest.approx(by_pycocotools(truth, found, "segm")[4])
