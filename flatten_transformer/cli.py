@@ -45,6 +45,7 @@ COMMANDS = {  # a function's parameters are the options of its command, its docs
     "benchmark loop": Command(
         "measure what the training loop costs beside plain PyTorch", "flatten_transformer.benchmark.training:loop"
     ),
+    "make-scenes": Command("write the scenes of the dense demo into a folder", "flatten_transformer.data.scenes:make_scenes"),
     "demo": Command("train, compare, explain and use a small model on digits", "flatten_transformer.demo:demo"),
 }
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")

@@ -1,0 +1,269 @@
+"""Scenes of handwritten digits on photographs: boxes, instance masks and semantic maps, made from a seed.
+
+scikit-learn's digits, enlarged and coloured, cover parts of one another on crops of its two photographs. What is
+written are the formats of the trade: COCO JSON with run-length masks, and PNG masks with the number of a class a pixel.
+"""
+
+# n instances of a scene.
+
+from __future__ import annotations
+
+import colorsys
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from flatten_transformer.data import digits
+from flatten_transformer.data.source import Split
+
+CLASS_NAMES = ("background", *digits.CLASS_NAMES)  # of the semantic maps; the detector's are the digits alone
+# Which columns of the photographs, of 640, are the background of which split: no scene is tested on what was learned.
+_COLUMNS: Mapping[Split, tuple[int, int]] = {"train": (0, 352), "val": (352, 480), "test": (480, 640)}
+_KEPT = 0.6  # of each digit's own pixels stays visible
+_TRIES = 20  # to place a digit so
+_SHARPNESS = 3  # of the edges of an enlarged digit
+_CONTRAST = 100  # of a colour to what is behind it: their distance in 0 … 255
+Bits = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """What a folder of scenes is made from; equal settings give equal scenes.
+
+    Args:
+        train: Scenes to learn from.
+        val: Scenes to choose by.
+        test: Scenes to judge by.
+        height: Of a scene in pixels.
+        width: Of a scene in pixels.
+        most: Digits of a scene at most; at least one.
+        seed: Of everything drawn at random.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    train: int = 320
+    val: int = 40
+    test: int = 80
+    height: int = 96
+    width: int = 128
+    most: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("train", 1), ("val", 1), ("test", 1), ("height", 32), ("width", 32), ("most", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+class Scene(NamedTuple):
+    """A scene and what is in it."""
+
+    image: Pixels  # [height, width, 3]
+    masks: Bits  # [n, height, width]: what is visible of each digit; no pixel belongs to two
+    labels: list[int]  # the digits, n numbers from 0 to 9
+
+    def semantic_map(self) -> Pixels:
+        """Return the class of each pixel, ``[height, width]``: 0 for the background, 1 + digit elsewhere."""
+        found = np.zeros(self.image.shape[:2], np.uint8)
+        for mask, label in zip(self.masks, self.labels, strict=True):
+            found[mask] = 1 + label
+        return found
+
+
+def draw_scene(split: Split, index: int, settings: SceneSettings = SceneSettings()) -> Scene:
+    """Return one scene; each depends on the seed, the split and its number alone.
+
+    Args:
+        split: Whose digits and whose part of the photographs.
+        index: Of the scene in its split.
+        settings: Size, seed and number of digits.
+
+    Example:
+        >>> scene = draw_scene("test", 0)
+        >>> scene.image.shape, scene.masks.shape[1:] == scene.semantic_map().shape
+        ((96, 128, 3), True)
+    """
+    rng = np.random.default_rng([settings.seed, list(_COLUMNS).index(split), index])
+    image = _background(rng, split, settings)
+    source = _digits(split)
+    masks: list[Bits] = []
+    whole: list[int] = []  # pixels of each digit before others covered it
+    labels: list[int] = []
+    for _ in range(rng.integers(1, settings.most + 1)):
+        small, label = source[int(rng.integers(len(source)))]
+        for _ in range(_TRIES):
+            alpha = _placed(rng, small, settings)
+            mask = alpha > 0.5
+            left = [earlier & ~mask for earlier in masks]
+            if all(part.sum() >= _KEPT * size for part, size in zip(left, whole, strict=True)):
+                image += alpha[:, :, None] * (_colour(rng, image[mask].mean(0)) - image)
+                masks, whole, labels = [*left, mask], [*whole, int(mask.sum())], [*labels, label]
+                break
+    return Scene(np.rint(image).astype(np.uint8), np.stack(masks), labels)
+
+
+@cache
+def _photographs() -> tuple[Image.Image, ...]:
+    return tuple(Image.fromarray(pixels) for pixels in load_sample_images().images)
+
+
+@cache
+def _digits(split: Split) -> digits.Digits:
+    return digits.Digits(split)
+
+
+def _background(rng: np.random.Generator, split: Split, settings: SceneSettings) -> NDArray[np.float64]:
+    """Return a crop of a photograph, mirrored or not, ``[height, width, 3]`` in 0 … 255."""
+    photograph = _photographs()[rng.integers(2)]
+    left, right = _COLUMNS[split]
+    largest = min((right - left) / settings.width, photograph.height / settings.height)
+    scale = largest * rng.uniform(0.6, 1.0)
+    width, height = scale * settings.width, scale * settings.height
+    x, y = rng.uniform(left, right - width), rng.uniform(0, photograph.height - height)
+    size = (settings.width, settings.height)
+    crop = photograph.resize(size, Image.Resampling.BICUBIC, box=(x, y, x + width, y + height))
+    pixels = np.asarray(crop, np.float64)
+    return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels.copy()
+
+
+def _placed(rng: np.random.Generator, digit: Image.Image, settings: SceneSettings) -> NDArray[np.float64]:
+    """Return how much of each pixel a digit covers, enlarged and put somewhere, ``[height, width]`` in 0 … 1."""
+    shorter = min(settings.height, settings.width)
+    side = int(rng.integers(shorter // 3, shorter * 2 // 3))
+    x, y = (int(rng.integers(0, length - side + 1)) for length in (settings.width, settings.height))
+    alpha = np.zeros((settings.height, settings.width))
+    large = digit.resize((side, side), Image.Resampling.BICUBIC)
+    alpha[y : y + side, x : x + side] = np.asarray(large, np.float64) / 255
+    return (0.5 + _SHARPNESS * (alpha - 0.5)).clip(0, 1)
+
+
+def _colour(rng: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return white, as the digits are, or a bright colour, unlike the mean of what is behind it; ``[3]`` in 0 … 255."""
+    while True:
+        saturation = 0.0 if rng.random() < 0.3 else rng.uniform(0.5, 1.0)
+        colour = 255 * np.array(colorsys.hsv_to_rgb(rng.random(), saturation, rng.uniform(0.8, 1.0)))
+        if np.linalg.norm(colour - behind) > _CONTRAST:
+            return colour
+
+
+def write_scenes(folder: Path, settings: SceneSettings = SceneSettings()) -> None:
+    """Write scenes into a folder, unless the same are there already; nobody ever meets half of them.
+
+    The folder then holds ``images/<split>/`` and, beside it, ``masks/<split>/`` with PNGs of class numbers,
+    ``classes.txt`` with the name of each, and ``annotations/instances_<split>.json`` in COCO's format.
+
+    Args:
+        folder: Where to; it must be new, or hold scenes of the same settings.
+        settings: What they are made from.
+
+    Raises:
+        ValueError: If the folder holds something else.
+
+    Example:
+        >>> folder = getfixture("tmp_path") / "scenes"
+        >>> write_scenes(folder, SceneSettings(train=2, val=1, test=1))
+        >>> sorted(path.name for path in folder.iterdir())
+        ['annotations', 'classes.txt', 'images', 'masks', 'scenes.json']
+    """
+    made_from = json.dumps(asdict(settings), indent=1)
+    note = folder / "scenes.json"
+    if folder.exists():
+        if note.is_file() and note.read_text("utf-8") == made_from:
+            return
+        raise ValueError(f"{folder} is there already and holds no scenes of these settings: name another folder, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for split in _COLUMNS:
+            _write_split(draft, split, settings)
+        (draft / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", "utf-8")
+        (draft / "scenes.json").write_text(made_from, "utf-8")
+        draft.chmod(0o755)  # temporary folders are private
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_split(folder: Path, split: Split, settings: SceneSettings) -> None:
+    for kind in ("images", "masks"):
+        (folder / kind / split).mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(getattr(settings, split)):
+        scene, name = draw_scene(split, index, settings), f"{index:06}.png"
+        Image.fromarray(scene.image).save(folder / "images" / split / name)
+        Image.fromarray(scene.semantic_map()).save(folder / "masks" / split / name)
+        images.append({"id": index + 1, "file_name": name, "height": settings.height, "width": settings.width})
+        for mask, label in zip(scene.masks, scene.labels, strict=True):
+            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **_annotation(mask, label)})
+    categories = [{"id": 1 + digit, "name": name} for digit, name in enumerate(digits.CLASS_NAMES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), "utf-8")
+
+
+def _annotation(mask: Bits, label: int) -> dict[str, Any]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = int(columns[0]), int(rows[0])
+    return {
+        "category_id": 1 + label,
+        "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+        "area": int(mask.sum()),
+        "iscrowd": 0,
+        "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
+    }
+
+
+def run_lengths(mask: Bits) -> list[int]:
+    """Return COCO's run lengths of a mask, ``[height, width]``: column by column, beginning with a run of zeros.
+
+    Example:
+        >>> run_lengths(np.array([[True, False], [True, True]]))
+        [0, 2, 1, 1]
+    """
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs: list[int] = np.diff([0, *changes, flat.size]).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+def make_scenes(
+    folder: Path,
+    /,
+    train: int = 320,
+    val: int = 40,
+    test: int = 80,
+    height: int = 96,
+    width: int = 128,
+    most: int = 4,
+    seed: int = 0,
+) -> None:
+    """Write scenes of handwritten digits on photographs as COCO JSON and PNG masks, with no download.
+
+    Args:
+        folder: Where to; it must be new, or hold scenes of the same settings.
+        train: Scenes to learn from.
+        val: Scenes to choose by.
+        test: Scenes to judge by; their digits and backgrounds are in no other scene.
+        height: Of a scene in pixels.
+        width: Of a scene in pixels.
+        most: Digits of a scene at most.
+        seed: Of everything drawn at random.
+
+    Raises:
+        ValueError: If a number is out of range, or the folder holds something else.
+    """
+    write_scenes(folder, SceneSettings(train, val, test, height, width, most, seed))
