@@ -160,7 +160,12 @@ class DataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def loader(
-        self, dataset: Dataset[Any], *, train: bool, collate_fn: Callable[[list[Any]], Any] | None = None
+        self,
+        dataset: Dataset[Any],
+        *,
+        train: bool,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        drop_last: bool = False,
     ) -> DataLoader[Any]:
         """Return this device's batches: shuffled anew each epoch for training, else in order, each image once.
 
@@ -171,6 +176,7 @@ class DataModule(LightningDataModule):
             dataset: n images.
             train: Shuffle.
             collate_fn: As of DataLoader.
+            drop_last: Leave out what does not fill a batch in training, for models that take statistics over it.
         """
         assert isinstance(dataset, Sized)
         rank = self.trainer.global_rank if self.trainer else 0
@@ -178,6 +184,6 @@ class DataModule(LightningDataModule):
         if train:
             order = EpochSampler(dataset, self._world_size, rank, self.seed, self.first_epoch)
             # A process that lives on would draw other augmentations than one started anew after a resume.
-            return DataLoader(dataset, sampler=order, generator=order.generator, **options)
+            return DataLoader(dataset, sampler=order, generator=order.generator, drop_last=drop_last, **options)
         in_turn = range(rank, len(dataset), self._world_size)
         return DataLoader(dataset, sampler=in_turn, persistent_workers=self.num_workers > 0, **options)

@@ -34,4 +34,11 @@ KINDS: dict[Kind, Parts] = {
         preprocessing=f"{_DATA}.detection_preprocessing:DetectionPreprocessing",
         monitor="val/box_ap",
     ),
+    "segment": Parts(
+        task=f"{_HERE}.segmentation.task:SegmentationTask",
+        data=f"{_DATA}.segmentation_data:SegmentationData",
+        build=f"{_HERE}.segmentation.build:build_segmenter",
+        preprocessing=f"{_DATA}.segmentation_preprocessing:SegmentationPreprocessing",
+        monitor="val/miou",
+    ),
 }

@@ -1,0 +1,228 @@
+"""The data module of semantic segmentation: scenes, ADE20K, and folders of images and masks."""
+
+# B batch, C channels.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+
+from flatten_transformer.data import scenes
+from flatten_transformer.data.data_module import DataModule
+from flatten_transformer.data.loading import OnBadImage, Reading
+from flatten_transformer.data.mask_folder import MaskedImages, MaskFolder, open_ade20k, open_mask_folder
+from flatten_transformer.data.segmentation_augmentation import Augmentation
+from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
+from flatten_transformer.data.source import Split
+from flatten_transformer.hints import hint
+
+DataSet = Literal["scenes", "folder", "ade20k"]
+
+
+class MaskedBatch(NamedTuple):
+    """Images, the class of each of their pixels, and their numbers in the data set.
+
+    In training the first two are tensors, ``[B, C, crop_size, crop_size]`` and ``[B, crop_size, crop_size]``; in
+    evaluation they are lists, as every image has a size of its own, and its mask that of its file.
+    """
+
+    images: Sequence[Tensor]
+    masks: Sequence[Tensor]  # int64; IGNORED where there is no class
+    indices: Sequence[int]
+
+
+class MaskedSamples(Reading):
+    """Images and masks as tensors, with their numbers.
+
+    Args:
+        source: n images and masks.
+        transform: An :class:`Augmentation`, or for evaluation a :class:`SegmentationPreprocessing`.
+        in_chans: C, 1 for grey, 3 for colour.
+        on_bad_image: As of :class:`Reading`.
+    """
+
+    def __init__(
+        self, source: MaskedImages, transform: Augmentation | SegmentationPreprocessing, in_chans: int, on_bad_image: OnBadImage
+    ) -> None:
+        super().__init__(source, in_chans, on_bad_image)
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        image, mask, found = self.read(index)
+        return *self._tensors(image, mask), found
+
+    def _tensors(self, image: Image.Image, mask: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
+        if isinstance(self.transform, Augmentation):
+            return self.transform(image, mask)
+        return self.transform(image), mask.as_subclass(Tensor)
+
+
+class SegmentationData(DataModule):
+    """Images for training, validation and test, with the class of each pixel: :class:`MaskedBatch`.
+
+    Args:
+        dataset: ``"scenes"``, digits on photographs, made here, no download; ``"folder"``, your images and masks; or
+            ``"ade20k"``.
+        root: Folder of the data. For ``"folder"``: ``root/images/train/``, ``root/masks/train/`` with a PNG of the same
+            name for each image, whose values are class numbers, and ``root/classes.txt`` with a name a line; ``val`` and
+            ``test`` likewise, if you like. For ADE20K: ADEChallengeData2016. For the scenes: where they are written to;
+            None for runs/scenes.
+        ignore_index: The number in the masks of ``"folder"`` that means no class.
+        val_share: Share of the training images that is kept for validation, at random but always the same, where the
+            folder has none.
+        on_bad_image: What is done with an image or mask that cannot be used: ``"raise"`` stops with its name, ``"skip"``
+            takes the next one in its place; a line at the end of the epoch says which.
+        in_chans: 1 for grey, 3 for colour; images are converted.
+        mean: Subtracted from the values in 0 … 1, one number a channel; None for ImageNet's.
+        std: Divides the difference, one number a channel; None for ImageNet's.
+        short_side: Images are resized, proportions kept, until their shorter side has this many pixels; None to leave them.
+        long_side: Pixels that the longer side must not exceed then; None for any number.
+        window: Side of the windows through which an image is seen outside training, in pixels; None to see it whole.
+        stride: From one window to the next; None for two thirds of the window.
+        batch_size: Images of one optimizer step, over all devices; those of an epoch that do not fill a batch wait for
+            the next, as the order changes.
+        device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
+            steps. None for its whole share.
+        num_workers: Processes a device that load images besides the main one.
+        crop_size: Side of the square that a training sees of an image, in pixels; None for 96 with the scenes, 512 else.
+        scale: Smallest and largest factor of a random resize before the crop.
+        max_share: Share of a crop that one class may fill, if one of ten tries has less.
+        hflip: Probability of mirroring in training; digits are not to be mirrored.
+        distortion: Change brightness, contrast, saturation and hue in training.
+
+    Raises:
+        ValueError: If the data set is unknown or not as it should be, or a number is out of range.
+        FileNotFoundError: If a folder is missing.
+
+    Example:
+        >>> data = SegmentationData(root=getfixture("tmp_path") / "scenes", batch_size=2)
+        >>> data.prepare_data()
+        >>> data.setup("fit")
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.images.shape, batch.masks.shape, data.num_classes
+        (torch.Size([2, 3, 96, 96]), torch.Size([2, 96, 96]), 11)
+    """
+
+    def __init__(
+        self,
+        dataset: DataSet = "scenes",
+        *,
+        root: str | Path | None = None,
+        ignore_index: int = 255,
+        val_share: float = 0.2,
+        on_bad_image: OnBadImage = "raise",
+        in_chans: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        short_side: int | None = None,
+        long_side: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        batch_size: int = 16,
+        device_batch_size: int | None = None,
+        num_workers: int = 0,
+        crop_size: int | None = None,
+        scale: tuple[float, float] = (0.5, 2.0),
+        max_share: float = 0.75,
+        hflip: float = 0.0,
+        distortion: bool = True,
+    ) -> None:
+        super().__init__(batch_size, device_batch_size, num_workers)
+        if dataset not in get_args(DataSet):
+            raise ValueError(f"no data set {dataset!r}: {hint(dataset, get_args(DataSet))}")
+        if on_bad_image not in get_args(OnBadImage):
+            raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
+        if not 0 < val_share < 1:
+            raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
+        self.preprocessing = SegmentationPreprocessing(
+            in_chans,
+            _fit(IMAGENET_DEFAULT_MEAN, in_chans) if mean is None else mean,
+            _fit(IMAGENET_DEFAULT_STD, in_chans) if std is None else std,
+            short_side,
+            long_side,
+            window,
+            stride,
+        )
+        size = (96 if dataset == "scenes" else 512) if crop_size is None else crop_size
+        self._augmentation = Augmentation(self.preprocessing, size, scale, max_share, hflip, distortion)
+        self.on_bad_image = on_bad_image
+        self.root = _root(dataset, root)
+        self._made_here = dataset == "scenes"
+        self._open = open_ade20k if dataset == "ade20k" else lambda folder: open_mask_folder(folder, ignore_index, val_share)
+        self._found: MaskFolder | None = None if self._made_here else self._open(self.root)
+        self.class_names = scenes.CLASS_NAMES if self._found is None else self._found.class_names
+        self._datasets: dict[Split, MaskedSamples] = {}
+
+    def prepare_data(self) -> None:
+        """Write the scenes, unless they are there; Lightning asks one process of each machine for it."""
+        if self._made_here:
+            scenes.write_scenes(self.root)
+
+    def setup(self, stage: str) -> None:
+        """Open the splits that ``stage`` (fit, validate, test) needs."""
+        found = self._found or self._open(self.root)
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in splits.get(stage, ()):
+            if split not in self._datasets:
+                transform = self._augmentation if split == "train" else self.preprocessing
+                self._datasets[split] = MaskedSamples(found.splits[split], transform, self.in_chans, self.on_bad_image)
+
+    def names(self, batch: MaskedBatch) -> list[str]:
+        """Return the names of the images of a training batch: their files."""
+        source = self._datasets["train"].source
+        return [source.name(int(index)) for index in batch.indices]
+
+    def skipped(self, split: Split) -> list[str]:
+        """Return the names of the images of a split that could not be used and were skipped so far."""
+        return self._datasets[split].skipped_names() if split in self._datasets else []
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled batches of crops, all full.
+
+        Raises:
+            ValueError: If there are too few images for one batch.
+        """
+        dataset = self._datasets["train"]
+        each = len(dataset) // self._world_size
+        if each < self.share.images:
+            raise ValueError(f"{len(dataset)} training images do not fill a batch of {self.batch_size}: lower data.batch_size")
+        return self.loader(dataset, train=True, collate_fn=_stack, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation batches."""
+        return self.loader(self._datasets["val"], train=False, collate_fn=_list)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test batches."""
+        return self.loader(self._datasets["test"], train=False, collate_fn=_list)
+
+
+def _fit(values: Sequence[float], channels: int) -> Sequence[float]:
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _root(dataset: DataSet, root: str | Path | None) -> Path:
+    if root is not None:
+        return Path(root)
+    if dataset == "scenes":
+        return Path("runs", "scenes")
+    example = "ADEChallengeData2016" if dataset == "ade20k" else "my_images"
+    raise ValueError(f"the data set {dataset!r} needs a folder: add --data.root, such as --data.root data/{example}")
+
+
+def _stack(samples: list[tuple[Tensor, Tensor, int]]) -> MaskedBatch:
+    images, masks, indices = zip(*samples, strict=True)
+    return MaskedBatch(torch.stack(images), torch.stack(masks), indices)  # type: ignore[arg-type]  # a tensor is a sequence
+
+
+def _list(samples: list[tuple[Tensor, Tensor, int]]) -> MaskedBatch:
+    images, masks, indices = zip(*samples, strict=True)
+    return MaskedBatch(images, masks, indices)

@@ -1,0 +1,81 @@
+"""From an image file to what a segmenter sees of it, in evaluation and prediction."""
+
+# C channels.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from flatten_transformer.data.preprocessing import check_channels, to_mode
+
+
+@dataclass(frozen=True)
+class SegmentationPreprocessing:
+    """How a segmenter sees an image outside training.
+
+    Args:
+        in_chans: 1 for grey, 3 for colour.
+        mean: Subtracted from the values in 0 … 1; one number a channel.
+        std: Divides the difference; one number a channel.
+        short_side: The image is resized, bilinearly, until its shorter side has this many pixels; None to leave it.
+        long_side: Pixels that the longer side must not exceed then; None for any number.
+        window: Side of the windows it is seen through, in pixels; None to see it whole.
+        stride: From one window to the next; None for two thirds of the window.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> preprocessing = SegmentationPreprocessing(1, (0.5,), (0.5,), short_side=64)
+        >>> preprocessing(Image.new("RGBA", (300, 200))).shape
+        torch.Size([1, 64, 96])
+    """
+
+    in_chans: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    short_side: int | None = None
+    long_side: int | None = None
+    window: int | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        check_channels(self)
+        check_window(self.window, self.stride)
+        if self.short_side is not None and self.short_side < 1:
+            raise ValueError(f"short_side must be at least 1, got {self.short_side}")
+        if self.long_side is not None and self.long_side < (self.short_side or 1):
+            raise ValueError(f"long_side must be at least short_side, got {self.long_side} and {self.short_side}")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return ``[C, height, width]``, float32, of an image of any mode and size."""
+        pixels = F.pil_to_tensor(to_mode(image, self.in_chans))
+        return self.normalise(F.resize(pixels, list(self.size(*pixels.shape[1:]))))
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return what an image of ``height`` and ``width`` is resized to, its proportions kept."""
+        scale = 1.0 if self.short_side is None else self.short_side / min(height, width)
+        if self.long_side is not None:
+            scale = min(scale, self.long_side / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return values around 0, float32, of pixels in 0 … 255, ``[C, height, width]`` both."""
+        values: Tensor = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std))
+        return values
+
+
+def check_window(window: int | None, stride: int | None) -> None:
+    """Raise ValueError if the side of a window or its stride is out of range."""
+    if window is None and stride is not None:
+        raise ValueError(f"a stride of {stride} needs a window to move: set window too, or leave stride out")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    if window is not None and stride is not None and not 1 <= stride <= window:
+        raise ValueError(f"stride must lie in 1 … window = {window}, so that no pixel is left out, got {stride}")

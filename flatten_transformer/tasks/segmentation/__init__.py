@@ -1,0 +1,1 @@
+"""Semantic segmentation; import from the modules."""

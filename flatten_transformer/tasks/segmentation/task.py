@@ -1,0 +1,156 @@
+"""Semantic segmentation as a Lightning module: Semantic FPN or UPerNet, judged by mIoU and mAcc."""
+
+# B batch, C channels, K classes.
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from flatten_transformer.data.mask_folder import IGNORED
+from flatten_transformer.data.segmentation_data import MaskedBatch
+from flatten_transformer.tasks.kinds import Kind
+from flatten_transformer.tasks.optimization import Optimization
+from flatten_transformer.tasks.segmentation.build import Segmenter, build_segmenter
+from flatten_transformer.tasks.segmentation.inference import class_map, segment
+from flatten_transformer.tasks.task import Task
+
+
+class SegmentationTask(Task):
+    """Train and judge a segmenter: cross entropy of every pixel, IoU and accuracy averaged over the classes.
+
+    Args:
+        name: ``"semantic_fpn"`` or ``"upernet"``.
+        model_args: What else it is built by: arguments of :class:`SegmenterOptions`, such as ``backbone``.
+        num_classes: Classes K; the command line takes it from the data.
+        in_chans: Channels C of the images; the command line takes it from the data.
+        optim: Learning rate, weight decay and warm-up.
+        aux_weight: Of the auxiliary head's loss, where there is such a head.
+        ema_decay: Share of the old weights that a moving average keeps at a step; it starts at 0 and rises to this
+            as 1 - step^(-2/3). Validation, test and the saved model use the average. None keeps none.
+
+    Raises:
+        ValueError: If the model is unknown or a number is out of range.
+        FloatingPointError: In training, if the loss is no longer finite.
+
+    Example:
+        >>> tiny = {"backbone": "resnet10t", "decoder_channels": 128}
+        >>> task = SegmentationTask("semantic_fpn", tiny, num_classes=4, in_chans=3)
+        >>> task(torch.rand(2, 3, 40, 60)).shape
+        torch.Size([2, 4, 40, 60])
+    """
+
+    kind: ClassVar[Kind] = "segment"
+    model: Segmenter
+
+    def __init__(
+        self,
+        name: str = "semantic_fpn",
+        model_args: dict[str, Any] | None = None,
+        *,
+        num_classes: int,
+        in_chans: int,
+        optim: Optimization = Optimization(),  # noqa: B008  # frozen
+        aux_weight: float = 0.4,
+        ema_decay: float | None = None,
+    ) -> None:
+        if aux_weight < 0:
+            raise ValueError(f"aux_weight must be at least 0, got {aux_weight}")
+        model = build_segmenter(name, model_args or {}, num_classes, in_chans)
+        super().__init__(model, name, model_args or {}, optim, ema_decay)
+        self.num_classes = num_classes
+        self.aux_weight = aux_weight
+        self.val_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
+        self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``[B, K, height, width]`` of ``images`` ``[B, C, height, width]`` by :attr:`final_model`."""
+        logits: Tensor = self.final_model(images)
+        return logits
+
+    def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch of crops."""
+        images, masks, _ = batch
+        assert isinstance(images, Tensor)
+        assert isinstance(masks, Tensor)
+        if len(images) == 1 and any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
+            raise ValueError(
+                f"{self.name} normalises over the images of a batch and cannot learn from one: let each device take at least "
+                f"2 at once by data.batch_size and data.device_batch_size, or take semantic_fpn with a FLatten backbone"
+            )
+        logits, auxiliary = self.model.with_auxiliary(images)
+        loss = pixel_loss(logits, masks)
+        if auxiliary is not None:
+            loss = loss + self.aux_weight * pixel_loss(auxiliary, masks)
+        self.check_finite(loss, batch, batch_idx)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
+        """Count what the validation images are taken for."""
+        self._count(batch, self.val_confusion)
+
+    def test_step(self, batch: MaskedBatch, batch_idx: int) -> None:
+        """Count what the test images are taken for."""
+        self._count(batch, self.test_confusion)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU and mAcc of the validation images."""
+        self._judge("val", self.val_confusion)
+
+    def on_test_epoch_end(self) -> None:
+        """Log mIoU and mAcc of the test images."""
+        self._judge("test", self.test_confusion)
+
+    def _count(self, batch: MaskedBatch, confusion: MulticlassConfusionMatrix) -> None:
+        preprocessing = self.data.preprocessing
+        for image, mask in zip(batch.images, batch.masks, strict=True):
+            logits = segment(self.final_model, image, window=preprocessing.window, stride=preprocessing.stride)
+            confusion.update(class_map(logits, *mask.shape), mask)
+
+    def _judge(self, split: str, confusion: MulticlassConfusionMatrix) -> None:
+        counts = confusion.compute()
+        self.log(f"{split}/miou", mean_iou(counts), prog_bar=True)
+        self.log(f"{split}/macc", mean_accuracy(counts))
+        confusion.reset()
+
+
+def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Return the mean cross entropy of the pixels that have a class, 0 if none has.
+
+    Args:
+        logits: ``[B, K, height, width]``.
+        masks: ``[B, height, width]``.
+    """
+    counted = (masks != IGNORED).sum().clamp(min=1)
+    return F.cross_entropy(logits.float(), masks, ignore_index=IGNORED, reduction="sum") / counted
+
+
+def mean_iou(counts: Tensor) -> Tensor:
+    """Return the intersection over union, averaged over the classes that occur in masks or in predictions.
+
+    Args:
+        counts: Pixels of each class, taken for each class, ``[K, K]``.
+
+    Example:
+        >>> mean_iou(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+        tensor(0.7750)
+    """
+    hits, own, taken = counts.diag(), counts.sum(1), counts.sum(0)
+    return (hits / (own + taken - hits)).nanmean()
+
+
+def mean_accuracy(counts: Tensor) -> Tensor:
+    """Return the share of each class's pixels that is found, averaged over the classes that occur in masks.
+
+    Args:
+        counts: Pixels of each class, taken for each class, ``[K, K]``.
+
+    Example:
+        >>> mean_accuracy(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+        tensor(0.8750)
+    """
+    return (counts.diag() / counts.sum(1)).nanmean()

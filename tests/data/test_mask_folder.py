@@ -1,0 +1,159 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flatten_transformer.data.mask_folder import IGNORED, Numbering, open_ade20k, open_mask_folder, read_mask
+
+
+def rewrite(file: Path, value: int, mode: str = "L", size: tuple[int, int] = (40, 30)) -> None:
+    Image.new(mode, size, value).save(file)
+
+
+def test_the_numbers_of_a_mask_are_classes_and_255_is_none(mask_folder: Path) -> None:
+    class_names, splits = open_mask_folder(mask_folder)
+    assert class_names == ["sky", "ground"]
+    assert {split: len(images) for split, images in splits.items()} == {"train": 3, "val": 1, "test": 1}
+    image, mask = splits["train"][2]
+    assert image.size == (40, 30)
+    assert mask.dtype == torch.int64
+    assert [int(mask[row, 0]) for row in (0, 10, 29)] == [0, 1, IGNORED]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])
+def test_a_mask_may_be_grey_of_any_depth_or_have_a_palette(mode: str, tmp_path: Path) -> None:
+    rewrite(tmp_path / "mask.png", 1, mode)
+    assert (read_mask(tmp_path / "mask.png") == 1).all()
+
+
+def test_a_palette_keeps_its_indices_and_not_its_colours(tmp_path: Path) -> None:
+    mask = Image.new("P", (2, 2), 3)
+    mask.putpalette([200, 10, 10] * 256)
+    mask.save(tmp_path / "mask.png")
+    assert (read_mask(tmp_path / "mask.png") == 3).all()
+
+
+def test_more_classes_than_a_byte_holds_take_16_bits(mask_folder: Path) -> None:
+    (mask_folder / "classes.txt").write_text("\n".join(f"kind {number}" for number in range(300)))
+    rewrite(mask_folder / "masks" / "train" / "0.png", 299, "I;16")
+    _, splits = open_mask_folder(mask_folder, ignore_index=65535)
+    assert set(splits["train"][0][1].flatten().tolist()) == {299}
+
+
+def test_another_number_can_mean_no_class(mask_folder: Path) -> None:
+    rewrite(mask_folder / "masks" / "train" / "0.png", 7)
+    _, splits = open_mask_folder(mask_folder, ignore_index=7)
+    assert set(splits["train"][0][1].flatten().tolist()) == {IGNORED}
+    with pytest.raises(ValueError, match=r"ignore_index 1 is the class 'ground' of .*classes\.txt: take a number that is no"):
+        open_mask_folder(mask_folder, ignore_index=1)
+
+
+def test_without_validation_images_a_share_of_the_training_images_takes_their_place(mask_folder: Path) -> None:
+    shutil.rmtree(mask_folder / "images" / "val")
+    found, again = (open_mask_folder(mask_folder, val_share=0.4).splits for _ in range(2))
+    names = [[images.name(index) for index in range(len(images))] for images in (found["train"], found["val"])]
+    assert sorted(names[0] + names[1]) == [str(mask_folder / "images" / "train" / f"{index}.jpg") for index in range(3)]
+    assert [len(part) for part in names] == [2, 1]
+    assert again["val"].pairs == found["val"].pairs
+    with pytest.raises(ValueError, match="none of 3 training images can be kept for validation"):
+        open_mask_folder(mask_folder, val_share=0.9)
+
+
+def test_images_in_folders_of_folders_have_their_masks_likewise(mask_folder: Path) -> None:
+    for kind, name in (("images", "2.jpg"), ("masks", "2.png")):
+        (mask_folder / kind / "train" / "deeper").mkdir()
+        (mask_folder / kind / "train" / name).rename(mask_folder / kind / "train" / "deeper" / name)
+    assert len(open_mask_folder(mask_folder).splits["train"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "mode", "size", "message"),
+    [
+        (2, "L", (40, 30), r"in the mask .*0\.png the class number 2 is in 1200 pixels, but the classes are 0 … 1 and 255 means"),
+        (1, "L", (30, 40), r"the mask .*0\.png has 30 × 40 pixels, its image 40 × 30: save it in the size of .*0\.jpg"),
+        (1, "RGB", (40, 30), r"the mask .*0\.png is in colour \(RGB\).*: save it as a PNG of one channel or with a palette"),
+        (1, "RGBA", (40, 30), r"is in colour \(RGBA\)"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_named_with_its_cure(
+    value: int, mode: str, size: tuple[int, int], message: str, mask_folder: Path
+) -> None:
+    rewrite(mask_folder / "masks" / "train" / "0.png", value, mode, size)
+    with pytest.raises(ValueError, match=message):
+        open_mask_folder(mask_folder).splits["train"][0]
+
+
+def test_a_damaged_mask_is_named(mask_folder: Path) -> None:
+    (mask_folder / "masks" / "train" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"masks/train/0\.png is not an image"):
+        open_mask_folder(mask_folder).splits["train"][0]
+
+
+def test_what_is_missing_is_said_before_anything_is_trained(mask_folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder .*elsewhere: check data\.root"):
+        open_mask_folder(mask_folder / "elsewhere")
+    with pytest.raises(ValueError, match=r"classes\.txt is a file: data\.root must be a folder"):
+        open_mask_folder(mask_folder / "classes.txt")
+    for index in (0, 1):
+        (mask_folder / "masks" / "train" / f"{index}.png").unlink()
+    with pytest.raises(ValueError, match=r"the image .*0\.jpg and 1 more images has no mask .*0\.png: add it"):
+        open_mask_folder(mask_folder)
+    for file in (mask_folder / "images" / "train").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"images/train holds no image \(\.bmp"):
+        open_mask_folder(mask_folder)
+    (mask_folder / "classes.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no list of classes .*classes\.txt: write one with a name a line"):
+        open_mask_folder(mask_folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("", "names 0 classes"), ("one\n", "names 1 classes"), ("one\n\ntwo", "line 2 of .* is empty: name the class of number 1")],
+)
+def test_a_list_of_classes_must_name_them(names: str, message: str, mask_folder: Path) -> None:
+    (mask_folder / "classes.txt").write_text(names)
+    with pytest.raises(ValueError, match=message):
+        open_mask_folder(mask_folder)
+
+
+@pytest.fixture
+def ade20k(mask_folder: Path) -> Path:
+    (mask_folder / "masks").rename(mask_folder / "annotations")
+    for kind in ("images", "annotations"):
+        (mask_folder / kind / "train").rename(mask_folder / kind / "training")
+        (mask_folder / kind / "val").rename(mask_folder / kind / "validation")
+    return mask_folder
+
+
+def test_number_0_of_ade20k_is_no_class(ade20k: Path) -> None:
+    numbers = np.zeros((30, 40), np.uint8)
+    numbers[0], numbers[1] = 1, 150
+    Image.fromarray(numbers).save(ade20k / "annotations" / "training" / "0.png")
+    class_names, splits = open_ade20k(ade20k)
+    assert [int(splits["train"][0][1][row, 0]) for row in range(3)] == [0, 149, IGNORED]
+    assert (len(class_names), class_names[0], class_names[149]) == (150, "class 1", "class 150")
+    assert splits["test"] is splits["val"]
+    rewrite(ade20k / "annotations" / "training" / "1.png", 151)
+    with pytest.raises(ValueError, match="the class number 151 is in 1200 pixels, but the classes are 1 … 150"):
+        splits["train"][1]
+
+
+def test_the_names_of_ade20k_come_with_it(ade20k: Path) -> None:
+    rows = [f"{number} \t0.1\t10\t1\tthing {number}, synonym" for number in range(1, 151)]
+    info = ade20k / "objectInfo150.txt"
+    info.write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows]))
+    class_names = open_ade20k(ade20k)[0]
+    assert class_names[:2] == ["thing 1", "thing 2"]
+    info.write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows[1:]]))
+    with pytest.raises(ValueError, match=r"objectInfo150\.txt does not name the classes 1 … 150"):
+        open_ade20k(ade20k)
+
+
+def test_zero_can_be_a_class_or_none() -> None:
+    numbers = np.array([[0, 1, 2]])
+    assert Numbering(3).classes_of(numbers).tolist() == [[0, 1, 2]]
+    assert Numbering(2, zero_is_no_class=True).classes_of(numbers).tolist() == [[IGNORED, 0, 1]]
