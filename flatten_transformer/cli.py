@@ -49,7 +49,12 @@ COMMANDS = {  # a function's parameters are the options of its command, its docs
     "demo": Command("train, compare, explain and use a small model on digits", "flatten_transformer.demo:demo"),
 }
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
-_EXTRAS = {**dict.fromkeys(_TRAIN, "train"), "faster_coco_eval": "dense", "matplotlib": "plots"}  # which extra holds which module
+_DENSE = ("faster_coco_eval", "segmentation_models_pytorch")
+_EXTRAS = {
+    **dict.fromkeys(_TRAIN, "train"),
+    **dict.fromkeys(_DENSE, "dense"),
+    "matplotlib": "plots",
+}  # which extra holds which module
 
 
 def main(argv: Sequence[str] | None = None) -> int:

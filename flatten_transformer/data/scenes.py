@@ -179,11 +179,8 @@ def write_scenes(folder: Path, settings: SceneSettings = SceneSettings()) -> Non
         ['annotations', 'classes.txt', 'images', 'masks', 'scenes.json']
     """
     made_from = json.dumps(asdict(settings), indent=1)
-    note = folder / "scenes.json"
-    if folder.exists():
-        if note.is_file() and note.read_text("utf-8") == made_from:
-            return
-        raise ValueError(f"{folder} is there already and holds no scenes of these settings: name another folder, or remove it")
+    if _is_there(folder, made_from):
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -193,8 +190,18 @@ def write_scenes(folder: Path, settings: SceneSettings = SceneSettings()) -> Non
         (draft / "scenes.json").write_text(made_from, "utf-8")
         draft.chmod(0o755)  # temporary folders are private
         draft.rename(folder)
+    except OSError:
+        if not _is_there(folder, made_from):  # another process may have been quicker
+            raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_there(folder: Path, made_from: str) -> bool:
+    note = folder / "scenes.json"
+    if folder.exists() and not (note.is_file() and note.read_text("utf-8") == made_from):
+        raise ValueError(f"{folder} is there already and holds no scenes of these settings: name another folder, or remove it")
+    return folder.exists()
 
 
 def _write_split(folder: Path, split: Split, settings: SceneSettings) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from flatten_transformer.data import scenes
 from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.data.loading import OnBadImage, Reading
-from flatten_transformer.data.mask_folder import MaskedImages, MaskFolder, open_ade20k, open_mask_folder
+from flatten_transformer.data.mask_folder import MaskedImages, open_ade20k, open_mask_folder
+from flatten_transformer.data.scenes import write_scenes
 from flatten_transformer.data.segmentation_augmentation import Augmentation
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
 from flatten_transformer.data.source import Split
@@ -73,8 +73,8 @@ class SegmentationData(DataModule):
             ``"ade20k"``.
         root: Folder of the data. For ``"folder"``: ``root/images/train/``, ``root/masks/train/`` with a PNG of the same
             name for each image, whose values are class numbers, and ``root/classes.txt`` with a name a line; ``val`` and
-            ``test`` likewise, if you like. For ADE20K: ADEChallengeData2016. For the scenes: where they are written to;
-            None for runs/scenes.
+            ``test`` likewise, if you like. For ADE20K: ADEChallengeData2016. For the scenes: where they are written to,
+            once; None for runs/scenes.
         ignore_index: The number in the masks of ``"folder"`` that means no class.
         val_share: Share of the training images that is kept for validation, at random but always the same, where the
             folder has none.
@@ -104,7 +104,6 @@ class SegmentationData(DataModule):
 
     Example:
         >>> data = SegmentationData(root=getfixture("tmp_path") / "scenes", batch_size=2)
-        >>> data.prepare_data()
         >>> data.setup("fit")
         >>> batch = next(iter(data.train_dataloader()))
         >>> batch.images.shape, batch.masks.shape, data.num_classes
@@ -154,31 +153,29 @@ class SegmentationData(DataModule):
         size = (96 if dataset == "scenes" else 512) if crop_size is None else crop_size
         self._augmentation = Augmentation(self.preprocessing, size, scale, max_share, hflip, distortion)
         self.on_bad_image = on_bad_image
-        self.root = _root(dataset, root)
-        self._made_here = dataset == "scenes"
-        self._open = open_ade20k if dataset == "ade20k" else lambda folder: open_mask_folder(folder, ignore_index, val_share)
-        self._found: MaskFolder | None = None if self._made_here else self._open(self.root)
-        self.class_names = scenes.CLASS_NAMES if self._found is None else self._found.class_names
+        folder = _root(dataset, root)
+        if dataset == "scenes":
+            write_scenes(folder)
+        found = open_ade20k(folder) if dataset == "ade20k" else open_mask_folder(folder, ignore_index, val_share)
+        self.class_names, self._sources = found
         self._datasets: dict[Split, MaskedSamples] = {}
-
-    def prepare_data(self) -> None:
-        """Write the scenes, unless they are there; Lightning asks one process of each machine for it."""
-        if self._made_here:
-            scenes.write_scenes(self.root)
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test) needs."""
-        found = self._found or self._open(self.root)
         splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in splits.get(stage, ()):
             if split not in self._datasets:
                 transform = self._augmentation if split == "train" else self.preprocessing
-                self._datasets[split] = MaskedSamples(found.splits[split], transform, self.in_chans, self.on_bad_image)
+                self._datasets[split] = MaskedSamples(self._sources[split], transform, self.in_chans, self.on_bad_image)
 
     def names(self, batch: MaskedBatch) -> list[str]:
         """Return the names of the images of a training batch: their files."""
         source = self._datasets["train"].source
         return [source.name(int(index)) for index in batch.indices]
+
+    def image(self, split: Split, index: int) -> Image.Image:
+        """Return an image of a split, as it is in its file."""
+        return self._sources[split][index][0]
 
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be used and were skipped so far."""

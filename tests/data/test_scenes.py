@@ -118,6 +118,20 @@ def test_scenes_are_written_once_and_never_over_something_else(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
 
+def test_of_two_processes_that_write_the_same_scenes_both_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine, folder = scenes._write_split, tmp_path / "scenes"
+
+    def outrun(draft: Path, split: Split, settings: SceneSettings) -> None:
+        genuine(draft, split, settings)
+        monkeypatch.setattr(scenes, "_write_split", genuine)
+        if split == "train":
+            write_scenes(folder, settings)  # the other process is done first
+
+    monkeypatch.setattr(scenes, "_write_split", outrun)
+    write_scenes(folder, FEW)
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+
+
 def test_nothing_is_left_of_scenes_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError("no space left")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from flatten_transformer.data import scenes
+from flatten_transformer.data import scenes, segmentation_data
 from flatten_transformer.data.mask_folder import IGNORED
 from flatten_transformer.data.segmentation_augmentation import Augmentation
 from flatten_transformer.data.segmentation_data import SegmentationData
@@ -170,19 +170,16 @@ def test_grey_images_have_one_channel(mask_folder: Path) -> None:
     assert data.preprocessing.mean == pytest.approx((0.449,), abs=1e-3)
 
 
-def test_scenes_are_made_when_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_are_made_where_they_are_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = scenes.SceneSettings(train=2, val=1, test=1)
-    monkeypatch.setattr(scenes, "SceneSettings", lambda: few)
-    genuine = scenes.write_scenes
-    monkeypatch.setattr(scenes, "write_scenes", lambda folder: genuine(folder, few))
+    monkeypatch.setattr(segmentation_data, "write_scenes", lambda folder: scenes.write_scenes(folder, few))
     monkeypatch.chdir(tmp_path)
     data = SegmentationData(batch_size=2)
-    assert not (tmp_path / "runs").exists()
-    data.prepare_data()
-    data.setup("test")
     assert (tmp_path / "runs" / "scenes" / "classes.txt").is_file()
-    assert tuple(data._open(data.root).class_names) == tuple(data.class_names)
+    data.setup("test")
+    assert tuple(data.class_names) == scenes.CLASS_NAMES
     assert next(iter(data.test_dataloader())).images[0].shape == (3, 96, 128)
+    assert data.image("test", 0).size == (128, 96)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from flatten_transformer.data.segmentation_preprocessing import check_window
 _AT_ONCE = 8  # classes enlarged at once: a photograph of 12 megapixels takes 0.4 GB, not 7 with 150 classes
 
 
-def segment(model: Callable[[Tensor], Tensor], image: Tensor, *, window: int | None = None, stride: int | None = None) -> Tensor:
+def image_logits(
+    model: Callable[[Tensor], Tensor], image: Tensor, *, window: int | None = None, stride: int | None = None
+) -> Tensor:
     """Return the logits of one image, ``[K, height, width]``.
 
     Args:
@@ -30,7 +32,7 @@ def segment(model: Callable[[Tensor], Tensor], image: Tensor, *, window: int | N
         ValueError: If a number is out of range, or the stride leaves pixels out.
 
     Example:
-        >>> logits = segment(torch.nn.Conv2d(3, 5, 1), torch.rand(3, 40, 64), window=32)
+        >>> logits = image_logits(torch.nn.Conv2d(3, 5, 1), torch.rand(3, 40, 64), window=32)
         >>> logits.shape
         torch.Size([5, 40, 64])
     """

@@ -15,7 +15,7 @@ from flatten_transformer.data.segmentation_data import MaskedBatch
 from flatten_transformer.tasks.kinds import Kind
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.segmentation.build import Segmenter, build_segmenter
-from flatten_transformer.tasks.segmentation.inference import class_map, segment
+from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
 from flatten_transformer.tasks.task import Task
 
 
@@ -108,7 +108,7 @@ class SegmentationTask(Task):
     def _count(self, batch: MaskedBatch, confusion: MulticlassConfusionMatrix) -> None:
         preprocessing = self.data.preprocessing
         for image, mask in zip(batch.images, batch.masks, strict=True):
-            logits = segment(self.final_model, image, window=preprocessing.window, stride=preprocessing.stride)
+            logits = image_logits(self.final_model, image, window=preprocessing.window, stride=preprocessing.stride)
             confusion.update(class_map(logits, *mask.shape), mask)
 
     def _judge(self, split: str, confusion: MulticlassConfusionMatrix) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from flatten_transformer.benchmark.cost import count_macs, count_parameters
+from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.segmentation.build import SEGMENTERS, Segmenter, build_segmenter
 from tests.tasks.segmentation.conftest import PVT, TINY

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatten_transformer.tasks.segmentation.inference import class_map, segment, window_starts
+from flatten_transformer.tasks.segmentation.inference import class_map, image_logits, window_starts
 
 
 def plain() -> nn.Module:
@@ -14,7 +14,7 @@ def plain() -> nn.Module:
 @torch.no_grad()
 def test_one_window_that_covers_the_image_is_the_whole_image(window: int | None) -> None:
     model, image = nn.Conv2d(3, 5, 3, padding=1), torch.rand(3, 40, 60)
-    torch.testing.assert_close(segment(model, image, window=window), model(image[None])[0], rtol=0, atol=0)
+    torch.testing.assert_close(image_logits(model, image, window=window), model(image[None])[0], rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def test_windows_see_every_pixel_as_often_as_they_cover_it() -> None:
         seen.append(images)
         return images * 0 + len(seen)  # the first window says 1, the second 2, …
 
-    logits = segment(count, torch.rand(1, 32, 48), window=32, stride=16)[0]
+    logits = image_logits(count, torch.rand(1, 32, 48), window=32, stride=16)[0]
     assert [tuple(image.shape) for image in seen] == [(1, 1, 32, 32)] * 2
     assert [float(logits[0, column]) for column in (0, 15, 16, 31, 32, 47)] == [1, 1, 1.5, 1.5, 2, 2]
 
@@ -34,7 +34,7 @@ def test_windows_see_every_pixel_as_often_as_they_cover_it() -> None:
 def test_what_looks_at_each_pixel_alone_gives_the_same_through_any_windows() -> None:
     model, image = plain(), torch.rand(3, 50, 71)
     for window, stride in ((32, None), (32, 32), (40, 7), (33, 1)):
-        torch.testing.assert_close(segment(model, image, window=window, stride=stride), model(image[None])[0])
+        torch.testing.assert_close(image_logits(model, image, window=window, stride=stride), model(image[None])[0])
 
 
 @torch.no_grad()
@@ -43,8 +43,8 @@ def test_a_window_sees_nothing_outside_it() -> None:
         return images.mean((2, 3), keepdim=True).expand_as(images)
 
     image = torch.cat([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)], dim=2)
-    assert segment(mean, image, window=32, stride=32)[0].unique().tolist() == [0, 1]
-    assert segment(mean, image)[0].unique().tolist() == [0.5]
+    assert image_logits(mean, image, window=32, stride=32)[0].unique().tolist() == [0, 1]
+    assert image_logits(mean, image)[0].unique().tolist() == [0.5]
 
 
 @pytest.mark.parametrize(("length", "window", "stride"), [(100, 64, 32), (64, 64, 10), (10, 64, 32), (129, 64, 64), (65, 64, 64)])
@@ -65,4 +65,4 @@ def test_the_classes_are_those_of_the_stretched_logits(classes: int) -> None:
 def test_numbers_out_of_range_are_refused() -> None:
     for options, message in (({"window": 0}, "window must be at least 1"), ({"stride": 4}, "needs a window to move")):
         with pytest.raises(ValueError, match=message):
-            segment(plain(), torch.rand(3, 8, 8), **options)
+            image_logits(plain(), torch.rand(3, 8, 8), **options)
