@@ -29,7 +29,7 @@ from flatten_transformer.data.source import Split
 CLASS_NAMES = ("background", *digits.CLASS_NAMES)  # of the semantic maps; the detector's are the digits alone
 # Which columns of the photographs, of 640, are the background of which split: no scene is tested on what was learned.
 _COLUMNS: Mapping[Split, tuple[int, int]] = {"train": (0, 352), "val": (352, 480), "test": (480, 640)}
-_KEPT = 0.6  # of each digit's own pixels stays visible
+_KEPT = 0.8  # of each digit's own pixels stays visible
 _TRIES = 20  # to place a digit so
 _SHARPNESS = 3  # of the edges of an enlarged digit
 _CONTRAST = 100  # of a colour to what is behind it: their distance in 0 … 255
@@ -59,7 +59,7 @@ class SceneSettings:
     test: int = 80
     height: int = 96
     width: int = 128
-    most: int = 4
+    most: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -142,7 +142,7 @@ def _background(rng: np.random.Generator, split: Split, settings: SceneSettings)
 def _placed(rng: np.random.Generator, digit: Image.Image, settings: SceneSettings) -> NDArray[np.float64]:
     """Return how much of each pixel a digit covers, enlarged and put somewhere, ``[height, width]`` in 0 … 1."""
     shorter = min(settings.height, settings.width)
-    side = int(rng.integers(shorter // 3, shorter * 2 // 3))
+    side = int(rng.integers(shorter * 3 // 10, shorter * 11 // 20))
     x, y = (int(rng.integers(0, length - side + 1)) for length in (settings.width, settings.height))
     alpha = np.zeros((settings.height, settings.width))
     large = digit.resize((side, side), Image.Resampling.BICUBIC)
@@ -255,7 +255,7 @@ def make_scenes(
     test: int = 80,
     height: int = 96,
     width: int = 128,
-    most: int = 4,
+    most: int = 5,
     seed: int = 0,
 ) -> None:
     """Write scenes of handwritten digits on photographs as COCO JSON and PNG masks, with no download.

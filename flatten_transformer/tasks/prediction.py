@@ -1,64 +1,72 @@
 """`flatten predict`: what a trained model sees in image files."""
 
-# n images, K classes.
-
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from csv import writer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
-from torch import nn
 
-from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.data.image_folder import SUFFIXES, find_images
-from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.tasks.model_file import ModelInfo, load_model
+from flatten_transformer.lazy import load
+from flatten_transformer.tasks.kinds import Kind
+from flatten_transformer.tasks.model_file import load_model
 
 
-class Guess(NamedTuple):
-    """A class and its probability in 0 … 1."""
+class Use(NamedTuple):
+    """How a kind of model is used on files."""
 
-    class_name: str
-    probability: float
+    does: str  # in words
+    options: tuple[str, ...]  # of :func:`predict` that have a meaning for it
+    function: str  # of a model, its info, files and these options, as ``"module:function"``
 
 
-def predict(images: list[Path], checkpoint: Path, top_k: int = 3, csv: Path | None = None) -> None:
-    """Print what a trained model sees in image files.
+_HERE = "flatten_transformer.tasks"
+USES: Mapping[Kind, Use] = {
+    "classify": Use("classifies images", ("top_k", "csv"), f"{_HERE}.classification.prediction:predict_files"),
+    "detect": Use("detects objects", ("output", "threshold"), f"{_HERE}.detection.prediction:predict_files"),
+    "segment": Use("segments images", ("output",), f"{_HERE}.segmentation.prediction:predict_files"),
+}
+
+
+def predict(
+    images: list[Path],
+    checkpoint: Path,
+    task: Kind | None = None,
+    top_k: int | None = None,
+    csv: Path | None = None,
+    output: Path | None = None,
+    threshold: float | None = None,
+) -> None:
+    """Print or write what a trained model sees in image files; its file says whether it classifies, detects or segments.
 
     Args:
         images: Image files, of any format and mode that Pillow reads, or folders, of which all images are taken.
         checkpoint: The model.safetensors of a training.
-        top_k: How many classes to print an image, the most probable first.
-        csv: Write a table of file, class and probability into this file, a line for each class, instead of printing.
+        task: What the model must do; by default whatever it does.
+        top_k: A classifier prints so many classes an image, the most probable first; by default 3.
+        csv: A classifier writes a table of file, class and probability into this file instead of printing.
+        output: A detector or segmenter writes into this folder; by default predictions.
+        threshold: A detector leaves out what has a lower score, in 0 … 1; by default 0.5.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is not an image, a folder holds none, ``csv`` is a folder, or ``top_k`` is below 1.
+        ValueError: If a file is not an image, a folder holds none, or an option is out of range or not for this model.
     """
-    if csv is not None and csv.is_dir():
-        raise ValueError(f"{csv} is a folder: give --csv the name of a file, such as {csv}/classes.csv")
     files = expand(images)
     model, info = load_model(checkpoint)
-    guesses: list[list[Guess]] = []
-    with patience_bar(len(files)) as advance:
-        for file in files:
-            guesses += classify(model, info, [file], top_k)
-            advance()
-    if csv is None:
-        Console().print(_table(files, guesses))
-    else:
-        write_atomically(csv, _csv(files, guesses))
-        Console().print(f"The classes of {len(files)} image{'s' * (len(files) != 1)} are in {escape(str(csv))}")
+    use = USES[info.task]
+    if task not in (None, info.task):
+        raise ValueError(f"the model in {checkpoint} {use.does}: leave --task {task} out, or give a model that does so")
+    values: dict[str, Any] = {"top_k": top_k, "csv": csv, "output": output, "threshold": threshold}
+    given = {name: value for name, value in values.items() if value is not None}
+    if idle := [name for name in given if name not in use.options]:
+        raise ValueError(f"the model in {checkpoint} {use.does} and takes no --{idle[0]}: leave it out")
+    load(use.function)(model, info, files, **given)
 
 
 def expand(images: Sequence[Path]) -> list[Path]:
@@ -99,49 +107,5 @@ def patience_bar(total: int, after_s: float = 2.0) -> Iterator[Callable[[], None
     """
     console, start = Console(stderr=True), time.monotonic()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("Classifying", total=total, visible=False)
+        bar = progress.add_task("Looking", total=total, visible=False)
         yield lambda: progress.update(bar, advance=1, visible=time.monotonic() - start > after_s)
-
-
-def _table(files: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> Table:
-    table = Table(title="The most probable classes")
-    table.add_column("image", overflow="fold")  # a path is of no use cut short
-    for rank in range(len(guesses[0])):
-        table.add_column(f"{rank + 1}.", overflow="fold")
-    for file, row in zip(files, guesses, strict=True):
-        table.add_row(escape(str(file)), *(escape(f"{guess.class_name} ({guess.probability:.1%})") for guess in row))
-    return table
-
-
-def _csv(files: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> bytes:
-    text = io.StringIO(newline="")
-    lines = writer(text, lineterminator="\n")
-    lines.writerow(("file", "class", "probability"))
-    for file, row in zip(files, guesses, strict=True):
-        lines.writerows((file, guess.class_name, f"{guess.probability:.6f}") for guess in row)
-    return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name need not be text
-
-
-def classify(model: nn.Module, info: ModelInfo, images: Sequence[Path], top_k: int = 3) -> list[list[Guess]]:
-    """Return the most probable classes of each image file, at most ``top_k`` each, the most probable first.
-
-    Args:
-        model: From :func:`load_model`.
-        info: From :func:`load_model`.
-        images: Image files.
-        top_k: How many classes an image.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is not an image, or ``top_k`` is below 1.
-    """
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    return [_classify_one(model, info, path, top_k) for path in images]
-
-
-@torch.inference_mode()
-def _classify_one(model: nn.Module, info: ModelInfo, path: Path, top_k: int) -> list[Guess]:
-    image = info.preprocessing(read_image(path)).unsqueeze(0)  # [1, C, size, size]
-    probabilities, classes = model(image)[0].softmax(0).topk(min(top_k, len(info.class_names)))
-    return [Guess(info.class_names[index], float(p)) for index, p in zip(classes.tolist(), probabilities, strict=True)]

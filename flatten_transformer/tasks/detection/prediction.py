@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.markup import escape
 from torch import Tensor, nn
 
 from flatten_transformer.atomic_file import write_atomically, write_png
@@ -56,7 +58,9 @@ def detect(
     return found
 
 
-def predict_files(model: nn.Module, info: ModelInfo, files: Sequence[Path], output: Path, threshold: float = 0.5) -> None:
+def predict_files(
+    model: nn.Module, info: ModelInfo, files: Sequence[Path], output: Path = Path("predictions"), threshold: float = 0.5
+) -> None:
     """Write what a detector finds into a folder: ``detections.json``, and a picture ``<stem>.png`` of each image.
 
     The JSON is a data set in COCO's format: the images by their paths, the classes with ids from 1, and an annotation
@@ -90,6 +94,8 @@ def predict_files(model: nn.Module, info: ModelInfo, files: Sequence[Path], outp
     categories = [{"id": number, "name": name} for number, name in enumerate(info.class_names, 1)]
     content = {"images": images, "categories": categories, "annotations": annotations}
     write_atomically(output / "detections.json", json.dumps(content).encode())
+    where = f"What was found on {len(files)} image{'s' * (len(files) != 1)} is in {escape(str(output))}"
+    Console().print(where, soft_wrap=True)
 
 
 def _check(threshold: float) -> None:

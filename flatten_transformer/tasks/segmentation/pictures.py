@@ -1,0 +1,115 @@
+"""Maps of classes as pictures: palettes, tinted images, legends, what was found beside what there is."""
+
+# K classes.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from torchvision.utils import draw_segmentation_masks
+
+from flatten_transformer.tasks.overlays import COLOURS, Colour
+
+_TINTS = (0.0, -0.45, 0.5)  # shares of black (below 0) and white that make more colours out of a few
+_UNTINTED = "background"  # a class of this name is left as it is in pictures
+_SHOWN = 30  # classes in a legend; those with most pixels
+
+
+def palette(count: int) -> list[Colour]:
+    """Return a colour for each class; those of the first seven can be told apart by everyone, and 21 are different.
+
+    Args:
+        count: K.
+
+    Example:
+        >>> palette(8)[0], palette(8)[7], palette(22)[21] == palette(1)[0]
+        ((230, 159, 0), (126, 87, 0), True)
+    """
+    return [_tinted(COLOURS[label % len(COLOURS)], _TINTS[label // len(COLOURS) % len(_TINTS)]) for label in range(count)]
+
+
+def _tinted(colour: Colour, tint: float) -> Colour:
+    towards = 255 if tint > 0 else 0
+    red, green, blue = (int(value + abs(tint) * (towards - value)) for value in colour)
+    return red, green, blue
+
+
+def mask_image(classes: Tensor, count: int) -> Image.Image:
+    """Return the class of each pixel as an image whose values are their numbers: with a palette up to 256 classes, grey above.
+
+    Args:
+        classes: ``[height, width]``, from 0 to K - 1.
+        count: K.
+
+    Example:
+        >>> image = mask_image(torch.tensor([[0, 1]]), 2)
+        >>> image.mode, image.getpixel((1, 0))
+        ('P', 1)
+    """
+    if count > 256:
+        return Image.fromarray(classes.cpu().numpy().astype(np.uint16))
+    image = Image.fromarray(classes.cpu().byte().numpy())
+    image.putpalette([value for colour in palette(count) for value in colour])
+    return image
+
+
+def draw_classes(image: Image.Image, classes: Tensor, class_names: Sequence[str]) -> Image.Image:
+    """Return an image tinted by the class of each pixel; what has no class, and a class "background", stays as it is.
+
+    Args:
+        image: In any mode.
+        classes: ``[height, width]``, the size of the image; below 0 where there is no class.
+        class_names: K names.
+    """
+    pixels, classes = F.pil_to_tensor(image.convert("RGB")), classes.cpu()
+    colours = palette(len(class_names))
+    shown = [label for label in classes.unique().tolist() if label >= 0 and class_names[label] != _UNTINTED]
+    if not shown:
+        return image.convert("RGB")
+    masks = torch.stack([classes == label for label in shown])
+    return F.to_pil_image(draw_segmentation_masks(pixels, masks, alpha=0.65, colors=[colours[label] for label in shown]))
+
+
+def draw_overlay(image: Image.Image, classes: Tensor, class_names: Sequence[str]) -> Image.Image:
+    """Return an image tinted by the class of each pixel, and the names of these classes to the right of it.
+
+    Args:
+        image: In any mode.
+        classes: ``[height, width]``, the size of the image; below 0 where there is no class.
+        class_names: K names.
+
+    Example:
+        >>> overlay = draw_overlay(Image.new("L", (60, 40)), torch.ones(40, 60, dtype=torch.long), ["cat", "dog"])
+        >>> overlay.width > 60, overlay.height >= 40
+        (True, True)
+    """
+    counts = torch.bincount(classes[classes >= 0].flatten().cpu(), minlength=len(class_names))
+    found = [label for label in counts.argsort(descending=True, stable=True).tolist() if counts[label]][:_SHOWN]
+    return _beside(draw_classes(image, classes, class_names), _legend(found, class_names, image.height))
+
+
+def _legend(labels: Sequence[int], class_names: Sequence[str], height: int) -> Image.Image:
+    """Return the colour and the name of each class, one below the other."""
+    colours, size = palette(len(class_names)), max(11, height // 32)
+    font, line = ImageFont.load_default(size), round(1.6 * size)
+    width = max((round(font.getlength(class_names[label])) for label in labels), default=0) + 3 * size
+    legend = Image.new("RGB", (width, line * len(labels) + size), "white")
+    canvas = ImageDraw.Draw(legend)
+    for row, label in enumerate(labels):
+        top = size // 2 + row * line
+        fill = None if class_names[label] == _UNTINTED else colours[label]
+        canvas.rectangle((size // 2, top + 1, size * 3 // 2, top + size + 1), fill=fill, outline="black")
+        canvas.text((2 * size, top + size // 2), class_names[label], font=font, fill="black", anchor="lm")
+    return legend
+
+
+def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (left.width, 0))
+    return sheet

@@ -1,0 +1,50 @@
+import numpy as np
+import torch
+from PIL import Image
+
+from flatten_transformer.tasks.overlays import COLOURS
+from flatten_transformer.tasks.segmentation.pictures import draw_classes, draw_overlay, mask_image, palette
+
+GREY = Image.new("RGB", (60, 40), (100, 100, 100))
+
+
+def classes(*columns: int) -> torch.Tensor:
+    """Return a map of 40 × 60 pixels whose vertical stripes have these classes."""
+    return torch.tensor(columns).repeat_interleave(60 // len(columns))[None].expand(40, -1)
+
+
+def test_the_first_classes_have_the_colours_that_everyone_tells_apart() -> None:
+    assert palette(7) == list(COLOURS)
+    assert len(set(palette(21))) == 21
+    assert len(palette(150)) == 150
+
+
+def test_a_mask_keeps_numbers_of_any_size() -> None:
+    for count, mode in ((3, "P"), (256, "P"), (300, "I;16")):
+        image = mask_image(torch.tensor([[0, count - 1]]), count)
+        assert image.mode == mode
+        assert np.asarray(image).tolist() == [[0, count - 1]]
+    assert mask_image(torch.tensor([[1]]), 3).convert("RGB").getpixel((0, 0)) == COLOURS[1]
+
+
+def test_pixels_are_tinted_by_their_class_and_left_alone_without_one() -> None:
+    pixels = np.asarray(draw_classes(GREY, classes(-1, 0, 1), ["background", "cat"]))
+    assert pixels[0, [5, 25]].tolist() == [[100, 100, 100]] * 2
+    wanted = 0.35 * 100 + 0.65 * np.array(COLOURS[1])
+    np.testing.assert_allclose(pixels[0, 50], wanted, atol=1.5)
+    assert draw_classes(GREY.convert("L"), classes(-1), ["cat"]).mode == "RGB"
+
+
+def test_the_legend_names_the_classes_that_are_there() -> None:
+    few, more = (draw_overlay(GREY, classes(*found), ["cat", "dog", "rabbit"]) for found in ((0,), (0, 1, 2)))
+    assert few.width < more.width  # "rabbit" is longer
+    assert few.height == 40 < more.height
+    legend = np.asarray(more)[:, 60:].reshape(-1, 3).tolist()
+    assert all(list(colour) in legend for colour in COLOURS[:3])
+    assert list(COLOURS[1]) not in np.asarray(few)[:, 60:].reshape(-1, 3).tolist()
+
+
+def test_of_many_classes_the_legend_names_the_largest() -> None:
+    many = torch.arange(60).expand(40, -1)
+    names = [f"class {number}" for number in range(60)]
+    assert draw_overlay(GREY, many, names).height < 40 * 20
