@@ -1,12 +1,13 @@
-"""AdamW and the schedules that the paper trains by, a cosine or steps: timm's, chosen by a few numbers."""
+"""AdamW and the schedules that the paper trains by, a cosine, steps or a polynomial: timm's, chosen by a few numbers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -33,6 +34,8 @@ class Optimization:
         layer_decay: The rate of each layer is this share of that of the layer above it, so that early layers change
             less; None for one rate. For fine-tuning.
         milestones: Epochs after which the rate falls to a tenth, as detectors are trained; None for a cosine.
+        power: Of the polynomial by which the rate falls to ``min_lr``, as segmenters are trained, 1 for a straight line;
+            None for a cosine.
 
     Raises:
         ValueError: If a number is out of range.
@@ -54,6 +57,7 @@ class Optimization:
     lr_base_size: int | None = None
     layer_decay: float | None = None
     milestones: tuple[float, ...] | None = None
+    power: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.lr < float("inf") or self.lr == 0:
@@ -75,6 +79,8 @@ class Optimization:
             raise ValueError(f"milestones must be epochs above 0 in rising order, got {list(self.milestones)}")
         if self.milestones is not None and self.cooldown_epochs:
             raise ValueError("a cool-down follows a cosine, not milestones: leave one of them out")
+        if self.power is not None and (self.power <= 0 or self.milestones is not None):
+            raise ValueError(f"power must be positive and without milestones, got {self.power} and {self.milestones}")
 
     def optimizer(self, model: nn.Module, batch_size: int) -> Optimizer:
         """Return AdamW with the groups of timm's rule: with decay and without, and by layers if the rate decays.
@@ -123,4 +129,5 @@ class Optimization:
                 f"a cool-down of {self.cooldown_epochs:g} epochs leaves nothing of a training of "
                 f"{total_steps / steps_per_epoch:g}: raise trainer.max_epochs or lower model.optim.cooldown_epochs"
             )
-        return CosineLRScheduler(optimizer, t_initial=max(cosine_steps, 1), lr_min=self.min_lr * scale, **warmup)
+        curve = CosineLRScheduler if self.power is None else partial(PolyLRScheduler, power=self.power)
+        return curve(optimizer, t_initial=max(cosine_steps, 1), lr_min=self.min_lr * scale, **warmup)

@@ -131,6 +131,21 @@ def test_the_rate_falls_to_a_tenth_at_each_milestone() -> None:
     assert rates[110:] == pytest.approx([0.01] * 11)
 
 
+@pytest.mark.parametrize("power", [0.9, 1.0, 2.0])
+def test_the_rate_can_fall_by_a_polynomial(power: float) -> None:
+    recipe = Optimization(lr=0.1, warmup_epochs=1.5, min_lr=0.01, power=power)
+    optimizer = recipe.optimizer(torch.nn.Linear(2, 2))
+    schedule = recipe.schedule(optimizer, total_steps=100, steps_per_epoch=4)
+    rates = []
+    for step in range(101):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == 0.01
+    assert rates[3] == pytest.approx(0.055)  # half way up
+    for step in (6, 50, 99, 100):
+        assert rates[step] == pytest.approx(0.01 + 0.09 * (1 - step / 100) ** power)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -138,6 +153,8 @@ def test_the_rate_falls_to_a_tenth_at_each_milestone() -> None:
         ({"lr": float("inf")}, "lr must be positive"),
         ({"lr": 1e-3, "min_lr": 1e-2}, "lr must be positive and at least min_lr, got lr 0.001 and min_lr 0.01"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"power": 0.0}, r"power must be positive and without milestones, got 0\.0 and None"),
+        ({"power": 1.0, "milestones": (1.0,)}, r"power must be positive and without milestones, got 1\.0 and \(1\.0,\)"),
         ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
         ({"cooldown_epochs": -1}, "cooldown_epochs must be at least 0, got -1"),
         ({"warmup_lr": 1.0}, r"warmup_lr must lie in 0 … lr, got warmup_lr 1.0 and lr 0.001"),
