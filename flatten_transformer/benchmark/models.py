@@ -8,6 +8,7 @@ import timm
 import torch
 
 from flatten_transformer.benchmark.detectors import print_detectors
+from flatten_transformer.benchmark.segmenters import print_segmenters
 from flatten_transformer.models.cost import count_macs, count_parameters
 
 # ImageNet-1K top-1 in % as the paper reports it (arXiv 2308.00442 and its repository); not measured here.
@@ -66,13 +67,14 @@ def models(pattern: str = "*", dense: bool = False) -> None:
 
     Args:
         pattern: Which, with the shell's wildcards, such as ``"*swin*"``.
-        dense: Print what the detectors of the paper cost instead, all of them.
+        dense: Print what the detectors and segmenters of the paper cost instead, all of them.
 
     Raises:
         ValueError: If no model fits the pattern.
     """
     if dense:
         print_detectors()
+        print_segmenters()
         return
     from rich.console import Console
     from rich.progress import track

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flatten_transformer.benchmark import detectors
+from flatten_transformer.benchmark import detectors, segmenters
 from flatten_transformer.benchmark.detectors import MASKS, PROPOSALS, PUBLISHED, detector_cost
 from flatten_transformer.benchmark.models import models
 from flatten_transformer.tasks.detection.build import build_detector
@@ -46,7 +46,12 @@ def test_the_parts_are_what_a_detector_runs() -> None:
 def test_the_table_shows_the_papers_figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(detectors, "PUBLISHED", PUBLISHED[2:3])
+    monkeypatch.setattr(segmenters, "PUBLISHED", segmenters.PUBLISHED[:1])
     models(dense=True)
-    shown = capsys.readouterr().out
-    row = next(line for line in shown.splitlines() if "mask_rcnn, flatten_swin_tiny_patch4_224 " in line)
-    assert [cell.strip() for cell in row.split("│")[1:-1]][-2:] == ["268.0", "268"]
+    lines = capsys.readouterr().out.splitlines()
+    for title, wanted in (
+        ("mask_rcnn, flatten_swin_tiny_patch4_224 ", ["268.0", "268"]),
+        ("semantic_fpn, flatten_pvt_tiny ", ["77.0", "169"]),
+    ):
+        row = next(line for line in lines if title in line)
+        assert [cell.strip() for cell in row.split("│")[1:-1]][-2:] == wanted

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from flatten_transformer.models.cost import count_macs, count_parameters
+from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.segmentation.build import SEGMENTERS, Segmenter, build_segmenter
 from tests.tasks.segmentation.conftest import PVT, TINY
@@ -84,17 +84,6 @@ def test_every_argument_changes_the_model() -> None:
     ]
     assert len(set(sizes)) == 4
     assert build_segmenter("semantic_fpn", TINY, 5, 1).eval()(torch.rand(1, 1, 32, 32)).shape == (1, 5, 32, 32)
-
-
-def test_the_sizes_are_those_of_the_papers_baselines() -> None:
-    with torch.device("meta"):
-        fpn = build_segmenter("semantic_fpn", {"backbone": "flatten_pvt_tiny"}, 150, 3)
-        upernet = build_segmenter("upernet", {"backbone": "flatten_swin_tiny_patch4_224"}, 150, 3)
-    # arXiv 2308.00442 says 16 M and 169 G, 60 M and 946 G; docs/dense.md explains the differences
-    assert round(count_parameters(fpn) / 1e6, 1) == 13.5
-    assert round(count_parameters(upernet) / 1e6, 1) == 60.8
-    assert round(count_macs(fpn, (3, 512, 2048)) / 1e9) == 77
-    assert round(count_macs(upernet, (3, 512, 2048)) / 1e9) == 951
 
 
 @pytest.mark.parametrize(("backbone", "args"), BACKBONES[:4], ids=[name for name, _ in BACKBONES[:4]])
