@@ -134,7 +134,7 @@ def test_the_rate_falls_to_a_tenth_at_each_milestone() -> None:
 @pytest.mark.parametrize("power", [0.9, 1.0, 2.0])
 def test_the_rate_can_fall_by_a_polynomial(power: float) -> None:
     recipe = Optimization(lr=0.1, warmup_epochs=1.5, min_lr=0.01, power=power)
-    optimizer = recipe.optimizer(torch.nn.Linear(2, 2))
+    optimizer = recipe.optimizer(torch.nn.Linear(2, 2), batch_size=1)
     schedule = recipe.schedule(optimizer, total_steps=100, steps_per_epoch=4)
     rates = []
     for step in range(101):

@@ -112,7 +112,7 @@ def test_weights_that_match_nothing_are_an_error(tmp_path: Path) -> None:
 
 def test_biases_norms_and_what_the_backbone_spares_do_not_decay() -> None:
     model = build(backbone="flatten_swin_tiny_patch4_224", backbone_args=SWIN | {"attn_types": "LLSS"})
-    groups = Optimization(weight_decay=0.3).optimizer(model).param_groups
+    groups = Optimization(weight_decay=0.3).optimizer(model, batch_size=1).param_groups
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     tables = [name for name, _ in model.named_parameters() if name.endswith("relative_position_bias_table")]
     assert len(tables) == 2
