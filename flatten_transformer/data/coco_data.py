@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
@@ -19,6 +19,7 @@ from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.data.data_sets import fill_in
 from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
 from flatten_transformer.data.loading import OnBadImage
+from flatten_transformer.data.scenes import SCENES, write_scenes
 from flatten_transformer.data.source import Split
 
 SIZES = tuple(range(480, 801, 32))
@@ -30,7 +31,9 @@ class CocoData(DataModule):
     The numbers tell which images of their file they are, for messages.
 
     Args:
-        root: Folder of the data, laid out as COCO is: ``train2017/``, ``val2017/`` and
+        dataset: ``"coco"``, any data set in its format, or ``"scenes"``, digits on photographs, made here, no download.
+        root: Folder of the data, for the scenes where they are written to, once, by default runs/scenes. Others are laid out
+            as COCO is: ``train2017/``, ``val2017/`` and
             ``annotations/instances_train2017.json``, ``…_val2017.json``. Each can be named by itself:
         train_images: Folder of the images to learn from.
         train_annotations: What is on them, a JSON file in COCO's format.
@@ -62,6 +65,7 @@ class CocoData(DataModule):
         self,
         root: str | Path | None = None,
         *,
+        dataset: Literal["coco", "scenes"] = "coco",
         train_images: str | Path | None = None,
         train_annotations: str | Path | None = None,
         val_images: str | Path | None = None,
@@ -90,11 +94,15 @@ class CocoData(DataModule):
             raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
         if (test_images is None) != (test_annotations is None):
             raise ValueError("test_images and test_annotations belong together: give both, or neither to test on the val images")
-        self._places: dict[Split, tuple[Path, Path]] = {
-            "train": _place("train", root, train_images, train_annotations),
-            "val": _place("val", root, val_images, val_annotations),
-        }
-        self._places["test"] = _place("test", None, test_images, test_annotations) if test_images else self._places["val"]
+        self._places: dict[Split, tuple[Path, Path]]
+        if dataset == "scenes":
+            self._places = _scenes(Path(root or SCENES))
+        else:
+            self._places = {
+                "train": _place("train", root, train_images, train_annotations),
+                "val": _place("val", root, val_images, val_annotations),
+            }
+            self._places["test"] = _place("test", None, test_images, test_annotations) if test_images else self._places["val"]
         self.masks = masks
         self.empty_images = empty_images
         self.on_bad_image = on_bad_image
@@ -186,3 +194,10 @@ def _place(split: Split, root: str | Path | None, images: str | Path | None, ann
     folder = Path(root or "")
     named = folder / f"{split}2017", folder / "annotations" / f"instances_{split}2017.json"
     return Path(images or named[0]), Path(annotations or named[1])
+
+
+def _scenes(root: Path) -> dict[Split, tuple[Path, Path]]:
+    """Write the scenes unless they are there; return the images and annotations of each split."""
+    write_scenes(root)
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    return {split: (root / "images" / split, root / "annotations" / f"instances_{split}.json") for split in splits}

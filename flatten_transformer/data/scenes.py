@@ -26,6 +26,7 @@ from sklearn.datasets import load_sample_images
 from flatten_transformer.data import digits
 from flatten_transformer.data.source import Split
 
+SCENES = Path("runs", "scenes")  # where data modules write them unless they are told where
 CLASS_NAMES = ("background", *digits.CLASS_NAMES)  # of the semantic maps; the detector's are the digits alone
 # Which columns of the photographs, of 640, are the background of which split: no scene is tested on what was learned.
 _COLUMNS: Mapping[Split, tuple[int, int]] = {"train": (0, 352), "val": (352, 480), "test": (480, 640)}

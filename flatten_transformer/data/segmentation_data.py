@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.data.loading import OnBadImage, Reading
 from flatten_transformer.data.mask_folder import MaskedImages, open_ade20k, open_mask_folder
-from flatten_transformer.data.scenes import write_scenes
+from flatten_transformer.data.scenes import SCENES, write_scenes
 from flatten_transformer.data.segmentation_augmentation import Augmentation
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
 from flatten_transformer.data.source import Split
@@ -177,6 +177,14 @@ class SegmentationData(DataModule):
         """Return an image of a split, as it is in its file."""
         return self._sources[split][index][0]
 
+    def mask(self, split: Split, index: int) -> Tensor:
+        """Return the class of each pixel of an image of a split, ``[height, width]``; IGNORED where there is none."""
+        return self._sources[split][index][1].as_subclass(Tensor)
+
+    def count(self, split: Split) -> int:
+        """Return how many images a split has."""
+        return len(self._sources[split])
+
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be used and were skipped so far."""
         return self._datasets[split].skipped_names() if split in self._datasets else []
@@ -210,7 +218,7 @@ def _root(dataset: DataSet, root: str | Path | None) -> Path:
     if root is not None:
         return Path(root)
     if dataset == "scenes":
-        return Path("runs", "scenes")
+        return SCENES
     example = "ADEChallengeData2016" if dataset == "ade20k" else "my_images"
     raise ValueError(f"the data set {dataset!r} needs a folder: add --data.root, such as --data.root data/{example}")
 

@@ -13,7 +13,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from flatten_transformer.atomic_file import write_png
+
 Colour = tuple[int, int, int]
+_GAP = 8  # pixels between pictures
 
 # Okabe and Ito, "Color Universal Design", 2008, in an order whose neighbours differ most; black is left out.
 COLOURS: tuple[Colour, ...] = (
@@ -117,3 +120,19 @@ def overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
     if lost is not None:
         raise ValueError(f"{lost} is one of the images, and its picture would take its place: choose another --output")
     return paths
+
+
+def side_by_side(rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
+    """Write pictures in rows, such as truth and detections of an image in one, into a PNG file.
+
+    Args:
+        rows: Pictures of any sizes.
+        path: Where the PNG goes.
+    """
+    widths = [max(row[column].width for row in rows) for column in range(len(rows[0]))]
+    heights = [max(picture.height for picture in row) for row in rows]
+    sheet = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), sum(heights) + _GAP * (len(heights) + 1)), "white")
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (_GAP + sum(widths[:column]) + _GAP * column, _GAP + sum(heights[:number]) + _GAP * number))
+    write_png(path, sheet)

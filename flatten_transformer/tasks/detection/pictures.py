@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +10,8 @@ from faster_coco_eval import mask as rle
 from PIL import Image
 from torch import Tensor
 
-from flatten_transformer.atomic_file import write_png
 from flatten_transformer.data.coco import CocoImage, encode
 from flatten_transformer.tasks.overlays import draw_objects
-
-_GAP = 8  # pixels between pictures
 
 
 def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str], scale: int = 1) -> Image.Image:
@@ -63,19 +59,3 @@ def _draw(
         image = image.convert("RGB").resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
         masks = None if masks is None else masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     return draw_objects(image, scale * boxes, labels, captions, masks)
-
-
-def side_by_side(rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
-    """Write pictures in rows, such as truth and detections of an image in one, into a PNG file.
-
-    Args:
-        rows: Pictures of any sizes.
-        path: Where the PNG goes.
-    """
-    widths = [max(row[column].width for row in rows) for column in range(len(rows[0]))]
-    heights = [max(picture.height for picture in row) for row in rows]
-    sheet = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), sum(heights) + _GAP * (len(heights) + 1)), "white")
-    for number, row in enumerate(rows):
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (_GAP + sum(widths[:column]) + _GAP * column, _GAP + sum(heights[:number]) + _GAP * number))
-    write_png(path, sheet)

@@ -18,6 +18,7 @@ from flatten_transformer.tasks.overlays import COLOURS, Colour
 _TINTS = (0.0, -0.45, 0.5)  # shares of black (below 0) and white that make more colours out of a few
 _UNTINTED = "background"  # a class of this name is left as it is in pictures
 _SHOWN = 30  # classes in a legend; those with most pixels
+_READABLE = 384  # pixels of the longer side that a comparison is enlarged to
 
 
 def palette(count: int) -> list[Colour]:
@@ -88,9 +89,42 @@ def draw_overlay(image: Image.Image, classes: Tensor, class_names: Sequence[str]
         >>> overlay.width > 60, overlay.height >= 40
         (True, True)
     """
-    counts = torch.bincount(classes[classes >= 0].flatten().cpu(), minlength=len(class_names))
-    found = [label for label in counts.argsort(descending=True, stable=True).tolist() if counts[label]][:_SHOWN]
+    found = largest_classes(classes, len(class_names))
     return _beside(draw_classes(image, classes, class_names), _legend(found, class_names, image.height))
+
+
+def draw_comparison(
+    image: Image.Image, truth: Tensor, found: Tensor, class_names: Sequence[str]
+) -> tuple[Image.Image, Image.Image]:
+    """Return an image tinted by the true classes, and by those found, with the names of both; small images enlarged.
+
+    Args:
+        image: In any mode.
+        truth: ``[height, width]``, the size of the image; below 0 where there is no class.
+        found: Likewise.
+        class_names: K names.
+    """
+    times = max(1, round(_READABLE / max(image.size)))
+    image = image.resize((times * image.width, times * image.height), Image.Resampling.BICUBIC)
+    truth, found = (classes.repeat_interleave(times, 0).repeat_interleave(times, 1) for classes in (truth, found))
+    there = largest_classes(torch.stack([truth, found]), len(class_names))
+    right = _beside(draw_classes(image, found, class_names), _legend(there, class_names, image.height))
+    return draw_classes(image, truth, class_names), right
+
+
+def largest_classes(classes: Tensor, count: int) -> list[int]:
+    """Return the classes that occur, those with most pixels first, at most 30.
+
+    Args:
+        classes: Of any shape; below 0 where there is no class.
+        count: K.
+
+    Example:
+        >>> largest_classes(torch.tensor([[2, 2, -1], [0, 2, -1]]), 3)
+        [2, 0]
+    """
+    pixels = torch.bincount(classes[classes >= 0].cpu(), minlength=count)
+    return [label for label in pixels.argsort(descending=True, stable=True).tolist() if pixels[label]][:_SHOWN]
 
 
 def _legend(labels: Sequence[int], class_names: Sequence[str], height: int) -> Image.Image:

@@ -4,19 +4,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from flatten_transformer.data.mask_folder import IGNORED
-from flatten_transformer.data.segmentation_data import MaskedBatch
+from flatten_transformer.data.segmentation_data import MaskedBatch, SegmentationData
 from flatten_transformer.tasks.kinds import Kind
 from flatten_transformer.tasks.optimization import Optimization
+from flatten_transformer.tasks.overlays import side_by_side
 from flatten_transformer.tasks.segmentation.build import Segmenter, build_segmenter
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
+from flatten_transformer.tasks.segmentation.pictures import draw_comparison
 from flatten_transformer.tasks.task import Task
+
+_SHOWN = 4  # images in the report
 
 
 class SegmentationTask(Task):
@@ -29,8 +35,9 @@ class SegmentationTask(Task):
         in_chans: Channels C of the images; the command line takes it from the data.
         optim: Learning rate, weight decay and warm-up.
         aux_weight: Of the auxiliary head's loss, where there is such a head.
-        ema_decay: Share of the old weights that a moving average keeps at a step; it starts at 0 and rises to this
-            as 1 - step^(-2/3). Validation, test and the saved model use the average. None keeps none.
+        ema_decay: Share of the old weights that a moving average keeps at a step. Validation, test and the saved model use
+            the average. None keeps none.
+        ema_warmup: The share starts at 0 and rises to ``ema_decay`` as 1 - step^(-2/3); 0.9999 takes a million steps.
 
     Raises:
         ValueError: If the model is unknown or a number is out of range.
@@ -56,11 +63,12 @@ class SegmentationTask(Task):
         optim: Optimization = Optimization(),  # noqa: B008  # frozen
         aux_weight: float = 0.4,
         ema_decay: float | None = None,
+        ema_warmup: bool = True,
     ) -> None:
         if aux_weight < 0:
             raise ValueError(f"aux_weight must be at least 0, got {aux_weight}")
         model = build_segmenter(name, model_args or {}, num_classes, in_chans)
-        super().__init__(model, name, model_args or {}, optim, ema_decay)
+        super().__init__(model, name, model_args or {}, optim, ema_decay, ema_warmup)
         self.num_classes = num_classes
         self.aux_weight = aux_weight
         self.val_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
@@ -86,7 +94,7 @@ class SegmentationTask(Task):
         if auxiliary is not None:
             loss = loss + self.aux_weight * pixel_loss(auxiliary, masks)
         self.check_finite(loss, batch, batch_idx)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
         return loss
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
@@ -105,17 +113,40 @@ class SegmentationTask(Task):
         """Log mIoU and mAcc of the test images."""
         self._judge("test", self.test_confusion)
 
-    def _count(self, batch: MaskedBatch, confusion: MulticlassConfusionMatrix) -> None:
+    def classes(self, image: Tensor, height: int, width: int) -> Tensor:
+        """Return the likeliest class of each pixel, ``[height, width]``, by :attr:`final_model`.
+
+        Args:
+            image: ``[C, h, w]``, preprocessed; seen whole or through windows, as the data say.
+            height: Of the result, such as that of the image in its file.
+            width: Of the result.
+        """
         preprocessing = self.data.preprocessing
+        logits = image_logits(self.final_model, image, window=preprocessing.window, stride=preprocessing.stride)
+        return class_map(logits, height, width)
+
+    def _count(self, batch: MaskedBatch, confusion: MulticlassConfusionMatrix) -> None:
         for image, mask in zip(batch.images, batch.masks, strict=True):
-            logits = image_logits(self.final_model, image, window=preprocessing.window, stride=preprocessing.stride)
-            confusion.update(class_map(logits, *mask.shape), mask)
+            confusion.update(self.classes(image, *mask.shape), mask)
 
     def _judge(self, split: str, confusion: MulticlassConfusionMatrix) -> None:
         counts = confusion.compute()
         self.log(f"{split}/miou", mean_iou(counts), prog_bar=True)
         self.log(f"{split}/macc", mean_accuracy(counts))
         confusion.reset()
+
+    @torch.inference_mode()
+    def draw_report(self, folder: Path) -> list[Path]:
+        """Draw the first validation images, the truth on the left, what is found on the right, into a PNG file; return it."""
+        data, rows = self.data, []
+        assert isinstance(data, SegmentationData)
+        self.eval()
+        for index in range(min(_SHOWN, data.count("val"))):
+            image, truth = data.image("val", index), data.mask("val", index)
+            found = self.classes(data.preprocessing(image).to(self.device), *truth.shape).cpu()
+            rows.append(draw_comparison(image, truth, found, data.class_names))
+        side_by_side(rows, folder / "segments.png")
+        return [folder / "segments.png"]
 
 
 def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:

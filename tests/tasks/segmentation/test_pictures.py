@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from flatten_transformer.tasks.overlays import COLOURS
-from flatten_transformer.tasks.segmentation.pictures import draw_classes, draw_overlay, mask_image, palette
+from flatten_transformer.tasks.segmentation.pictures import draw_classes, draw_comparison, draw_overlay, mask_image, palette
 
 GREY = Image.new("RGB", (60, 40), (100, 100, 100))
 
@@ -48,3 +48,13 @@ def test_of_many_classes_the_legend_names_the_largest() -> None:
     many = torch.arange(60).expand(40, -1)
     names = [f"class {number}" for number in range(60)]
     assert draw_overlay(GREY, many, names).height < 40 * 20
+
+
+def test_small_images_are_enlarged_beside_each_other() -> None:
+    truth, found = draw_comparison(GREY, classes(0, 1), classes(1, 1), ["cat", "dog"])
+    assert truth.size == (360, 240)
+    assert found.height == 240
+    assert found.width > 360
+    assert np.asarray(truth)[0, [10, 350]].tolist() != np.asarray(found)[0, [10, 350]].tolist()
+    legend = np.asarray(found)[:, 360:].reshape(-1, 3).tolist()
+    assert all(list(colour) in legend for colour in COLOURS[:2])  # of what is true and of what was found

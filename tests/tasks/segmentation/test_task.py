@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,6 +7,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from flatten_transformer.data.mask_folder import IGNORED
+from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.segmentation_data import MaskedBatch
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.segmentation.task import mean_accuracy, mean_iou, pixel_loss
@@ -67,6 +69,7 @@ def test_pixels_without_a_class_teach_nothing() -> None:
     [
         {"optim": Optimization(lr=2e-3)},
         {"ema_decay": 0.5},
+        {"ema_decay": 0.5, "ema_warmup": False},
         {"aux_weight": 1.0},
         {"model_args": TINY | {"backbone_args": PVT | {"focusing_factor": 4}}},
     ],
@@ -92,6 +95,14 @@ def test_the_average_of_the_weights_is_what_is_judged_and_kept(make_segmenter: M
     torch.testing.assert_close(task(images), task.ema.module(images))
     assert 0 <= trainer.callback_metrics["val/miou"] <= 1
     assert 0 <= trainer.callback_metrics["val/macc"] <= 1
+
+
+def test_the_report_shows_truth_and_prediction(make_segmenter: MakeSegmenter, fit_scenes: FitScenes, tmp_path: Path) -> None:
+    task = make_segmenter()
+    fit_scenes(task, limit_train_batches=1)
+    (file,) = task.draw_report(tmp_path)
+    assert read_image(file).size[0] > 2 * 384
+    assert 2 * 384 < read_image(file).size[1] < 3 * 384  # two validation scenes
 
 
 class Oracle(nn.Module):
