@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench-gpu install clean
+.PHONY: demo demo-dense test lint bench-gpu install clean
 
 demo: install  ## train, explain and use a small FLatten-DeiT on handwritten digits (about 2 minutes on 2 CPU cores)
 	$(BIN)/flatten demo
+
+demo-dense: install  ## find digits on photographs: train and use a detector and a segmenter (under 8 minutes on 2 CPU cores)
+	$(BIN)/flatten demo-dense
 
 test: install lint  ## style, types, every test and every example in the documentation
 	$(BIN)/python -m pytest -n auto

@@ -47,6 +47,7 @@ COMMANDS = {  # a function's parameters are the options of its command, its docs
     ),
     "make-scenes": Command("write the scenes of the dense demo into a folder", "flatten_transformer.data.scenes:make_scenes"),
     "demo": Command("train, compare, explain and use a small model on digits", "flatten_transformer.demo:demo"),
+    "demo-dense": Command("find digits on photographs: detection and segmentation", "flatten_transformer.dense_demo:demo_dense"),
 }
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 _DENSE = ("faster_coco_eval", "segmentation_models_pytorch")

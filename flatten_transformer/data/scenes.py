@@ -55,9 +55,9 @@ class SceneSettings:
         ValueError: If a number is out of range.
     """
 
-    train: int = 320
-    val: int = 40
-    test: int = 80
+    train: int = 1000
+    val: int = 50
+    test: int = 100
     height: int = 96
     width: int = 128
     most: int = 5
@@ -251,9 +251,9 @@ def run_lengths(mask: Bits) -> list[int]:
 def make_scenes(
     folder: Path,
     /,
-    train: int = 320,
-    val: int = 40,
-    test: int = 80,
+    train: int = 1000,
+    val: int = 50,
+    test: int = 100,
     height: int = 96,
     width: int = 128,
     most: int = 5,

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from flatten_transformer.data.coco_data import CocoData
 from flatten_transformer.data.loading import BadImageError
+from flatten_transformer.data.scenes import draw_scene
 from tests.coco_files import annotation, content, write_coco
+from tests.scenes import few_scenes
 
 
 def opened(root: Path, stage: str = "fit", **options: Any) -> CocoData:
@@ -188,3 +191,14 @@ def test_workers_give_the_same(root: Path) -> None:
     wanted = samples(opened(root, hflip=0.0))
     for image, number in zip(images, numbers.tolist(), strict=True):
         assert torch.equal(image, wanted[number][0])
+
+
+def test_scenes_are_made_where_they_are_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = CocoData(few_scenes(tmp_path / "scenes", monkeypatch), dataset="scenes", sizes=[96], max_size=128)
+    data.setup("fit")
+    data.setup("test")
+    assert list(data.class_names) == list("0123456789")
+    assert [len(data.truth(split).images) for split in ("train", "val", "test")] == [16, 2, 2]
+    scene, entry = draw_scene("test", 0), data.entry("test", 0)
+    assert [each.label for each in entry.objects] == scene.labels
+    assert np.asarray(data.image("test", 0)).tolist() == scene.image.tolist()

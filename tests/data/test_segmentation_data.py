@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from flatten_transformer.data import scenes, segmentation_data
+from flatten_transformer.data import scenes
 from flatten_transformer.data.mask_folder import IGNORED
 from flatten_transformer.data.segmentation_augmentation import Augmentation
 from flatten_transformer.data.segmentation_data import SegmentationData
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
+from tests.scenes import few_scenes
 
 PLAIN = SegmentationPreprocessing(3, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 STILL: dict[str, Any] = {"crop_size": 32, "scale": (1.0, 1.0), "max_share": 1.0, "hflip": 0.0, "distortion": False}
@@ -171,8 +172,7 @@ def test_grey_images_have_one_channel(mask_folder: Path) -> None:
 
 
 def test_scenes_are_made_where_they_are_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = scenes.SceneSettings(train=2, val=1, test=1)
-    monkeypatch.setattr(segmentation_data, "write_scenes", lambda folder: scenes.write_scenes(folder, few))
+    few_scenes(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     data = SegmentationData(batch_size=2)
     assert (tmp_path / "runs" / "scenes" / "classes.txt").is_file()

@@ -9,6 +9,7 @@ from flatten_transformer.tasks import recipes
 from flatten_transformer.tasks.recipes import find_recipe, recipe_names
 from flatten_transformer.tasks.training import TrainingCLI
 from tests.images import write_packed
+from tests.scenes import few_scenes
 
 
 @pytest.fixture
@@ -20,22 +21,24 @@ def image_folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-# test_imagenet_recipes.py and test_coco_recipes.py look at the others
-RUNNABLE = [name for name in recipe_names() if not name.startswith(("imagenet1k/", "coco/"))]
+# test_imagenet_recipes.py, test_coco_recipes.py and test_ade20k_recipes.py look at the others
+RUNNABLE = [name for name in recipe_names() if not name.startswith(("imagenet1k/", "coco/", "ade20k/"))]
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_every_recipe_can_be_run(name: str, image_folder: Path, tmp_path: Path) -> None:
+def test_every_recipe_can_be_run(name: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = tmp_path / "runs"
     own = {
         "finetune": ["--data.root", str(image_folder), "--data.num_workers", "0"],
+        "scenes": ["--data.root", str(few_scenes(tmp_path / "scenes", monkeypatch))],
         "fashion_mnist": ["--data.root", str(write_packed(tmp_path / "fashion", train=40, test=10)), "--data.val_share", "0.5"],
     }
     options = ["--trainer.default_root_dir", str(runs), "--trainer.fast_dev_run", "true", *own.get(name.split("/")[0], [])]
     cli = TrainingCLI("fit", ["--config", name, *options])
     cli.trainer.fit(cli.model, cli.datamodule)
     assert cli.model.num_classes == cli.datamodule.num_classes
-    assert cli.model.model_args.get("img_size", cli.datamodule.preprocessing.img_size) == cli.datamodule.preprocessing.img_size
+    size = getattr(cli.datamodule.preprocessing, "img_size", None)  # of detectors and segmenters there is no one size
+    assert cli.model.model_args.get("img_size", size) == size
     assert not [path for path in runs.rglob("*") if path.is_file()]
 
 

@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+
+from flatten_transformer import dense_demo
+from flatten_transformer.data.preprocessing import read_image
+from flatten_transformer.tasks.training import train
+from tests.scenes import few_scenes
+
+
+def test_the_demo_trains_judges_draws_and_uses_both_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few_scenes(tmp_path, monkeypatch)
+    quick = ["--trainer.limit_train_batches=1", "--trainer.enable_progress_bar=false"]
+    monkeypatch.setattr(dense_demo, "train", lambda stage, args: train(stage, [*args, *quick]))
+    dense_demo.demo_dense(scenes=2, max_epochs=1)
+    printed = capfd.readouterr().out
+    assert all(words in printed for words in ("Mask R-CNN", "Semantic FPN", "AP50", "mIoU"))
+    (picture,) = tmp_path.rglob("scenes.png")
+    assert read_image(picture).width > 4 * 3 * 128
+    assert 2 * 3 * 96 < read_image(picture).height < 3 * 3 * 96
+    for name in ("detections.json", "masks/test_scene_0.png", "overlays/test_scene_0.png"):
+        assert list(tmp_path.rglob(f"predictions/{name}"))
