@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ from rich.table import Table
 from flatten_transformer.analysis.choice import inkiest_token
 from flatten_transformer.analysis.explanation import draw_explanation, explain
 from flatten_transformer.data.digits import Digits
-from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.training import train
@@ -24,13 +24,18 @@ RECIPES = {"FLatten-DeiT": "digits/flatten_deit", "softmax twin": "digits/softma
 
 
 class Run(NamedTuple):
-    """A trained model and what it came to."""
+    """A trained model and what it came to on the test images."""
 
-    model: Any
-    preprocessing: Preprocessing
+    task: Any
+    data: Any
     model_file: Path
-    test_accuracy: float  # 0 to 1
+    metrics: Mapping[str, float]
     training_s: float
+
+    @property
+    def model(self) -> Any:
+        """The model that was judged and saved."""
+        return self.task.final_model
 
 
 def demo(digit: int = 0, block: int = -1, head: int = 0, max_epochs: int | None = None) -> None:
@@ -43,7 +48,7 @@ def demo(digit: int = 0, block: int = -1, head: int = 0, max_epochs: int | None 
         max_epochs: Epochs of both trainings, instead of those of the recipe.
     """
     console = Console()
-    runs = {name: _run(console, name, recipe, max_epochs) for name, recipe in RECIPES.items()}
+    runs = {name: run_recipe(console, name, recipe, max_epochs) for name, recipe in RECIPES.items()}
     console.print(_comparison(runs))
 
     flatten = next(iter(runs.values()))
@@ -59,7 +64,15 @@ def demo(digit: int = 0, block: int = -1, head: int = 0, max_epochs: int | None 
     console.print(f"It is a {label}.")
 
 
-def _run(console: Console, name: str, recipe: str, max_epochs: int | None) -> Run:
+def run_recipe(console: Console, name: str, recipe: str, max_epochs: int | None) -> Run:
+    """Train by a recipe and test what comes of it.
+
+    Args:
+        console: Gets a rule with the command.
+        name: Of the model, for people.
+        recipe: Its name.
+        max_epochs: Epochs instead of those of the recipe.
+    """
     console.rule(f"{name}: flatten fit --config {recipe}")
     start = time.perf_counter()
     epochs = [] if max_epochs is None else [f"--trainer.max_epochs={max_epochs}"]
@@ -70,10 +83,8 @@ def _run(console: Console, name: str, recipe: str, max_epochs: int | None) -> Ru
     checkpoint = cli.trainer.checkpoint_callback
     assert isinstance(checkpoint, ModelCheckpoint)
     assert checkpoint.dirpath
-    model = cli.model.final_model.eval()
-    return Run(
-        model, cli.datamodule.preprocessing, Path(checkpoint.dirpath) / "model.safetensors", metrics["test/accuracy"], training_s
-    )
+    model_file = Path(checkpoint.dirpath) / "model.safetensors"
+    return Run(cli.model.eval(), cli.datamodule, model_file, metrics, training_s)
 
 
 def _comparison(runs: dict[str, Run]) -> Table:
@@ -81,11 +92,11 @@ def _comparison(runs: dict[str, Run]) -> Table:
     for heading in ("test accuracy", "parameters", "MMACs an image", "training time"):
         table.add_column(heading, justify="right")
     for name, run in runs.items():
-        size = run.preprocessing.img_size
-        macs = count_macs(run.model, (run.preprocessing.in_chans, size, size))
+        preprocessing = run.data.preprocessing
+        macs = count_macs(run.model, (preprocessing.in_chans, preprocessing.img_size, preprocessing.img_size))
         table.add_row(
             name,
-            f"{run.test_accuracy:.1%}",
+            f"{run.metrics['test/accuracy']:.1%}",
             f"{count_parameters(run.model):,}",
             f"{macs / 1e6:.2f}",
             f"{run.training_s:.0f} s",
@@ -95,9 +106,9 @@ def _comparison(runs: dict[str, Run]) -> Table:
 
 def _explain(runs: dict[str, Run], digit: int, block: int, head: int, image_file: Path, picture: Path) -> None:
     flatten, softmax = runs.values()
-    image, _ = Digits("test", flatten.preprocessing.img_size)[digit]
+    image, _ = Digits("test", flatten.data.preprocessing.img_size)[digit]
     image.save(image_file)
-    pixels = flatten.preprocessing(image)[None]  # [1, C, size, size]
+    pixels = flatten.data.preprocessing(image)[None]  # [1, C, size, size]
     grid_size = flatten.model.patch_embed.grid_size
     query = inkiest_token(pixels[0, 0], grid_size)
     views = explain(flatten.model, softmax.model, pixels, query=query, block=block, head=head)

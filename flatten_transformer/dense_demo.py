@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from flatten_transformer.demo import Run, run_recipe
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.detection.pictures import draw_detections, draw_truth
 from flatten_transformer.tasks.overlays import side_by_side
-from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.segmentation.pictures import draw_comparison
-from flatten_transformer.tasks.training import train
 
 RECIPES = {"Mask R-CNN": "scenes/mask_rcnn_flatten_pvt_v2", "Semantic FPN": "scenes/semantic_fpn_flatten_pvt_v2"}
 _FIGURES = {"test/box_ap50": "AP50 of boxes", "test/mask_ap50": "AP50 of masks", "test/miou": "mIoU", "test/macc": "mAcc"}
 _SCALE = 3  # times larger than the scenes are the pictures
-
-
-class Run(NamedTuple):
-    """A trained model and what it came to on the test scenes."""
-
-    task: Any
-    data: Any
-    model_file: Path
-    metrics: Mapping[str, float]
-    training_s: float
 
 
 def demo_dense(scenes: int = 4, max_epochs: int | None = None) -> None:
@@ -45,7 +30,7 @@ def demo_dense(scenes: int = 4, max_epochs: int | None = None) -> None:
         max_epochs: Epochs of both trainings, instead of those of the recipes.
     """
     console = Console()
-    detector, segmenter = (_run(console, name, recipe, max_epochs) for name, recipe in RECIPES.items())
+    detector, segmenter = (run_recipe(console, name, recipe, max_epochs) for name, recipe in RECIPES.items())
     console.print(_results(detector, segmenter))
     folder = segmenter.model_file.parent
     draw_scenes(detector, segmenter, scenes, folder / "scenes.png")
@@ -56,27 +41,13 @@ def demo_dense(scenes: int = 4, max_epochs: int | None = None) -> None:
         _use(console, image, run.model_file)
 
 
-def _run(console: Console, name: str, recipe: str, max_epochs: int | None) -> Run:
-    console.rule(f"{name}: flatten fit --config {recipe}")
-    start = time.perf_counter()
-    cli = train("fit", ["--config", recipe, *([] if max_epochs is None else [f"--trainer.max_epochs={max_epochs}"])])
-    training_s = time.perf_counter() - start
-    with quiet():
-        metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
-    checkpoint = cli.trainer.checkpoint_callback
-    assert isinstance(checkpoint, ModelCheckpoint)
-    assert checkpoint.dirpath
-    model_file = Path(checkpoint.dirpath) / "model.safetensors"
-    return Run(cli.model.eval(), cli.datamodule, model_file, metrics, training_s)
-
-
 def _results(*runs: Run) -> Table:
     table = Table("model", title="Digits on photographs: test scenes of digits and backgrounds that no training saw")
     for heading in (*_FIGURES.values(), "parameters", "training time"):
         table.add_column(heading, justify="right")
     for name, run in zip(RECIPES, runs, strict=True):
         figures = (f"{run.metrics[key]:.2f}" if key in run.metrics else "" for key in _FIGURES)
-        table.add_row(name, *figures, f"{count_parameters(run.task.final_model):,}", f"{run.training_s:.0f} s")
+        table.add_row(name, *figures, f"{count_parameters(run.model):,}", f"{run.training_s:.0f} s")
     return table
 
 

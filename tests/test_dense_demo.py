@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flatten_transformer import dense_demo
+from flatten_transformer import demo, dense_demo
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.training import train
 from tests.scenes import few_scenes
@@ -14,7 +14,7 @@ def test_the_demo_trains_judges_draws_and_uses_both_models(
     monkeypatch.chdir(tmp_path)
     few_scenes(tmp_path, monkeypatch)
     quick = ["--trainer.limit_train_batches=1", "--trainer.enable_progress_bar=false"]
-    monkeypatch.setattr(dense_demo, "train", lambda stage, args: train(stage, [*args, *quick]))
+    monkeypatch.setattr(demo, "train", lambda stage, args: train(stage, [*args, *quick]))
     dense_demo.demo_dense(scenes=2, max_epochs=1)
     printed = capfd.readouterr().out
     assert all(words in printed for words in ("Mask R-CNN", "Semantic FPN", "AP50", "mIoU"))
