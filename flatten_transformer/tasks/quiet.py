@@ -13,6 +13,8 @@ _CHATTER = ("💡", "TPU available", "GPU available: False", "Loading `train_dat
 _WARNINGS = (
     # more processes cost more than they bring where the images lie in memory; --data.num_workers is there for the rest
     "The '.*_dataloader' does not have many workers",
+    # before the first validation there is nothing to choose by; a metric that is still missing after it raises
+    r"`ModelCheckpoint\(monitor='val/\w+'\)` could not find the monitored key",
     # a run that goes on from a checkpoint keeps its own in a new folder
     "The dirpath has changed",
     # Lightning 2.6 with torch 2.15 and jsonargparse 4.53: theirs to mend
