@@ -130,7 +130,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
         "# Study: which attention learns Fashion-MNIST best",
         "",
         f"One small DeiT (14 × 14 tokens), one recipe for all (`{RECIPE}`): `python benchmarks/study/run.py`. Each run is a",
-        "file in `results/`. The script writes this page; [docs/study.md](../../docs/study.md) says what can be concluded.",
+        "file in `results/`. The script writes this page.",
         "",
         "| attention | test accuracy, mean ± deviation | seeds | parameters | MMACs | training images a second |",
         "|---|---|---|---|---|---|",

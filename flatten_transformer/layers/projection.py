@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 class Projection(nn.Linear):
     """``nn.Linear``, the same parameters and numbers; float32 inference on a CPU runs in oneDNN instead of MKL.
 
-    Both come with PyTorch. MKL does not use the wide vectors of AMD's processors: oneDNN is more than twice as
+    Both come with PyTorch. MKL does not use the wide vectors of some AMD processors: oneDNN is more than twice as
     fast there (docs/benchmarks.md). Compiling, exporting, tracing, training and counting operations see a plain nn.Linear.
 
     Args: as ``nn.Linear``.

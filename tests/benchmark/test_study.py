@@ -1,0 +1,50 @@
+"""The study's script: every variant is a model, and its page tells what the results say."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml  # type: ignore[import-untyped]  # ships no annotations
+
+from flatten_transformer.tasks.recipes import find_recipe
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "study" / "run.py"
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study_run", FILE)
+    assert spec
+    assert spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+STUDY = load_script()
+
+
+@pytest.mark.parametrize("name", STUDY.VARIANTS)
+def test_every_variant_is_a_model_on_the_tokens_of_deit(name: str) -> None:
+    recipe = yaml.safe_load(find_recipe(STUDY.RECIPE).read_text("utf-8"))["model"]
+    with torch.device("meta"):
+        model = timm.create_model(recipe["name"], in_chans=1, **{**recipe["model_args"], **STUDY.VARIANTS[name]})
+        assert model.forward_features(torch.zeros(1, 1, 28, 28)).shape == (1, 196, 32)
+
+
+def result(variant: str, seed: int, accuracy: float) -> dict[str, Any]:
+    figures = {"parameters": 1000, "macs": 2e6, "images_per_second": 100.0 + seed}
+    return {"variant": variant, "seed": seed, "test_accuracy": accuracy, **figures}
+
+
+def test_the_page_and_the_picture_tell_mean_deviation_and_seeds(tmp_path: Path) -> None:
+    results = [result("focused", 0, 0.90), result("focused", 1, 0.92), result("softmax", 0, 0.88)]
+    page = STUDY.page(results)
+    assert "| focused | 91.00 ± 1.41 % | 2 | 1,000 | 2.00 | 100 |" in page
+    assert "| softmax | 88.00 % | 1 |" in page
+    assert "hydra" not in page
+    STUDY.draw(STUDY.summarise(results), tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 5000
