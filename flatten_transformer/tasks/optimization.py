@@ -1,4 +1,4 @@
-"""AdamW and the schedules that the paper trains by, a cosine, steps or a polynomial: timm's, chosen by a few numbers."""
+"""The optimizer and the schedules that the paper trains by, a cosine, steps or a polynomial: timm's, chosen by a few numbers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from flatten_transformer.hints import hint
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the weights are changed, step by step: AdamW, linear warm-up, one cosine, and a cool-down.
+    """How the weights are changed, step by step: an optimizer of timm, linear warm-up, one cosine, and a cool-down.
 
     The rates ``lr``, ``warmup_lr`` and ``min_lr`` are meant for a batch of ``lr_base_size`` images and scale linearly
     with the batch, all three, as in the released training code.
@@ -23,8 +24,10 @@ class Optimization:
     Args:
         lr: Learning rate at its highest.
         weight_decay: Decay of the weight matrices; biases, vectors and what the model exempts do not decay.
-        betas: AdamW's shares of the old averages of gradients and of their squares.
-        eps: Added to AdamW's denominator.
+        opt: Name of an optimizer of timm, ``timm.optim.list_optimizers()``: ``"adamw"`` as in the paper, ``"muon"`` for
+            short trainings from scratch.
+        betas: Shares of the old averages of gradients and of their squares; None for the optimizer's own.
+        eps: Added to the optimizer's denominator; None for its own.
         warmup_epochs: Epochs, also fractions, in which the rate grows linearly from ``warmup_lr``.
         warmup_lr: Rate at the first step of the warm-up; None for ``min_lr``.
         min_lr: Rate at the end of the cosine.
@@ -38,7 +41,7 @@ class Optimization:
             None for a cosine.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or timm has no such optimizer.
 
     Example:
         >>> recipe = Optimization(lr=5e-4, lr_base_size=512)
@@ -48,8 +51,9 @@ class Optimization:
 
     lr: float = 1e-3
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    opt: str = "adamw"
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
     warmup_epochs: float = 5.0
     warmup_lr: float | None = None
     min_lr: float = 1e-6
@@ -67,9 +71,11 @@ class Optimization:
         for name in ("weight_decay", "warmup_epochs", "cooldown_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in self.betas):
+        if self.opt not in list_optimizers():
+            raise ValueError(f"opt must be an optimizer of timm, got {self.opt!r}: {hint(self.opt, list_optimizers())}")
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in 0 … 1, below 1, got {list(self.betas)}")
-        if self.eps <= 0:
+        if self.eps is not None and self.eps <= 0:
             raise ValueError(f"eps must be positive, got {self.eps}")
         if self.lr_base_size is not None and self.lr_base_size < 1:
             raise ValueError(f"lr_base_size must be at least 1, or null for rates as they are, got {self.lr_base_size}")
@@ -83,17 +89,29 @@ class Optimization:
             raise ValueError(f"power must be positive and without milestones, got {self.power} and {self.milestones}")
 
     def optimizer(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """Return AdamW with the groups of timm's rule: with decay and without, and by layers if the rate decays.
+        """Return the optimizer with the groups of timm's rule: with decay and without, and by layers if the rate decays.
 
         Args:
             model: Whose weights it changes.
             batch_size: Images of one optimizer step, over all devices.
+
+        Raises:
+            ValueError: If the optimizer has no betas or no eps and one is given.
         """
         scale = 1.0 if self.lr_base_size is None else batch_size / self.lr_base_size
-        options: dict[str, Any] = {"weight_decay": self.weight_decay, "betas": self.betas, "eps": self.eps}
+        given = {"betas": self.betas, "eps": self.eps}
+        chosen: dict[str, Any] = {name: number for name, number in given.items() if number is not None}
         optimizer: Optimizer = create_optimizer_v2(
-            model, opt="adamw", lr=self.lr * scale, layer_decay=self.layer_decay, **options
+            model,
+            opt=self.opt,
+            lr=self.lr * scale,
+            weight_decay=self.weight_decay,
+            layer_decay=self.layer_decay,
+            **chosen,
         )
+        if not chosen.keys() <= optimizer.defaults.keys():  # timm drops what it cannot hand on
+            unknown = ", ".join(sorted(chosen.keys() - optimizer.defaults.keys()))
+            raise ValueError(f"{self.opt} has no {unknown}: leave it out of model.optim")
         return optimizer
 
     def schedule(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: float) -> Scheduler:

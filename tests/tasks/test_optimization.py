@@ -91,6 +91,14 @@ def test_adamw_gets_its_own_numbers() -> None:
     assert (group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6)
 
 
+def test_any_optimizer_of_timm_serves_with_its_own_numbers() -> None:
+    layer = torch.nn.Linear(2, 2)
+    muon = Optimization(opt="muon", lr=0.02).optimizer(layer, batch_size=1)
+    assert (type(muon).__name__, muon.defaults["lr"], muon.defaults["betas"]) == ("Muon", 0.02, (0.9, 0.95))
+    with pytest.raises(ValueError, match=r"sgd has no betas: leave it out of model\.optim"):
+        Optimization(opt="sgd", betas=(0.8, 0.9)).optimizer(layer, batch_size=1)
+
+
 LAYERED = (
     "flatten_deit_tiny_patch16_224",
     "flatten_pvt_tiny",
@@ -159,6 +167,7 @@ def test_the_rate_can_fall_by_a_polynomial(power: float) -> None:
         ({"cooldown_epochs": -1}, "cooldown_epochs must be at least 0, got -1"),
         ({"warmup_lr": 1.0}, r"warmup_lr must lie in 0 … lr, got warmup_lr 1.0 and lr 0.001"),
         ({"betas": (0.9, 1.0)}, r"betas must lie in 0 … 1, below 1, got \[0.9, 1.0\]"),
+        ({"opt": "adamm"}, r"opt must be an optimizer of timm, got 'adamm': did you mean"),
         ({"eps": 0.0}, "eps must be positive, got 0.0"),
         ({"lr_base_size": 0}, "lr_base_size must be at least 1, or null for rates as they are, got 0"),
         ({"layer_decay": 0.0}, "layer_decay must lie in 0 … 1, above 0, or be null for one rate, got 0.0"),
