@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
+from scipy import stats
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -141,7 +142,24 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
             f"| {name} | {row['mean']:.2f}{spread} % | {row['seeds']:.0f} | {row['parameters']:,.0f} | {row['mmacs']:.2f} | "
             f"{row['images_per_second']:.0f} |"
         )
-    return "\n".join([*lines, "", "![Accuracy of each attention against its training time](study.png)", ""])
+    return "\n".join([*lines, "", *chance(results), "![Accuracy of each attention against its training time](study.png)", ""])
+
+
+def chance(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in words how far two means may be apart by chance, from the deviation over seeds that all variants share."""
+    summary = summarise(results).values()
+    rows = [row for row in summary if row["seeds"] > 1]
+    if not rows:
+        return []
+    freedom = sum(row["seeds"] - 1 for row in rows)
+    pooled = math.sqrt(sum((row["seeds"] - 1) * row["deviation"] ** 2 for row in rows) / freedom)
+    seeds = min(row["seeds"] for row in rows)
+    apart = stats.t.ppf(0.975, freedom) * pooled * math.sqrt(2 / seeds)
+    return [
+        f"Seeds differ by {pooled:.2f} points (the deviation of all variants, pooled, {freedom:.0f} degrees of freedom): two",
+        f"given means of {seeds:.0f} seeds that are less than {apart:.2f} points apart may be so by chance (95 %, two-sided t-test).",
+        "",
+    ]
 
 
 def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:

@@ -46,5 +46,8 @@ def test_the_page_and_the_picture_tell_mean_deviation_and_seeds(tmp_path: Path) 
     assert "| focused | 91.00 ± 1.41 % | 2 | 1,000 | 2.00 | 100 |" in page
     assert "| softmax | 88.00 % | 1 |" in page
     assert "hydra" not in page
+    # 12.706 = t(0.975, 1 degree of freedom) times 1.41 times the root of 2 / 2
+    assert "Seeds differ by 1.41 points (the deviation of all variants, pooled, 1 degrees of freedom)" in page
+    assert "less than 17.97 points apart" in page
     STUDY.draw(STUDY.summarise(results), tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 5000
