@@ -156,8 +156,8 @@ def chance(results: Sequence[Mapping[str, Any]]) -> list[str]:
     seeds = min(row["seeds"] for row in rows)
     apart = stats.t.ppf(0.975, freedom) * pooled * math.sqrt(2 / seeds)
     return [
-        f"Seeds differ by {pooled:.2f} points (the deviation of all variants, pooled, {freedom:.0f} degrees of freedom). Two given",
-        f"means of {seeds:.0f} seeds less than {apart:.2f} points apart may be so by chance (95 %, two-sided t-test).",
+        f"Seeds differ by {pooled:.2f} points (the deviation of all variants, pooled, {freedom:.0f} degrees of freedom). Two",
+        f"given means of {seeds:.0f} seeds less than {apart:.2f} points apart may be so by chance (95 %, two-sided t-test).",
         "",
     ]
 
