@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from flatten_transformer.hints import hint
 
+
 @dataclass(frozen=True)
 class Optimization:
     """How the weights are changed, step by step: an optimizer of timm, linear warm-up, one cosine, and a cool-down.

@@ -1,16 +1,20 @@
 """The projections are nn.Linear to everybody who looks, and the same numbers whoever multiplies."""
 
+import copy
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flatten_transformer import FocusedLinearAttention
 from flatten_transformer.layers import projection
-from flatten_transformer.layers.projection import Projection, use_projections
+from flatten_transformer.layers.projection import Projection, ProjectionMlp, use_projections
 from tests.helpers import TOLERANCES, relative_error
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN")
@@ -72,6 +76,53 @@ def test_counters_transforms_and_traces_see_a_plain_linear_layer() -> None:
     exported = torch.export.export(layer, (x,)).graph_module.code
     assert "linear" in exported
     assert "mkldnn" not in exported
+
+
+def mlp_pair(**options: Any) -> tuple[Mlp, nn.Module]:
+    """Return timm's MLP and the same one of ours."""
+    plain = Mlp(24, 40, **options).eval()
+    holder = nn.Sequential(copy.deepcopy(plain))
+    use_projections(holder)
+    return plain, holder[0]
+
+
+@needs_onednn
+@torch.no_grad()
+def test_an_mlp_applies_gelu_in_its_first_product_and_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ours = mlp_pair(drop=0.5)
+    x = 3 * torch.randn(2, 5, 24)
+    wanted = copy.deepcopy(plain).double()(x.double())
+    monkeypatch.setattr(nn.GELU, "forward", None)  # nobody calls it
+    assert isinstance(ours, ProjectionMlp)
+    assert relative_error(ours(x), wanted) <= TOLERANCES[torch.float32]
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "options",
+    [{"act_layer": nn.ReLU}, {"act_layer": partial(nn.GELU, approximate="tanh")}, {"norm_layer": nn.LayerNorm}],
+    ids=["relu", "tanh", "norm"],
+)
+@torch.no_grad()
+def test_another_mlp_runs_step_by_step(options: dict[str, Any]) -> None:
+    plain, ours = mlp_pair(**options)
+    x = 3 * torch.randn(2, 5, 24)
+    assert relative_error(ours(x), copy.deepcopy(plain).double()(x.double())) <= TOLERANCES[torch.float32]
+
+
+@torch.no_grad()
+def test_an_mlp_in_training_drops() -> None:
+    _, ours = mlp_pair(drop=1.0)
+    assert torch.equal(ours.train()(torch.randn(2, 5, 24)), torch.zeros(2, 5, 24))
+
+
+@torch.no_grad()
+def test_hooks_on_the_parts_of_an_mlp_see_what_passes() -> None:
+    _, ours = mlp_pair()
+    seen: list[torch.Size] = []
+    ours.get_submodule("act").register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    ours(torch.randn(2, 5, 24))
+    assert seen == [(2, 5, 40)]
 
 
 def test_parameters_are_those_of_a_linear_layer() -> None:
