@@ -19,6 +19,7 @@ from flatten_transformer.tasks.segmentation.pictures import draw_comparison
 
 RECIPES = {"Mask R-CNN": "scenes/mask_rcnn_flatten_pvt_v2", "Semantic FPN": "scenes/semantic_fpn_flatten_pvt_v2"}
 _FIGURES = {"test/box_ap50": "AP50 of boxes", "test/mask_ap50": "AP50 of masks", "test/miou": "mIoU", "test/macc": "mAcc"}
+_TITLES = ("objects: truth", "objects found by Mask R-CNN", "pixels: truth", "pixels found by Semantic FPN")
 _SCALE = 3  # times larger than the scenes are the pictures
 
 
@@ -62,7 +63,7 @@ def draw_scenes(detector: Run, segmenter: Run, count: int, path: Path) -> None:
         path: Where the PNG goes.
     """
     rows = [_row(detector, segmenter, index) for index in range(min(count, segmenter.data.count("test")))]
-    side_by_side(rows, path)
+    side_by_side(_TITLES, rows, path)
 
 
 def _row(detector: Run, segmenter: Run, index: int) -> list[Image.Image]:

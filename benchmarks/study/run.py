@@ -75,19 +75,22 @@ def main(seeds: list[int] = [0, 1, 2], only: list[str] = list(VARIANTS), draw_on
     draw(summarise(results), HERE / "study.png")
 
 
+def command(name: str, seed: int) -> list[str]:
+    """Return the arguments by which ``flatten fit`` trains one variant with one seed, or goes on with it."""
+    options = {"attn_types": "L", **VARIANTS[name]}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in options.items()}
+    folder = Path("runs/study") / f"{name.replace(' ', '_')}-{seed}"
+    return [
+        *("--config", RECIPE, *(f"--model.model_args.{key}={text}" for key, text in texts.items())),
+        *("--seed_everything", str(seed), "--ckpt_path", "last"),
+        *("--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"),
+    ]
+
+
 def run(name: str, seed: int) -> dict[str, Any]:
     """Train one variant with one seed, and test it."""
-    options = {"attn_types": "L", **VARIANTS[name]}
-    arguments = [f"--model.model_args.{key}={json.dumps(value)}" for key, value in options.items()]
-    folder = Path("runs/study") / f"{name.replace(' ', '_')}-{seed}"
     start = time.perf_counter()
-    cli = train(
-        "fit",
-        [
-            *("--config", RECIPE, *arguments, "--seed_everything", str(seed), "--ckpt_path", "last"),
-            *("--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"),
-        ],
-    )
+    cli = train("fit", command(name, seed))
     seconds = time.perf_counter() - start
     with quiet():
         tested = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]

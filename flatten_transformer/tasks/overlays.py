@@ -122,17 +122,22 @@ def overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
     return paths
 
 
-def side_by_side(rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
+def side_by_side(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
     """Write pictures in rows, such as truth and detections of an image in one, into a PNG file.
 
     Args:
-        rows: Pictures of any sizes.
+        titles: One above each column.
+        rows: Pictures of any sizes, one a column.
         path: Where the PNG goes.
     """
-    widths = [max(row[column].width for row in rows) for column in range(len(rows[0]))]
+    font = ImageFont.load_default(16)
+    widths = [max(row[column].width for row in rows) for column in range(len(titles))]
     heights = [max(picture.height for picture in row) for row in rows]
-    sheet = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), sum(heights) + _GAP * (len(heights) + 1)), "white")
-    for number, row in enumerate(rows):
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (_GAP + sum(widths[:column]) + _GAP * column, _GAP + sum(heights[:number]) + _GAP * number))
+    top = _GAP + sum(font.getmetrics())
+    sheet = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), top + sum(heights) + _GAP * (len(heights) + 1)), "white")
+    for column, title in enumerate(titles):
+        left = _GAP + sum(widths[:column]) + _GAP * column
+        ImageDraw.Draw(sheet).text((left, _GAP), title, font=font, fill="black")
+        for number, row in enumerate(rows):
+            sheet.paste(row[column], (left, top + _GAP + sum(heights[:number]) + _GAP * number))
     write_png(path, sheet)

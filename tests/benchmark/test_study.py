@@ -10,7 +10,10 @@ import timm
 import torch
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 
+from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.recipes import find_recipe
+from flatten_transformer.tasks.training import TrainingCLI
+from tests.images import write_packed
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "study" / "run.py"
 
@@ -33,6 +36,16 @@ def test_every_variant_is_a_model_on_the_tokens_of_deit(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(recipe["name"], in_chans=1, **{**recipe["model_args"], **STUDY.VARIANTS[name]})
         assert model.forward_features(torch.zeros(1, 1, 28, 28)).shape == (1, 196, 32)
+
+
+@pytest.mark.parametrize("name", ["softmax", "relu", "relu + focusing", "focused, p = 2"])
+def test_the_command_builds_the_variant(name: str, tmp_path: Path) -> None:
+    data = ["--data.root", str(write_packed(tmp_path, train=40, test=10)), "--data.val_share", "0.5"]
+    recipe = yaml.safe_load(find_recipe(STUDY.RECIPE).read_text("utf-8"))["model"]["model_args"]
+    with quiet():
+        cli = TrainingCLI("fit", [*STUDY.command(name, 5), *data, "--trainer.fast_dev_run", "true"])
+    built = {key: value for key, value in cli.model.model_args.items() if key in {*recipe, *STUDY.VARIANTS[name]}}
+    assert built == {**recipe, **STUDY.VARIANTS[name]}
 
 
 def result(variant: str, seed: int, accuracy: float) -> dict[str, Any]:

@@ -139,5 +139,5 @@ class DetectionTask(Task):
             scale = max(1, _WIDTH // max(image.size))  # captions do not fit small images
             truth = draw_truth(image, data.entry("val", index), names, scale)
             rows.append((truth, draw_detections(image, found, names, threshold=0.5, scale=scale)))
-        side_by_side(rows, folder / "detections.png")
+        side_by_side(("truth", "found"), rows, folder / "detections.png")
         return [folder / "detections.png"]

@@ -145,7 +145,7 @@ class SegmentationTask(Task):
             image, truth = data.image("val", index), data.mask("val", index)
             found = self.classes(data.preprocessing(image).to(self.device), *truth.shape).cpu()
             rows.append(draw_comparison(image, truth, found, data.class_names))
-        side_by_side(rows, folder / "segments.png")
+        side_by_side(("truth", "found"), rows, folder / "segments.png")
         return [folder / "segments.png"]
 
 
