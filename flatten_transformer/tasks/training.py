@@ -155,6 +155,8 @@ class TrainingCLI(LightningCLI):
         if config.fast_dev_run or config.enable_checkpointing is False:
             config.enable_checkpointing = False
             self._parser(None).callback_keys.remove("checkpoint")
+        elif self.config_init.checkpoint.save_last:
+            callbacks.append(keep_last(self.config_init.checkpoint))
         if not (callbacks and config.logger):
             self.save_config_callback = None
         self.trainer_defaults["callbacks"] = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history, *callbacks]
@@ -169,6 +171,16 @@ class TrainingCLI(LightningCLI):
             return root / str(self.config.model.name)
         path = Path(str(self.config.config[-1])).resolve()
         return root / (path.parents[1].name if path.name == "config.yaml" else path.stem)  # an earlier run's, or a recipe
+
+
+def keep_last(checkpoint: ModelCheckpoint) -> ModelCheckpoint:
+    """Return the callback that keeps ``last.ckpt``, and free ``checkpoint`` of it: Lightning's follows better epochs alone.
+
+    Args:
+        checkpoint: Keeps the best epoch; both write into its folder.
+    """
+    checkpoint.save_last = False
+    return ModelCheckpoint(checkpoint.dirpath, LAST, enable_version_counter=False, save_on_train_epoch_end=True)
 
 
 def _is_first_process() -> bool:

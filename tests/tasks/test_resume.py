@@ -48,6 +48,14 @@ def test_a_training_killed_five_times_ends_with_the_very_weights_of_an_undisturb
     assert [name for name, tensor in undisturbed.items() if not torch.equal(tensor, killed[name])] == []
 
 
+def test_the_last_checkpoint_is_of_the_last_epoch_even_if_the_first_was_the_best() -> None:
+    options = ["--checkpoint.monitor", "lr-AdamW/pg1", "--checkpoint.mode", "min", "--model.optim.warmup_epochs", "3"]
+    assert main(["fit", *SHORT, *options, "--trainer.max_epochs", "3"]) == 0
+    folder = Path("runs") / NAME / "version_0" / "checkpoints"
+    assert {path.name for path in folder.glob("*.ckpt")} == {"best-epoch=0.ckpt", "last.ckpt"}
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
 def test_last_begins_anew_where_there_is_nothing_yet(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert main(["fit", *SHORT, "--ckpt_path", "last"]) == 0
