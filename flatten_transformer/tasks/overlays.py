@@ -17,6 +17,7 @@ from flatten_transformer.atomic_file import write_png
 
 Colour = tuple[int, int, int]
 _GAP = 8  # pixels between pictures
+_TITLE = 18  # pixels of height of what is written above a column
 
 # Okabe and Ito, "Color Universal Design", 2008, in an order whose neighbours differ most; black is left out.
 COLOURS: tuple[Colour, ...] = (
@@ -130,10 +131,10 @@ def side_by_side(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], p
         rows: Pictures of any sizes, one a column.
         path: Where the PNG goes.
     """
-    font = ImageFont.load_default(16)
+    font = ImageFont.load_default(_TITLE)
     widths = [max(row[column].width for row in rows) for column in range(len(titles))]
     heights = [max(picture.height for picture in row) for row in rows]
-    top = _GAP + sum(font.getmetrics())
+    top = _GAP + _TITLE
     sheet = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), top + sum(heights) + _GAP * (len(heights) + 1)), "white")
     for column, title in enumerate(titles):
         left = _GAP + sum(widths[:column]) + _GAP * column
