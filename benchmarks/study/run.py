@@ -2,7 +2,8 @@
 
     python benchmarks/study/run.py                     # everything that is not there yet, and the table and the picture
     python benchmarks/study/run.py --seeds 0           # for example beside another process with --seeds 1
-    python benchmarks/study/run.py --draw_only true
+    python benchmarks/study/run.py --seeds '[]'        # the table and the picture alone
+    python benchmarks/study/run.py --speed_s 120       # what a training step of each takes, on a machine that does nothing else
 
 A run that is killed goes on where it was; each result is a file in benchmarks/study/results/, which another start leaves alone.
 """
@@ -18,7 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+import yaml  # type: ignore[import-untyped]  # ships no annotations
 from jsonargparse import auto_cli
 from scipy import stats
 
@@ -27,11 +30,15 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.benchmark.machine import describe
+from flatten_transformer.benchmark.model import make_run
+from flatten_transformer.benchmark.timing import Spread, interleave, wall_clock
 from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.tasks.quiet import quiet
+from flatten_transformer.tasks.recipes import find_recipe
 from flatten_transformer.tasks.training import train
 
 RECIPE = "fashion_mnist/study"
+SPEEDS = HERE / "speed.json"
 _BARE = {"rank_restoration": False, "key_encoding": False, "temperature": False}
 _RESTORED = {"key_encoding": False, "temperature": False}
 COMPETITORS = ("elu", "hydra", "efficient", "angular", "enhanced", "agent", "polaformer", "inline")
@@ -53,26 +60,29 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what of the model differs, by the nam
 }
 
 
-def main(seeds: list[int] = [0, 1, 2], only: list[str] = list(VARIANTS), draw_only: bool = False) -> None:  # noqa: B006
+def main(seeds: list[int] = [0, 1, 2], only: list[str] = list(VARIANTS), speed_s: float = 0) -> None:  # noqa: B006
     """Train what is not there yet, seed after seed, then write the table and draw the picture.
 
     Args:
         seeds: Of the runs.
         only: Names of variants.
-        draw_only: Train nothing.
+        speed_s: Seconds to spend on measuring the speed of all, in turn, instead of training.
     """
     unknown = sorted(set(only) - set(VARIANTS))
     if unknown:
         raise SystemExit(f"no variant {unknown[0]!r}: choose some of {', '.join(VARIANTS)}")
-    for seed in [] if draw_only else seeds:
+    if speed_s:
+        write_atomically(SPEEDS, json.dumps(measure_speeds(speed_s), indent=1).encode())
+    for seed in [] if speed_s else seeds:
         for name in only:
             file = HERE / "results" / f"{name.replace(' ', '_')}-{seed}.json"
             if not file.exists():
                 print(f"--- {name}, seed {seed}", flush=True)
                 write_atomically(file, json.dumps(run(name, seed), indent=1).encode())
     results = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
-    write_atomically(HERE / "README.md", page(results).encode())
-    draw(summarise(results), HERE / "study.png")
+    summary = summarise(results, json.loads(SPEEDS.read_text())["images_per_second"] if SPEEDS.exists() else {})
+    write_atomically(HERE / "README.md", page(summary).encode())
+    draw(summary, HERE / "study.png")
 
 
 def command(name: str, seed: int) -> list[str]:
@@ -95,22 +105,33 @@ def run(name: str, seed: int) -> dict[str, Any]:
     with quiet():
         tested = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     model, size = cli.model.final_model, cli.datamodule.preprocessing
-    callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]  # a list, unannotated
-    history = next(callback for callback in callbacks if type(callback).__name__ == "History")
     return {
         "variant": name,
         "seed": seed,
         "test_accuracy": tested["test/accuracy"],
         "parameters": count_parameters(model),
         "macs": count_macs(model, (size.in_chans, size.img_size, size.img_size)),
-        "images_per_second": statistics.median(row["images_per_second"] for row in history.rows),
         "training_s": seconds,
-        "epochs": len(history.rows),
         "header": describe(torch.device("cpu")),
     }
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def measure_speeds(budget_s: float) -> dict[str, Any]:
+    """Time a training step of each variant, without the optimizer, round after round; return images a second."""
+    recipe = yaml.safe_load(find_recipe(RECIPE).read_text("utf-8"))
+    images = torch.randn(2, recipe["data"]["batch_size"], 3, *[recipe["model"]["model_args"]["img_size"]] * 2)
+    runs = {}
+    for name, options in VARIANTS.items():
+        model = timm.create_model(recipe["model"]["name"], **{**recipe["model"]["model_args"], **options}).train()
+        call = torch.autocast("cpu", torch.bfloat16)(model)  # as the recipe's precision
+        runs[name] = make_run(model, call, images, "forward+backward")
+    rounds = interleave(runs, wall_clock, budget_s=budget_s)
+    medians_us = {name: Spread.of([times[name] for times in rounds]).median for name in runs}
+    speeds = {name: 1e6 * images.shape[1] / median for name, median in medians_us.items()}
+    return {"images_per_second": speeds, "rounds": len(rounds), "header": describe(torch.device("cpu"))}
+
+
+def summarise(results: Sequence[Mapping[str, Any]], speeds: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Return the figures of each variant, in the order of the table: percent, mean and deviation over seeds."""
     summary = {}
     for name in VARIANTS:
@@ -123,35 +144,36 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
                 "seeds": len(rows),
                 "parameters": rows[0]["parameters"],
                 "mmacs": rows[0]["macs"] / 1e6,
-                "images_per_second": statistics.median(row["images_per_second"] for row in rows),
+                "images_per_second": speeds.get(name, math.nan),
             }
     return summary
 
 
-def page(results: Sequence[Mapping[str, Any]]) -> str:
+def page(summary: Mapping[str, Mapping[str, float]]) -> str:
     """Return the page with the table."""
     lines = [
         "# Study: which attention learns Fashion-MNIST best",
         "",
         f"One small DeiT (14 × 14 tokens), one recipe for all (`{RECIPE}`): `python benchmarks/study/run.py`. Each run is a",
-        "file in `results/`. The script writes this page.",
+        "file in `results/`. The script writes this page. Speed is that of training steps without the optimizer, of all in turn",
+        "(`--speed_s 120`).",
         "",
         "| attention | test accuracy, mean ± deviation | seeds | parameters | MMACs | training images a second |",
         "|---|---|---|---|---|---|",
     ]
-    for name, row in summarise(results).items():
+    for name, row in summary.items():
         spread = "" if math.isnan(row["deviation"]) else f" ± {row['deviation']:.2f}"
+        speed = "" if math.isnan(row["images_per_second"]) else f"{row['images_per_second']:.0f}"
         lines.append(
             f"| {name} | {row['mean']:.2f}{spread} % | {row['seeds']:.0f} | {row['parameters']:,.0f} | {row['mmacs']:.2f} | "
-            f"{row['images_per_second']:.0f} |"
+            f"{speed} |"
         )
-    return "\n".join([*lines, "", *chance(results), "![Accuracy of each attention against its training time](study.png)", ""])
+    return "\n".join([*lines, "", *chance(summary), "![Accuracy of each attention against its training time](study.png)", ""])
 
 
-def chance(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def chance(summary: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Return in words how far two means may be apart by chance, from the deviation over seeds that all variants share."""
-    summary = summarise(results).values()
-    rows = [row for row in summary if row["seeds"] > 1]
+    rows = [row for row in summary.values() if row["seeds"] > 1]
     if not rows:
         return []
     freedom = sum(row["seeds"] - 1 for row in rows)
@@ -174,6 +196,8 @@ def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for name, row in summary.items():
+        if math.isnan(row["images_per_second"]):
+            continue
         seconds = 1000 / row["images_per_second"]
         bar = None if math.isnan(row["deviation"]) else row["deviation"]
         style = {"softmax": ("s", "#d55e00"), "focused": ("D", "#0072b2")}.get(name, ("o", "#666666"))

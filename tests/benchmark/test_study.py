@@ -49,18 +49,25 @@ def test_the_command_builds_the_variant(name: str, tmp_path: Path) -> None:
 
 
 def result(variant: str, seed: int, accuracy: float) -> dict[str, Any]:
-    figures = {"parameters": 1000, "macs": 2e6, "images_per_second": 100.0 + seed}
+    figures = {"parameters": 1000, "macs": 2e6}
     return {"variant": variant, "seed": seed, "test_accuracy": accuracy, **figures}
 
 
 def test_the_page_and_the_picture_tell_mean_deviation_and_seeds(tmp_path: Path) -> None:
     results = [result("focused", 0, 0.90), result("focused", 1, 0.92), result("softmax", 0, 0.88)]
-    page = STUDY.page(results)
+    summary = STUDY.summarise(results, {"focused": 100.0})
+    page = STUDY.page(summary)
     assert "| focused | 91.00 ± 1.41 % | 2 | 1,000 | 2.00 | 100 |" in page
-    assert "| softmax | 88.00 % | 1 |" in page
+    assert "| softmax | 88.00 % | 1 | 1,000 | 2.00 |  |" in page
     assert "hydra" not in page
     # 12.706 = t(0.975, 1 degree of freedom) times 1.41 times the root of 2 / 2
     assert "Seeds differ by 1.41 points (the deviation of all variants, pooled, 1 degrees of freedom)" in page
     assert "less than 17.97 points apart" in page
-    STUDY.draw(STUDY.summarise(results), tmp_path / "study.png")
+    STUDY.draw(summary, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 5000
+
+
+def test_the_speed_of_every_variant_is_measured() -> None:
+    speeds = STUDY.measure_speeds(budget_s=0)
+    assert list(speeds["images_per_second"]) == list(STUDY.VARIANTS)
+    assert min(speeds["images_per_second"].values()) > 0
