@@ -157,7 +157,7 @@ def page(summary: Mapping[str, Mapping[str, float]]) -> str:
         "",
         f"One small DeiT (14 × 14 tokens), one recipe for all (`{RECIPE}`): `python benchmarks/study/run.py`. Each run is a",
         "file in `results/`. The script writes this page. Speed is that of training steps without the optimizer, of all in turn",
-        "(`--speed_s 120`).",
+        "(`--speed_s`; machine and rounds in `speed.json`).",
         "",
         "| attention | test accuracy, mean ± deviation | seeds | parameters | MMACs | training images a second |",
         "|---|---|---|---|---|---|",
