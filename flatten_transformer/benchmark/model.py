@@ -78,6 +78,7 @@ class Plan:
     limits: Limits = DEFAULT_LIMITS
     wanted: Sequence[str] | None = None  # names of contenders; None: all
     compiled: bool = False
+    graphed: bool = False  # also as CUDA graphs, which take the GPU's own time, whatever Python costs
 
 
 def make_cases(
@@ -97,24 +98,30 @@ def make_cases(
     return [Case(*case) for case in product(models, sizes_px, dtypes, directions)]
 
 
-def contender_names(*, compiled: bool) -> list[str]:
+def contender_names(*, compiled: bool, graphed: bool = False) -> list[str]:
     """Return the names of all contenders: ours, the same model on the released form, and the softmax namesake.
 
     The last one also with our linear layers, which tells what of a difference they make (``_PROJECTED``).
+    With ``compiled`` all three also under torch.compile, with ``graphed`` also recorded as CUDA graphs.
 
     Example:
         >>> contender_names(compiled=True)
         ['ours', 'released', 'softmax', 'softmax-projected', 'ours-compiled', 'released-compiled', 'softmax-compiled']
     """
     eager = [OURS, RELEASED, SOFTMAX]
-    return [*eager, _PROJECTED, *[f"{name}-compiled" for name in eager] * compiled]
+    ways = ["compiled"] * compiled + ["graphed"] * graphed
+    return [*eager, _PROJECTED, *(f"{name}-{way}" for way in ways for name in eager)]
 
 
 def measure(plan: Plan) -> Iterator[list[Point]]:
     """Race through all cases; yields the points of each."""
     for case in plan.cases:
         torch.compiler.reset()  # the recompile limit counts over all models
-        names = [name for name in contender_names(compiled=plan.compiled) if plan.wanted is None or name in plan.wanted]
+        names = [
+            name
+            for name in contender_names(compiled=plan.compiled, graphed=plan.graphed)
+            if plan.wanted is None or name in plan.wanted
+        ]
         entrants = [_entrant(name, plan, case) for name in names]
         yield race(entrants, partial(_blank, plan, case), [RELEASED, SOFTMAX], plan.device, plan.limits)
 
@@ -168,7 +175,28 @@ def _build_run(name: str, plan: Plan, case: Case) -> Run:
         model = build_flatten(case)
     model = model.to(plan.device, case.dtype).train(case.direction != FORWARD)
     call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if how == "compiled" else model
-    return make_run(model, call, draw_images(plan.batch, case, plan.device), case.direction, released=kind == RELEASED)
+    run = make_run(model, call, draw_images(plan.batch, case, plan.device), case.direction, released=kind == RELEASED)
+    return _graphed(run) if how == "graphed" else run
+
+
+def _graphed(run: Run) -> Run:
+    """Record one call as a CUDA graph; the run returned replays it, always on the same images."""
+    with run.setting():
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # whatever is done once must not be recorded
+            for _ in range(2):
+                run.step(0)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = run.step(0)
+
+    def step(turn: int) -> tuple[Tensor, ...]:
+        graph.replay()
+        return tuple(results)
+
+    return Run(step, run.setting)
 
 
 def draw_images(batch: int, case: Case, device: torch.device) -> Tensor:

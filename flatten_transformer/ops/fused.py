@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +24,10 @@ _INPUTS = (
     "Tensor? conv_weight, Tensor? conv_bias"
 )
 _SETTINGS = "SymInt[] grid_size, float focusing_factor, bool joint, float eps"
-_FORWARD = f"({_INPUTS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)"
+_FORWARD = f"({_INPUTS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)"
 _BACKWARD = (
-    f"(Tensor grad, {_INPUTS}, Tensor context, Tensor key_sum, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"(Tensor grad, {_INPUTS}, Tensor context, Tensor key_sum, Tensor norms, {_SETTINGS}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -49,43 +51,53 @@ class Arguments(NamedTuple):
 _TENSORS = 8  # of the arguments
 
 
+class Saved(NamedTuple):
+    """What a forward kernel keeps for the backward kernel, besides the arguments."""
+
+    context: Tensor  # [B, H, D, E], in the dtype of the sums
+    key_sum: Tensor  # [B, H, D], likewise
+    norms: Tensor  # [B, 1 or H (norms of each head), numbers of a token, N + M], likewise
+
+
 def define_operator(
     name: str,
-    forward: Callable[[Arguments], tuple[Tensor, Tensor, Tensor]],
-    backward: Callable[[Tensor, Arguments, Tensor, Tensor], tuple[Tensor, ...]],
+    forward: Callable[[Arguments], tuple[Tensor, Saved]],
+    backward: Callable[[Tensor, Arguments, Saved], tuple[Tensor, ...]],
+    norm_numbers: int,
 ) -> Attend:
     """Make a backend of two kernels: registers ``flatten_transformer::<name>`` and ``…_backward`` with PyTorch.
 
     Args:
         name: Of the operator.
-        forward: Returns the output ``[B, H, N, E]`` (heads side by side in memory: ``[B, N, H, E]``, transposed), the
-            context ``Σ w_j φ(k_j)ᵀ v_j``, ``[B, H, D, E]``, and the weighted sum of the φ(k_j), ``[B, H, D]``, the last two in
-            the dtype of the sums.
-        backward: From the gradient of the output (laid out as the output), the arguments, context and sum, the gradients
+        forward: Returns the output ``[B, H, N, E]`` (heads side by side in memory: ``[B, N, H, E]``, transposed), and what
+            it saves, whose meaning is its own.
+        backward: From the gradient of the output (laid out as the output), the arguments and what was saved, the gradients
             of query, key and value (laid out as the output), temperature ``[H, D]``, conv_weight and conv_bias; without
             the option, the last three are empty tensors.
+        norm_numbers: How many numbers of each token are saved.
 
     Returns:
         The backend, as :func:`flatten_transformer.ops.dispatch.choose_backend` returns it.
     """
 
-    def run_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return forward(_laid_out(Arguments(*inputs)))
+    def run_forward(*inputs: Any) -> tuple[Tensor, ...]:
+        out, saved = forward(_laid_out(Arguments(*inputs)))
+        return (out, *saved)
 
     def run_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-        context, key_sum = inputs[_TENSORS : _TENSORS + 2]
-        arguments = _laid_out(Arguments(*inputs[:_TENSORS], *inputs[_TENSORS + 2 :]))
-        return backward(_side_by_side(grad), arguments, context, key_sum)
+        saved = Saved(*inputs[_TENSORS : _TENSORS + len(Saved._fields)])
+        arguments = _laid_out(Arguments(*inputs[:_TENSORS], *inputs[_TENSORS + len(saved) :]))
+        return backward(_side_by_side(grad), arguments, saved)
 
     operator = torch.library.custom_op(f"flatten_transformer::{name}", run_forward, mutates_args=(), schema=_FORWARD)
     gradient = torch.library.custom_op(f"flatten_transformer::{name}_backward", run_backward, mutates_args=(), schema=_BACKWARD)
-    operator.register_fake(_fake_forward)
+    operator.register_fake(partial(_fake_forward, norm_numbers))
     gradient.register_fake(_fake_backward)
 
     register_flop_formula(getattr(torch.ops.flatten_transformer, name))(_count_forward)
     register_flop_formula(getattr(torch.ops.flatten_transformer, f"{name}_backward"))(_count_backward)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:_TENSORS], *output[1:])
         ctx.settings = inputs[_TENSORS:]
         ctx.set_materialize_grads(False)
@@ -102,7 +114,7 @@ def define_operator(
     operator.register_autograd(differentiate, setup_context=setup_context)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options) -> Tensor:
-        out, _, _ = operator(
+        out, *_ = operator(
             *(query, key, value),
             key_weights(attn_mask, key),
             *_tensors(options, sum_dtype(query)),
@@ -190,12 +202,14 @@ def _taps(options: Sequence[Any]) -> int:
     return 0 if conv_weight is None else math.prod(conv_weight[2:])
 
 
-def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_forward(norm_numbers: int, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, ...]:
     batch, heads, queries, channels = query.shape
+    groups = 1 if others[-2] else heads  # joint
     dtype = sum_dtype(query)
     out = query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
     context = query.new_empty(batch, heads, channels, value.shape[3], dtype=dtype)
-    return out, context, query.new_empty(batch, heads, channels, dtype=dtype)
+    key_sum = query.new_empty(batch, heads, channels, dtype=dtype)
+    return out, context, key_sum, query.new_empty(batch, groups, norm_numbers, queries + key.shape[2], dtype=dtype)
 
 
 def _fake_backward(

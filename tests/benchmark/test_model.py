@@ -55,6 +55,14 @@ def test_a_race_gives_times_and_ratios_to_both_baselines(direction: str) -> None
     assert points[0].relative_error < 1e-5
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_recorded_step_is_the_step() -> None:
+    plan = Plan(make_cases([SMALLEST], [64], [torch.float32], [DIRECTIONS[1]]), torch.device("cuda"), 2)
+    eager, graphed = (models._build_run(f"softmax{way}", plan, plan.cases[0]) for way in ("", "-graphed"))
+    assert [result.shape for result in graphed.step(0)] == [result.shape for result in eager.step(0)]
+    assert graphed.step(0)[0].isfinite().all()
+
+
 def test_a_model_that_computes_something_else_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "TOLERANCE", 0.0)
     plan = Plan(make_cases([SMALLEST], [64], [torch.float32], [FORWARD]), CPU, 1, Limits(budget_s=0.0), wanted=["ours"])

@@ -11,30 +11,36 @@ from triton import compile as compile_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from flatten_transformer.ops.triton import convolution, keys, queries
+from flatten_transformer.ops.triton import convolution, keys, norms, queries
 
 KERNELS = (
+    norms.norms_kernel,
     keys.keys_forward_kernel,
+    norms.means_kernel,
     queries.queries_forward_kernel,
-    queries.queries_backward_kernel,
     queries.context_backward_kernel,
+    queries.queries_backward_kernel,
+    keys.values_backward_kernel,
     keys.keys_backward_kernel,
     convolution.convolution_backward_kernel,
 )
-TILES = {"D": 24, "E": 16, "PAD_D": 32, "PAD_E": 16, "BLOCK": 16, "KERNEL_HEIGHT": 1, "KERNEL_WIDTH": 3}
-TOKENS = ("key", "value", "query", "grad", "out", "of_key", "of_value", "of_query")
+TILES = {"D": 24, "E": 16, "PAD_D": 32, "PAD_E": 16, "BLOCK": 32, "GROUPS": 8, "ROWS": 16, "KERNEL_HEIGHT": 1, "KERNEL_WIDTH": 3}
+TOKENS = ("key", "value", "query", "grad", "out", "of_key", "of_value", "of_query", "means", "pulls")
 FLOATS = ("eps", "exponent")
-OPTIONS = ("weights", "encoding", "temperature", "conv_weight", "conv_bias", "of_temperature")
+OPTIONS = ("weights", "encoding", "temperature", "conv_weight", "conv_bias", "of_temperature", "row_sizes")
 NUMBERS = {
     "keys",
     "queries",
-    "tokens",
     "heads",
-    "groups",
+    "samples",
     "splits",
     "split_size",
-    "samples",
+    "split_groups",
     "blocks",
+    "query_blocks",
+    "key_blocks",
+    "query_programs",
+    "norms_total",
     "prefix",
     "height",
     "width",
@@ -67,7 +73,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for kernel in KERNELS:
         for dtype, ones, joint, whole in (("bf16", True, True, 3), ("fp32", False, False, 0)):
-            sizes = {**TILES, "JOINT": joint, "WHOLE": whole}
+            sizes = {**TILES, "JOINT": joint, "WHOLE": whole, "PARTS": 2 if dtype == "bf16" else 1}
             compile_kernel(source(kernel, dtype, sizes, ones), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
         print(kernel.__name__, "compiles")  # noqa: T201
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flatten_transformer.ops.cpp.build import Problem, load, unavailable
-from flatten_transformer.ops.fused import Arguments, define_operator, sum_dtype
+from flatten_transformer.ops.fused import Arguments, Saved, define_operator, sum_dtype
 from flatten_transformer.ops.options import Options
 
 __all__ = ["attend", "why_not"]
@@ -31,24 +31,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, 
     return _attend(query.to(dtype), key.to(dtype), value.to(dtype), attn_mask, options).to(query.dtype)
 
 
-def _forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(a: Arguments) -> tuple[Tensor, Saved]:
     out = _side_by_side(a.query, a.value.shape[3])
     context = a.query.new_empty(*a.query.shape[:2], a.query.shape[3], a.value.shape[3])
     key_sum = a.query.new_empty(*a.query.shape[:2], a.query.shape[3])
     _run("forward", a, out=out, context=context, key_sum=key_sum)
-    return out, context, key_sum
+    norms = a.query.new_empty(a.query.shape[0], 1 if a.joint else a.query.shape[1], 0, a.query.shape[2] + a.key.shape[2])
+    return out, Saved(context, key_sum, norms)
 
 
-def _backward(grad: Tensor, a: Arguments, context: Tensor, key_sum: Tensor) -> tuple[Tensor, ...]:
+def _backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
     of_tokens = [_side_by_side(x, x.shape[3]) for x in (a.query, a.key, a.value)]
     of_options = [grad.new_empty(0) if x is None else torch.empty_like(x) for x in (a.temperature, a.conv_weight, a.conv_bias)]
     names = ("query", "key", "value", "temperature", "weight", "bias")
     gradients = dict(zip((f"grad_{name}" for name in names), (*of_tokens, *of_options), strict=True))
-    _run("backward", a, grad=grad, context=context, key_sum=key_sum, **gradients)
+    _run("backward", a, grad=grad, context=saved.context, key_sum=saved.key_sum, **gradients)
     return (*of_tokens, *of_options)
 
 
-_attend = define_operator("cpp_attention", _forward, _backward)
+_attend = define_operator("cpp_attention", _forward, _backward, norm_numbers=0)
 
 
 def _run(direction: str, a: Arguments, **others: Tensor) -> None:

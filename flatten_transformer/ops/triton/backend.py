@@ -10,12 +10,13 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops.fused import Arguments, define_operator
+from flatten_transformer.ops.fused import Arguments, Saved, define_operator
 from flatten_transformer.ops.options import Options
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHANNELS = range(8, 129)
 _OLDEST_CAPABILITY = (8, 0)
+_INSTALLED = find_spec("triton") is not None  # looked up once: it takes as long as launching a kernel
 
 
 def why_not(query: Tensor, value: Tensor, options: Options) -> str | None:
@@ -38,7 +39,7 @@ def why_not(query: Tensor, value: Tensor, options: Options) -> str | None:
         return f"heads have {key_channels} key and {value_channels} value channels; it takes {_CHANNELS[0]} to {_CHANNELS[-1]}"
     if len(options.grid_size) > 2:
         return f"it convolves grids of one or two axes, not {tuple(options.grid_size)}"
-    if find_spec("triton") is None:
+    if not _INSTALLED:
         return "Triton is not installed: pip install triton"
     if query.device.type == "cuda":
         capability = torch.cuda.get_device_capability(query.device)
@@ -50,16 +51,16 @@ def why_not(query: Tensor, value: Tensor, options: Options) -> str | None:
     return f"the tensors are on {query.device}, not on a CUDA device (on a CPU it runs under TRITON_INTERPRET=1, to be tested)"
 
 
-def _forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(a: Arguments) -> tuple[Tensor, Saved]:
     from flatten_transformer.ops.triton.launch import forward  # Triton is optional
 
     return forward(a)
 
 
-def _backward(grad: Tensor, a: Arguments, context: Tensor, key_sum: Tensor) -> tuple[Tensor, ...]:
+def _backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
     from flatten_transformer.ops.triton.launch import backward
 
-    return backward(grad, a, context, key_sum)
+    return backward(grad, a, saved)
 
 
-attend = define_operator("triton_attention", _forward, _backward)
+attend = define_operator("triton_attention", _forward, _backward, norm_numbers=4)

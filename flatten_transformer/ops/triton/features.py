@@ -39,17 +39,14 @@ def load_channels(pointer, WIDTH: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def heads_of_program(group, heads, JOINT: tl.constexpr):
-    """Return batch, first head and one past the last: of all heads if their norm is joint, else of one.
+def place_of_program(parts, heads):
+    """Return which part of the tokens a program has, its sample and its head.
 
-    All three are int64, and so is a loop's head between them: a product with a stride may exceed 2³¹.
+    The last two are int64, and so must be a token's number before it meets a stride: the product may exceed 2³¹.
     """
-    group = group.to(tl.int64)
-    if JOINT:
-        batch, first, last = group, group * 0, group * 0 + heads
-    else:
-        batch, first, last = group // heads, group % heads, group % heads + 1
-    return batch, first, last
+    program = tl.program_id(0)
+    at = program // parts
+    return program % parts, (at // heads).to(tl.int64), (at % heads).to(tl.int64)
 
 
 @triton.jit
@@ -68,14 +65,10 @@ def power(base, exponent, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def temperature_of(temperature, head, D: tl.constexpr, PADDED: tl.constexpr):
+def temperature_of(inverse, head, D: tl.constexpr, PADDED: tl.constexpr):
     """Return the reciprocals of a head's temperatures, ``[PADDED]``; zero beyond D, so that padding never counts."""
     channels = tl.arange(0, PADDED)
-    if temperature is None:
-        inverse = tl.where(channels < D, 1.0, 0.0)
-    else:
-        inverse = 1.0 / tl.load(temperature + head * D + channels, mask=channels < D, other=float("inf"))
-    return inverse
+    return tl.where(channels < D, 1.0, 0.0) if inverse is None else load_channels(inverse + head * D, D, PADDED)
 
 
 @triton.jit
@@ -89,67 +82,84 @@ def load_scores(x, strides, encoding, encoding_strides, batch, head, rows, insid
 
 @triton.jit
 def features_of_head(scores, inverse_temperature, eps, exponent, WHOLE: tl.constexpr):
-    """Return a token's largest a ``[BLOCK]``, a divided by it, and that to the power p, both ``[BLOCK, PADDED]``."""
+    """Return a token's largest a and its reciprocal, ``[BLOCK]``, a over its largest and that to the power p."""
     positive = (tl.maximum(scores, 0.0) + eps) * inverse_temperature[None, :]
     peak = tl.max(positive, axis=1)
-    unit = positive * (1.0 / peak)[:, None]
-    return peak, unit, power(unit, exponent, WHOLE)
+    inverse = 1.0 / peak
+    unit = positive * inverse[:, None]
+    return peak, inverse, unit, power(unit, exponent, WHOLE)
 
 
 @triton.jit
-def norms_of_tokens(
-    x,
+def load_norms(norms, group, rows, inside, total):
+    """Return what norms_kernel wrote of these tokens: 1 / peak, its gain, 1 / ‖u‖² and 1 / ‖u**p‖², each ``[BLOCK]``."""
+    at = norms + group * 4 * total + rows
+    inverse_peak = tl.load(at, mask=inside, other=0.0)
+    gain = tl.load(at + total, mask=inside, other=0.0)
+    inverse_unit = tl.load(at + 2 * total, mask=inside, other=0.0)
+    inverse_power = tl.load(at + 3 * total, mask=inside, other=0.0)
+    return inverse_peak, gain, inverse_unit, inverse_power
+
+
+@triton.jit
+def gradient_over_unit(
+    of_powered, total, unit, powered, ratio, power_ratio, inverse_unit, inverse_power, exponent, WHOLE: tl.constexpr
+):
+    """Return ``a · da`` of one head divided by ``unit``, through ``f = ‖a‖ a**p / ‖a**p‖``: no channel is divided by.
+
+    ``of_powered`` is ``f · df / powered``, ``total [BLOCK]`` the sum of f · df over all channels of the norm, ``ratio
+    [BLOCK]`` the head's peak over the peak of the norm, ``power_ratio`` that to the power p; the rest is of
+    features_of_head and load_norms.
+    """
+    of_norm = unit * (total * ratio * ratio * inverse_unit)[:, None]
+    of_power = of_powered - powered * (total * power_ratio * power_ratio * inverse_power)[:, None]
+    if WHOLE == 1:
+        result = of_power + of_norm
+    elif WHOLE > 1:
+        result = exponent * power(unit, exponent, WHOLE - 1) * of_power + of_norm
+    else:
+        result = exponent * power(unit, exponent - 1.0, WHOLE) * of_power + of_norm
+    return result
+
+
+@triton.jit
+def store_gradients(
+    of_x,
     strides,
-    encoding,
-    encoding_strides,
-    temperature,
+    of_temperature,
+    gradient,
+    scores,
+    unit,
+    inverse_own,
+    inverse_temperature,
     batch,
-    first,
-    last,
+    head,
+    part,
     rows,
     inside,
-    eps,
-    exponent,
     D: tl.constexpr,
     PADDED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
 ):
-    """Return peak, ``‖u‖²`` and ``‖u**p‖²`` with ``u = a / peak`` over the heads first to last; each ``[BLOCK]``.
-
-    The peak grows from head to head, and what was summed before shrinks with it: one pass, nothing overflows.
-    """
-    peak = tl.zeros([BLOCK], tl.float32)
-    unit_square = tl.zeros([BLOCK], tl.float32)
-    power_square = tl.zeros([BLOCK], tl.float32)
-    for head in range(first, last):
-        scores = load_scores(x, strides, encoding, encoding_strides, batch, head, rows, inside, D, PADDED)
-        own, unit, powered = features_of_head(scores, temperature_of(temperature, head, D, PADDED), eps, exponent, WHOLE)
-        top = tl.maximum(peak, own)
-        before, now = peak / top, own / top
-        unit_square = unit_square * before * before + tl.sum(unit * unit, axis=1) * now * now
-        before, now = power(before, exponent, WHOLE), power(now, exponent, WHOLE)
-        power_square = power_square * before * before + tl.sum(powered * powered, axis=1) * now * now
-        peak = top
-    return peak, unit_square, power_square
+    """Write the gradient of queries or keys from :func:`gradient_over_unit`, and this program's part of the temperature's."""
+    of_scores = tl.where(scores > 0, gradient * inverse_own[:, None] * inverse_temperature[None, :], 0.0)
+    store_tile(of_x + batch * strides[0] + head * strides[1], of_scores, rows, inside, strides[2], D, PADDED)
+    if of_temperature is not None:
+        channels = tl.arange(0, PADDED)
+        tl.store(of_temperature + part * D + channels, -tl.sum(unit * gradient, axis=0) * inverse_temperature, mask=channels < D)
 
 
 @triton.jit
-def gradient_of_scores(scores, log_gradient, eps):
-    """Return the gradient of x from that of ln a, which is ``a · da``: the temperature drops out."""
-    return tl.where(scores > 0, log_gradient / (tl.maximum(scores, 0.0) + eps), 0.0)
-
-
-@triton.jit
-def gradient_of_log_features(products, total, unit, powered, ratio, power_ratio, unit_square, power_square, exponent):
-    """Return ``a · da`` of one head from ``products = f · df``, through ``f = ‖a‖ a**p / ‖a**p‖``.
-
-    ``total [BLOCK]`` is the sum of the products over all channels of the norm, ``ratio [BLOCK]`` the head's peak over the
-    peak of the norm, ``power_ratio`` that to the power p; the rest is of features_of_head and norms_of_tokens.
-    """
-    of_norm = unit * unit * (total * ratio * ratio / unit_square)[:, None]
-    of_power_norm = powered * powered * (total * power_ratio * power_ratio / power_square)[:, None]
-    return exponent * (products - of_power_norm) + of_norm
+def exact_column_sums(left, numbers):
+    """Return ``leftᵀ @ numbers`` for ``numbers [BLOCK]`` in float32: in bfloat16, which has its range, as rounding and rest."""
+    if left.dtype == tl.bfloat16:
+        columns = tl.arange(0, 16)[None, :]
+        rounded = numbers.to(left.dtype)
+        rest = (numbers - rounded.to(tl.float32)).to(left.dtype)
+        right = tl.where(columns == 0, rounded[:, None], tl.where(columns == 1, rest[:, None], 0.0).to(left.dtype))
+        sums = tl.sum(product(tl.trans(left), right), axis=1)
+    else:
+        sums = tl.sum(left.to(tl.float32) * numbers[:, None], axis=0)
+    return sums
 
 
 @triton.jit
@@ -162,14 +172,23 @@ def product(left, right):
 
 
 @triton.jit
-def exact_product(left, right):
-    """Return ``left @ rightᵀ`` for ``right`` in float32: in half precision as two products, of its head and its rest.
+def load_means(means, at, rows, D: tl.constexpr, E: tl.constexpr, PAD_E: tl.constexpr, PARTS: tl.constexpr):
+    """Return rows of what means_kernel wrote, rounded to the tokens' dtype, ``[PAD_D, PAD_E]``, and what rounding cut off."""
+    row = means + at * (D * E * PARTS)
+    rounded = load_tile(row, rows, rows < D, E * PARTS, E, PAD_E)
+    rest = rounded
+    if PARTS == 2:
+        rest = load_tile(row + E, rows, rows < D, E * PARTS, E, PAD_E)
+    return rounded, rest
 
-    Gradients are differences of these products; rounding ``right`` to 8 bits would leave little of them.
+
+@triton.jit
+def exact_product(left, rounded, rest, PARTS: tl.constexpr):
+    """Return ``left @ rightᵀ`` for ``right = rounded + rest``: gradients are differences of these products.
+
+    Rounding ``right`` to the 8 bits of bfloat16 would leave little of them.
     """
-    right = tl.trans(right)
-    rounded = right.to(left.dtype)
-    result = product(left, rounded)
-    if left.dtype != tl.float32:
-        result += product(left, (right - rounded.to(tl.float32)).to(left.dtype))
+    result = product(left, tl.trans(rounded))
+    if PARTS == 2:
+        result += product(left, tl.trans(rest))
     return result

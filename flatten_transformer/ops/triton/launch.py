@@ -13,16 +13,19 @@ import torch
 import triton
 from torch import Tensor
 
-from flatten_transformer.ops.fused import Arguments
-from flatten_transformer.ops.triton.convolution import convolution_backward_kernel
-from flatten_transformer.ops.triton.keys import keys_backward_kernel, keys_forward_kernel
+from flatten_transformer.ops.fused import Arguments, Saved
+from flatten_transformer.ops.triton.convolution import GROUP, convolution_backward_kernel
+from flatten_transformer.ops.triton.keys import keys_backward_kernel, keys_forward_kernel, values_backward_kernel
+from flatten_transformer.ops.triton.norms import means_kernel, norms_kernel
 from flatten_transformer.ops.triton.queries import context_backward_kernel, queries_backward_kernel, queries_forward_kernel
 
 _LARGEST_MULTIPLIED_POWER = 64
-_WANTED_PROGRAMS = 256  # about two for each processor of a large GPU
-_CACHE_BYTES = 96 * 1024  # of keys to a program, so that its second reading hits the cache while 256 of them run
-_SHORTEST_LIMIT, _LONGEST_LIMIT = 256, 4096  # tokens: what a stretch writes must stay small beside what it reads
-_LAUNCH = {"num_warps": 8, "num_stages": 2}
+_WANTED_PROGRAMS = 528  # four for each processor of a large GPU
+_SHORTEST, _LONGEST = 128, 4096  # tokens of a stretch: what it writes must stay small beside what it reads
+_MEANS_ROWS = 16
+_LAUNCH: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+# The kernels with a convolution are quicker when four programs share a processor than with all the registers they ask for.
+_CROWDED = _LAUNCH | ({"maxnreg": 128} if torch.version.cuda else {})
 
 
 class _Sizes(NamedTuple):
@@ -30,102 +33,178 @@ class _Sizes(NamedTuple):
     heads: int
     queries: int
     keys: int
-    groups: int  # programs along batch, and along heads where each has its own norm
     tiles: dict[str, int]  # what the kernels are compiled for
+    means: dict[str, int]
     norm: dict[str, int]
     convolution: dict[str, int]
-    grid: tuple[int, int, int]  # number of prefix tokens, height, width
+    grid: tuple[int, int, int] | None  # number of prefix tokens, height, width; None without a convolution
+
+    @property
+    def samples(self) -> int:
+        """Heads of all samples."""
+        return self.batch * self.heads
+
+    def blocks(self, tokens: int) -> int:
+        """Return how many programs share the tokens of a head."""
+        return -(-tokens // self.tiles["BLOCK"])
+
+    def grid_of(self, tokens: int) -> tuple[int, int, int]:
+        """Return the grid; without a convolution all tokens are one row."""
+        return self.grid or (0, 1, tokens)
+
+    def groups(self, tokens: int) -> int:
+        """Return the number of groups of neighbours in the grid."""
+        prefix, height, width = self.grid_of(tokens)
+        return -(-prefix // GROUP.value) + height * -(-width // GROUP.value)
 
 
-def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Saved]:
     """Launch the forward kernels: see :func:`flatten_transformer.ops.fused.define_operator`.
 
-    Returns:
-        The output ``[B, H, N, E]``, the context ``[B, H, D, E]`` and the sum of the keys ``[B, H, D]``, in float32.
+    Saves the means of the values in ``context``: in half precision two numbers side by side in the place of one.
     """
     sizes = _sizes(a)
-    block, samples = sizes.tiles["BLOCK"], (sizes.batch, sizes.heads)
     channels, value_channels = a.query.shape[3], a.value.shape[3]
+    samples = (sizes.batch, sizes.heads)
     encoding_strides = (0, 0) if a.key_encoding is None else a.key_encoding.stride()[:2]
+    saved = Saved(
+        context=allocate((*samples, channels, value_channels), a.query),
+        key_sum=allocate((*samples, channels), a.query),
+        norms=allocate((sizes.batch, 1 if a.joint else sizes.heads, 4, sizes.queries + sizes.keys), a.query),
+    )
+    of_keys, total = saved.norms[..., sizes.queries :], sizes.queries + sizes.keys
+    inverse = None if a.temperature is None else a.temperature.reciprocal()
 
     with _on(a.query):
-        tokens_cached = _CACHE_BYTES // (math.prod(a.key.shape[1::2]) * a.key.element_size())
-        splits, stretch = _split(sizes.keys, block, sizes.groups, max(tokens_cached, _SHORTEST_LIMIT))
+        groups = sizes.batch if a.joint else sizes.samples
+        query_blocks, key_blocks = sizes.blocks(sizes.queries), sizes.blocks(sizes.keys)
+        norms_kernel[((query_blocks + key_blocks) * groups,)](
+            a.query, _strides(a.query), a.key, _strides(a.key), a.key_encoding, encoding_strides, inverse, saved.norms,
+            sizes.queries, sizes.keys, sizes.heads, query_blocks, key_blocks, query_blocks * groups, a.eps, a.focusing_factor,
+            channels, sizes.tiles["PAD_D"], sizes.tiles["BLOCK"], **sizes.norm, **_LAUNCH,
+        )  # fmt: skip
+
+        splits, stretch = _split(sizes.keys, sizes.tiles["BLOCK"], sizes.samples)
         contexts = allocate((splits, *samples, channels, value_channels), a.query)
         key_sums = allocate((splits, *samples, channels), a.query)
-        keys_forward_kernel[(splits * sizes.groups,)](
-            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides, a.temperature,
-            allocate((sizes.groups, 2, sizes.keys), a.query), contexts, key_sums,
-            sizes.keys, sizes.heads, sizes.groups, splits, stretch, a.eps, a.focusing_factor,
+        keys_forward_kernel[(splits * sizes.samples,)](
+            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides, inverse,
+            of_keys, total, contexts, key_sums,
+            sizes.keys, sizes.heads, sizes.samples, splits, stretch, a.eps, a.focusing_factor,
             **sizes.tiles, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
-        context, key_sum = _add_up(contexts), _add_up(key_sums)
+        means = _means(saved.context, a)
+        _add_up(contexts, key_sums, means, saved.key_sum, None, sizes)
 
         out = _token_buffer(a.query, value_channels)
-        blocks = triton.cdiv(sizes.queries, block)
-        queries_forward_kernel[(blocks * sizes.groups,)](
-            a.query, _strides(a.query), a.value, _strides(a.value), a.temperature, context, key_sum,
-            a.conv_weight, a.conv_bias, out, _strides(out),
-            sizes.queries, sizes.heads, blocks, *sizes.grid, a.eps, a.focusing_factor,
-            **sizes.tiles, **sizes.norm, **sizes.convolution, **_LAUNCH,
+        blocks = sizes.blocks(GROUP.value * sizes.groups(sizes.queries))
+        queries_forward_kernel[(blocks * sizes.samples,)](
+            a.query, _strides(a.query), a.value, _strides(a.value), inverse, saved.norms, total, means, saved.key_sum,
+            _taps(a.conv_weight), a.conv_bias, out, _strides(out),
+            sizes.heads, blocks, *sizes.grid_of(sizes.queries), a.eps, a.focusing_factor,
+            **sizes.tiles, **sizes.means, **sizes.norm, **sizes.convolution, **_CROWDED,
         )  # fmt: skip
-    return out, context, key_sum
+    return out, saved
 
 
-def backward(grad: Tensor, a: Arguments, context: Tensor, key_sum: Tensor) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
     """Launch the backward kernels: see :func:`flatten_transformer.ops.fused.define_operator`.
 
     Returns:
         The gradients of query, key, value, temperature, conv_weight and conv_bias; empty ones for missing options.
     """
     sizes = _sizes(a)
-    block, samples = sizes.tiles["BLOCK"], (sizes.batch, sizes.heads)
     channels, value_channels = a.query.shape[3], a.value.shape[3]
+    samples = (sizes.batch, sizes.heads)
     encoding_strides = (0, 0) if a.key_encoding is None else a.key_encoding.stride()[:2]
+    of_keys, total = saved.norms[..., sizes.queries :], sizes.queries + sizes.keys
     of_query, of_key, of_value = (_token_buffer(x, x.shape[3]) for x in (a.query, a.key, a.value))
-    query_blocks, key_blocks = (triton.cdiv(tokens, block) for tokens in (sizes.queries, sizes.keys))
+    query_blocks, key_blocks = sizes.blocks(sizes.queries), sizes.blocks(sizes.keys)
+    grid_blocks = sizes.blocks(GROUP.value * sizes.groups(sizes.keys))
     from_queries, from_keys = sizes.batch * query_blocks, sizes.batch * key_blocks
+    means = _means(saved.context, a)
+    inverse = None if a.temperature is None else a.temperature.reciprocal()
 
     with _on(a.query):
-        parts = None if a.temperature is None else allocate((from_queries + from_keys, *a.temperature.shape), grad)
-        numbers = allocate((*samples, 2, sizes.queries), grad)
-        queries_backward_kernel[(query_blocks * sizes.groups,)](
-            a.query, _strides(a.query), a.temperature, context, key_sum, grad, _strides(grad),
-            of_query, _strides(of_query), parts, numbers,
-            sizes.queries, sizes.heads, query_blocks, a.eps, a.focusing_factor,
-            **sizes.tiles, **sizes.norm, **_LAUNCH,
-        )  # fmt: skip
-
-        rows = math.prod(samples)
-        splits, stretch = _split(sizes.queries, block, rows, _LONGEST_LIMIT)
+        splits, stretch = _split(sizes.queries, sizes.tiles["BLOCK"], sizes.samples)
         of_means = allocate((splits, *samples, channels, value_channels), grad)
         of_shares = allocate((splits, *samples, channels), grad)
-        context_backward_kernel[(splits * rows,)](
-            a.query, _strides(a.query), a.temperature, key_sum, grad, _strides(grad), numbers, of_means, of_shares,
-            sizes.queries, sizes.heads, splits, stretch, sizes.batch, a.eps, a.focusing_factor,
-            **sizes.tiles, WHOLE=sizes.norm["WHOLE"], **_LAUNCH,
+        of_queries = allocate((*samples, 3, sizes.queries), grad)
+        context_backward_kernel[(splits * sizes.samples,)](
+            a.query, _strides(a.query), inverse, saved.norms, total, means, saved.key_sum, grad, _strides(grad),
+            of_means, of_shares, of_queries,
+            sizes.queries, sizes.heads, sizes.samples, splits, stretch, a.eps, a.focusing_factor,
+            **sizes.tiles, **sizes.means, **sizes.norm, **_LAUNCH,
+        )  # fmt: skip
+        pulls, numbers = torch.empty_like(means), allocate((2, *samples, channels), grad)
+        _add_up(of_means, of_shares, pulls, numbers[0], numbers[1], sizes)
+
+        parts = None if a.temperature is None else allocate((from_queries + from_keys, *a.temperature.shape), grad)
+        queries_backward_kernel[(query_blocks * sizes.samples,)](
+            a.query, _strides(a.query), inverse, saved.norms, total, means, saved.key_sum, grad, _strides(grad), of_queries,
+            of_query, _strides(of_query), parts, sizes.queries, sizes.heads, query_blocks, a.eps, a.focusing_factor,
+            **sizes.tiles, **sizes.means, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
 
-        keys_backward_kernel[(key_blocks * sizes.groups,)](
-            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides, a.temperature,
-            key_sum, _add_up(of_means), _add_up(of_shares), grad, _strides(grad), a.conv_weight,
-            of_key, _strides(of_key), of_value, _strides(of_value), None if parts is None else parts[from_queries:],
-            sizes.keys, sizes.heads, key_blocks, *sizes.grid, a.eps, a.focusing_factor,
-            **sizes.tiles, **sizes.norm, **sizes.convolution, **_LAUNCH,
+        totals = allocate((*samples, sizes.keys), grad)
+        of_values = (
+            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides, inverse,
+            of_keys, total, saved.key_sum, pulls, numbers[1], numbers[0],
+        )  # fmt: skip
+        values_backward_kernel[(grid_blocks * sizes.samples,)](
+            *of_values, grad, _strides(grad), _taps(a.conv_weight), totals, of_value, _strides(of_value),
+            sizes.keys, sizes.heads, grid_blocks, *sizes.grid_of(sizes.keys), a.eps, a.focusing_factor,
+            **sizes.tiles, **sizes.means, **sizes.norm, **sizes.convolution, **_CROWDED,
+        )  # fmt: skip
+        keys_backward_kernel[(key_blocks * sizes.samples,)](
+            *of_values, totals, of_key, _strides(of_key), None if parts is None else parts[from_queries:],
+            sizes.keys, sizes.heads, key_blocks, a.eps, a.focusing_factor,
+            **sizes.tiles, **sizes.means, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
 
-        of_temperature = grad.new_empty(0) if parts is None else _add_up(parts)
+        of_temperature = grad.new_empty(0) if parts is None else parts.sum(0)
         of_weight, of_bias = grad.new_empty(0), grad.new_empty(0)
         if a.conv_weight is not None:
-            taps = allocate((from_keys, a.conv_weight[0].numel() + 1, value_channels), grad)
-            convolution_backward_kernel[(from_keys,)](
-                a.value, _strides(a.value), grad, _strides(grad), taps, sizes.keys, sizes.heads, *sizes.grid,
-                value_channels, sizes.tiles["PAD_E"], block, **sizes.convolution, **_LAUNCH,
-            )  # fmt: skip
-            *of_taps, of_all = _add_up(taps)  # [K + 1, E]
-            of_weight = torch.stack(of_taps, dim=1).reshape(a.conv_weight.shape)
-            of_bias = of_all.clone() if a.conv_bias is not None else of_bias
+            of_weight, of_all = _convolution_backward(grad, a, sizes)
+            of_bias = of_all if a.conv_bias is not None else of_bias
     return of_query, of_key, of_value, of_temperature, of_weight, of_bias
+
+
+def _convolution_backward(grad: Tensor, a: Arguments, sizes: _Sizes) -> tuple[Tensor, Tensor]:
+    """Return the gradients of conv_weight and conv_bias."""
+    assert a.conv_weight is not None
+    at_once = sizes.tiles["BLOCK"] // (2 * GROUP.value)  # every tap's sum stays in registers
+    splits, stretch = _split(sizes.groups(sizes.keys), at_once, sizes.samples)
+    taps = allocate((splits * sizes.samples, a.conv_weight[0].numel() + 1, a.value.shape[3]), grad)
+    convolution_backward_kernel[(splits * sizes.samples,)](
+        a.value, _strides(a.value), grad, _strides(grad), taps, sizes.heads, splits, stretch, *sizes.grid_of(sizes.keys),
+        a.value.shape[3], sizes.tiles["PAD_E"], at_once, **sizes.convolution, **_LAUNCH,
+    )  # fmt: skip
+    summed = taps.sum(0)  # [K + 1, E]
+    return summed[:-1].t().reshape(a.conv_weight.shape), summed[-1].clone()
+
+
+def _add_up(products: Tensor, shares: Tensor, means: Tensor, sums: Tensor, row_sizes: Tensor | None, sizes: _Sizes) -> None:
+    """Add up what the stretches made, over the first axis: see :func:`means_kernel`."""
+    splits, _, _, channels, value_channels = products.shape
+    means_kernel[(sizes.samples, -(-channels // _MEANS_ROWS))](
+        products, shares, means, sums, row_sizes, splits, channels, value_channels,
+        sizes.tiles["PAD_E"], _MEANS_ROWS, **sizes.means, **_LAUNCH,
+    )  # fmt: skip
+
+
+def _taps(conv_weight: Tensor | None) -> Tensor | None:
+    """Return the kernels as ``[K, E]``, so that neighbouring channels lie side by side."""
+    return None if conv_weight is None else conv_weight.flatten(1).t().contiguous()
+
+
+def _means(context: Tensor, a: Arguments) -> Tensor:
+    """Return the buffer of the context as the kernels fill it: in half precision with means and what rounding cut off."""
+    return context if _mixed_or_single(a) else context.view(a.value.dtype)
+
+
+def _mixed_or_single(a: Arguments) -> bool:
+    return len({a.query.dtype, a.key.dtype, a.value.dtype}) > 1 or a.value.dtype == torch.float32
 
 
 def allocate(shape: Sequence[int], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -144,36 +223,39 @@ def _sizes(a: Arguments) -> _Sizes:
     keys, value_channels = a.value.shape[2:]
     # the matrix products of the kernels need at least 16 in each direction
     padded, value_padded = (max(16, triton.next_power_of_2(width)) for width in (channels, value_channels))
-    widest = max(padded, value_padded)
-    if torch.float32 in (a.query.dtype, a.key.dtype, a.value.dtype):
-        block = 32 if widest <= 32 else 16
-    else:
-        block = 64 if widest <= 64 else 32
-    height, width = a.grid_size or (1, 1)
+    single = _mixed_or_single(a)
     kernel_height, kernel_width = (0, 0) if a.conv_weight is None else a.conv_weight.shape[2:]
     return _Sizes(
         batch=batch,
         heads=heads,
         queries=queries,
         keys=keys,
-        groups=batch if a.joint else batch * heads,
-        tiles={"D": channels, "E": value_channels, "PAD_D": padded, "PAD_E": value_padded, "BLOCK": block},
+        tiles={
+            "D": channels,
+            "E": value_channels,
+            "PAD_D": padded,
+            "PAD_E": value_padded,
+            "BLOCK": _block(max(padded, value_padded), single),
+        },
+        means={"PARTS": 1 if single else 2},
         norm={"WHOLE": _whole(a.focusing_factor), "JOINT": a.joint},
         convolution={"KERNEL_HEIGHT": kernel_height, "KERNEL_WIDTH": kernel_width},
-        grid=(keys - height * width, height, width),
+        grid=None if a.conv_weight is None else (keys - math.prod(a.grid_size), *a.grid_size),  # type: ignore[arg-type]
     )
 
 
-def _split(tokens: int, block: int, programs: int, longest: int) -> tuple[int, int]:
-    """Return into how many stretches to cut the tokens, and the length of one: whole blocks, about ``longest`` at most."""
-    wanted = max(triton.cdiv(_WANTED_PROGRAMS, programs), triton.cdiv(tokens, min(longest, _LONGEST_LIMIT)))
-    stretch = block * triton.cdiv(max(tokens, 1), block * wanted)
-    return max(1, triton.cdiv(tokens, stretch)), stretch
+def _block(widest: int, single: bool) -> int:
+    """Return how many tokens of a head a program holds at a time, so that its tiles fit into the registers."""
+    if single:  # products of float32 take their operands from registers
+        return 32 if widest <= 32 else 16
+    return min(128, 4096 // widest)
 
 
-def _add_up(parts: Tensor) -> Tensor:
-    """Return the sum over the first axis: always in the same order, where atomic additions would not be."""
-    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
+def _split(tokens: int, block: int, programs: int) -> tuple[int, int]:
+    """Return into how many stretches to cut the tokens of each of ``programs`` heads, and the length of one: whole blocks."""
+    wanted = max(min(-(-_WANTED_PROGRAMS // programs), -(-tokens // _SHORTEST)), -(-tokens // _LONGEST), 1)
+    stretch = block * -(-max(tokens, 1) // (block * wanted))
+    return max(1, -(-tokens // stretch)), stretch
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
