@@ -106,7 +106,7 @@ def _measure_case(plan: Plan, case: Case, stopped: dict[tuple[str, torch.dtype, 
         earlier = stopped.get((contender.name, case.dtype, case.direction))
         reason = contender.left_out or (_stopped(*earlier, case.shape) if earlier else None)
         entrants.append(_entrant(contender, task, case, judge, reason))
-    return race(entrants, partial(_blank, plan, case), [RELEASED], plan.device, plan.limits)
+    return race(entrants, partial(_blank, plan, case), [RELEASED], plan.device, plan.limits, ahead=True)
 
 
 def _stopped(shape: Shape, reason: str, now: Shape) -> str | None:

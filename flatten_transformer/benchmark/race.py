@@ -46,7 +46,13 @@ class Entrant:
 
 
 def race(
-    entrants: Sequence[Entrant], blank: Callable[[str], Point], baselines: Sequence[str], device: torch.device, limits: Limits
+    entrants: Sequence[Entrant],
+    blank: Callable[[str], Point],
+    baselines: Sequence[str],
+    device: torch.device,
+    limits: Limits,
+    *,
+    ahead: bool = False,
 ) -> list[Point]:
     """Let all entrants that can run race, and return a point for each, in their order.
 
@@ -56,6 +62,7 @@ def race(
         baselines: Names of entrants that the times of all are set against.
         device: Where they run.
         limits: What they may take.
+        ahead: On a GPU, time its work alone: see :class:`CudaEvents`.
     """
     _release_memory(device)
     runs: dict[str, Run] = {}
@@ -65,7 +72,7 @@ def race(
         if tried.run is not None:
             runs[entrant.name] = tried.run
         points.append(replace(blank(entrant.name), relative_error=tried.error, reason=tried.reason))
-    rounds = interleave(runs, stopwatch_for(device), budget_s=limits.budget_s, max_rounds=limits.max_rounds)
+    rounds = interleave(runs, stopwatch_for(device, ahead=ahead), budget_s=limits.budget_s, max_rounds=limits.max_rounds)
     present = [name for name in baselines if name in runs]
     return [
         _finished(point, runs[point.contender], rounds, present, device) if point.reason is None else point for point in points

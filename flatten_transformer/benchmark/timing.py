@@ -25,6 +25,8 @@ class Run(NamedTuple):
     setting: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
+_LARGEST_HZ = 2e9  # of a GPU's clock, in which it is told how long to wait
+
 Stopwatch = Callable[[Sequence[tuple[Run, int]]], list[float]]  # runs with their turns -> microseconds each
 
 
@@ -64,26 +66,41 @@ def wall_clock(calls: Sequence[tuple[Run, int]]) -> list[float]:
     return times
 
 
-def cuda_events(calls: Sequence[tuple[Run, int]]) -> list[float]:
-    """Time calls by events on the GPU; microseconds.
+class CudaEvents:
+    """Times calls by events on the GPU; microseconds.
 
     The calls of a round queue up as in a model, so the computer's own time counts only where the GPU waits for it.
+
+    Args:
+        ahead: Let the GPU wait at the start of a round until the whole round is queued, so that no call waits for Python:
+            the GPU's time alone.
     """
-    events = []
-    for run, turn in calls:
-        with run.setting():
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            run.step(turn)
-            end.record()
-        events.append((start, end))
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) * 1e3 for start, end in events]
+
+    def __init__(self, *, ahead: bool = False) -> None:
+        self.ahead = ahead
+        self.queued_s = 0.0  # what it took to queue the last round
+
+    def __call__(self, calls: Sequence[tuple[Run, int]]) -> list[float]:
+        """Time one round."""
+        if self.ahead:
+            torch.cuda._sleep(int(1.5 * self.queued_s * _LARGEST_HZ))
+        events = []
+        start_s = time.perf_counter()
+        for run, turn in calls:
+            with run.setting():
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+                run.step(turn)
+                end.record()
+            events.append((start, end))
+        self.queued_s = time.perf_counter() - start_s
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) * 1e3 for start, end in events]
 
 
-def stopwatch_for(device: torch.device) -> Stopwatch:
-    """Return what measures time on this device."""
-    return cuda_events if device.type == "cuda" else wall_clock
+def stopwatch_for(device: torch.device, *, ahead: bool = False) -> Stopwatch:
+    """Return what measures time on this device; for ``ahead`` see :class:`CudaEvents`."""
+    return CudaEvents(ahead=ahead) if device.type == "cuda" else wall_clock
 
 
 def interleave(

@@ -183,4 +183,4 @@ def test_the_gpu_script_runs_and_needs_no_extra_but_matplotlib(tmp_path: Path) -
     (written,) = tmp_path.glob("*.json")
     assert {point.shape["tokens"] for point in read_report(written).points} == {9, 16, 25}
     assert is_picture(written.with_suffix(".png"))
-    assert "softmax-math" in done.stdout
+    assert "softmax-flash" in done.stdout

@@ -24,8 +24,15 @@ _WANTED_PROGRAMS = 528  # four for each processor of a large GPU
 _SHORTEST, _LONGEST = 128, 4096  # tokens of a stretch: what it writes must stay small beside what it reads
 _MEANS_ROWS = 16
 _LAUNCH: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
-# The kernels with a convolution are quicker when four programs share a processor than with all the registers they ask for.
-_CROWDED = _LAUNCH | ({"maxnreg": 128} if torch.version.cuda else {})
+_CROWDED = _LAUNCH | ({"maxnreg": 128} if torch.version.cuda else {})  # so that four programs share a processor
+
+
+class _Blocks(NamedTuple):
+    """Tokens of a head that a program holds at a time: what was quickest on an H100."""
+
+    few: int
+    some: int
+    many: int
 
 
 class _Sizes(NamedTuple):
@@ -34,6 +41,7 @@ class _Sizes(NamedTuple):
     queries: int
     keys: int
     tiles: dict[str, int]  # what the kernels are compiled for
+    block: _Blocks
     means: dict[str, int]
     norm: dict[str, int]
     convolution: dict[str, int]
@@ -44,9 +52,10 @@ class _Sizes(NamedTuple):
         """Heads of all samples."""
         return self.batch * self.heads
 
-    def blocks(self, tokens: int) -> int:
-        """Return how many programs share the tokens of a head."""
-        return -(-tokens // self.tiles["BLOCK"])
+    @property
+    def narrow(self) -> bool:
+        """Whether heads are so narrow that other kernels gain by sharing a processor than among wide ones."""
+        return max(self.tiles["PAD_D"], self.tiles["PAD_E"]) <= 32
 
     def grid_of(self, tokens: int) -> tuple[int, int, int]:
         """Return the grid; without a convolution all tokens are one row."""
@@ -77,32 +86,33 @@ def forward(a: Arguments) -> tuple[Tensor, Saved]:
 
     with _on(a.query):
         groups = sizes.batch if a.joint else sizes.samples
-        query_blocks, key_blocks = sizes.blocks(sizes.queries), sizes.blocks(sizes.keys)
+        query_blocks, key_blocks = (-(-tokens // sizes.block.few) for tokens in (sizes.queries, sizes.keys))
         norms_kernel[((query_blocks + key_blocks) * groups,)](
             a.query, _strides(a.query), a.key, _strides(a.key), a.key_encoding, encoding_strides, inverse, saved.norms,
             sizes.queries, sizes.keys, sizes.heads, query_blocks, key_blocks, query_blocks * groups, a.eps, a.focusing_factor,
-            channels, sizes.tiles["PAD_D"], sizes.tiles["BLOCK"], **sizes.norm, **_LAUNCH,
+            channels, sizes.tiles["PAD_D"], sizes.block.few, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
 
-        splits, stretch = _split(sizes.keys, sizes.tiles["BLOCK"], sizes.samples)
+        splits, stretch = _split(sizes.keys, sizes.block.few, sizes.samples)
         contexts = allocate((splits, *samples, channels, value_channels), a.query)
         key_sums = allocate((splits, *samples, channels), a.query)
         keys_forward_kernel[(splits * sizes.samples,)](
             a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides, inverse,
             of_keys, total, contexts, key_sums,
             sizes.keys, sizes.heads, sizes.samples, splits, stretch, a.eps, a.focusing_factor,
-            **sizes.tiles, **sizes.norm, **_LAUNCH,
+            **sizes.tiles, BLOCK=sizes.block.few, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
         means = _means(saved.context, a)
         _add_up(contexts, key_sums, means, saved.key_sum, None, sizes)
 
         out = _token_buffer(a.query, value_channels)
-        blocks = sizes.blocks(GROUP.value * sizes.groups(sizes.queries))
+        with_convolution = _LAUNCH if sizes.narrow else _CROWDED
+        blocks = -(-GROUP.value * sizes.groups(sizes.queries) // sizes.block.some)
         queries_forward_kernel[(blocks * sizes.samples,)](
             a.query, _strides(a.query), a.value, _strides(a.value), inverse, saved.norms, total, means, saved.key_sum,
             _taps(a.conv_weight), a.conv_bias, out, _strides(out),
             sizes.heads, blocks, *sizes.grid_of(sizes.queries), a.eps, a.focusing_factor,
-            **sizes.tiles, **sizes.means, **sizes.norm, **sizes.convolution, **_CROWDED,
+            **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **sizes.convolution, **with_convolution,
         )  # fmt: skip
     return out, saved
 
@@ -119,14 +129,15 @@ def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
     encoding_strides = (0, 0) if a.key_encoding is None else a.key_encoding.stride()[:2]
     of_keys, total = saved.norms[..., sizes.queries :], sizes.queries + sizes.keys
     of_query, of_key, of_value = (_token_buffer(x, x.shape[3]) for x in (a.query, a.key, a.value))
-    query_blocks, key_blocks = sizes.blocks(sizes.queries), sizes.blocks(sizes.keys)
-    grid_blocks = sizes.blocks(GROUP.value * sizes.groups(sizes.keys))
+    query_blocks, key_blocks = (-(-tokens // sizes.block.some) for tokens in (sizes.queries, sizes.keys))
+    grid_blocks = -(-GROUP.value * sizes.groups(sizes.keys) // sizes.block.some)
     from_queries, from_keys = sizes.batch * query_blocks, sizes.batch * key_blocks
+    with_convolution, without_convolution = (_LAUNCH, _CROWDED) if sizes.narrow else (_CROWDED, _LAUNCH)
     means = _means(saved.context, a)
     inverse = None if a.temperature is None else a.temperature.reciprocal()
 
     with _on(a.query):
-        splits, stretch = _split(sizes.queries, sizes.tiles["BLOCK"], sizes.samples)
+        splits, stretch = _split(sizes.queries, sizes.block.many, sizes.samples)
         of_means = allocate((splits, *samples, channels, value_channels), grad)
         of_shares = allocate((splits, *samples, channels), grad)
         of_queries = allocate((*samples, 3, sizes.queries), grad)
@@ -134,7 +145,7 @@ def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
             a.query, _strides(a.query), inverse, saved.norms, total, means, saved.key_sum, grad, _strides(grad),
             of_means, of_shares, of_queries,
             sizes.queries, sizes.heads, sizes.samples, splits, stretch, a.eps, a.focusing_factor,
-            **sizes.tiles, **sizes.means, **sizes.norm, **_LAUNCH,
+            **sizes.tiles, BLOCK=sizes.block.many, **sizes.means, **sizes.norm, **_LAUNCH,
         )  # fmt: skip
         pulls, numbers = torch.empty_like(means), allocate((2, *samples, channels), grad)
         _add_up(of_means, of_shares, pulls, numbers[0], numbers[1], sizes)
@@ -143,7 +154,7 @@ def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
         queries_backward_kernel[(query_blocks * sizes.samples,)](
             a.query, _strides(a.query), inverse, saved.norms, total, means, saved.key_sum, grad, _strides(grad), of_queries,
             of_query, _strides(of_query), parts, sizes.queries, sizes.heads, query_blocks, a.eps, a.focusing_factor,
-            **sizes.tiles, **sizes.means, **sizes.norm, **_LAUNCH,
+            **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **without_convolution,
         )  # fmt: skip
 
         totals = allocate((*samples, sizes.keys), grad)
@@ -154,12 +165,12 @@ def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
         values_backward_kernel[(grid_blocks * sizes.samples,)](
             *of_values, grad, _strides(grad), _taps(a.conv_weight), totals, of_value, _strides(of_value),
             sizes.keys, sizes.heads, grid_blocks, *sizes.grid_of(sizes.keys), a.eps, a.focusing_factor,
-            **sizes.tiles, **sizes.means, **sizes.norm, **sizes.convolution, **_CROWDED,
+            **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **sizes.convolution, **with_convolution,
         )  # fmt: skip
         keys_backward_kernel[(key_blocks * sizes.samples,)](
             *of_values, totals, of_key, _strides(of_key), None if parts is None else parts[from_queries:],
             sizes.keys, sizes.heads, key_blocks, a.eps, a.focusing_factor,
-            **sizes.tiles, **sizes.means, **sizes.norm, **_LAUNCH,
+            **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **without_convolution,
         )  # fmt: skip
 
         of_temperature = grad.new_empty(0) if parts is None else parts.sum(0)
@@ -173,7 +184,7 @@ def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
 def _convolution_backward(grad: Tensor, a: Arguments, sizes: _Sizes) -> tuple[Tensor, Tensor]:
     """Return the gradients of conv_weight and conv_bias."""
     assert a.conv_weight is not None
-    at_once = sizes.tiles["BLOCK"] // (2 * GROUP.value)  # every tap's sum stays in registers
+    at_once = max(1, min(8, 256 // sizes.tiles["PAD_E"]))  # so few that the sums of all taps stay in registers
     splits, stretch = _split(sizes.groups(sizes.keys), at_once, sizes.samples)
     taps = allocate((splits * sizes.samples, a.conv_weight[0].numel() + 1, a.value.shape[3]), grad)
     convolution_backward_kernel[(splits * sizes.samples,)](
@@ -235,8 +246,8 @@ def _sizes(a: Arguments) -> _Sizes:
             "E": value_channels,
             "PAD_D": padded,
             "PAD_E": value_padded,
-            "BLOCK": _block(max(padded, value_padded), single),
         },
+        block=_blocks(max(padded, value_padded), single),
         means={"PARTS": 1 if single else 2},
         norm={"WHOLE": _whole(a.focusing_factor), "JOINT": a.joint},
         convolution={"KERNEL_HEIGHT": kernel_height, "KERNEL_WIDTH": kernel_width},
@@ -244,11 +255,10 @@ def _sizes(a: Arguments) -> _Sizes:
     )
 
 
-def _block(widest: int, single: bool) -> int:
-    """Return how many tokens of a head a program holds at a time, so that its tiles fit into the registers."""
+def _blocks(widest: int, single: bool) -> _Blocks:
     if single:  # products of float32 take their operands from registers
-        return 32 if widest <= 32 else 16
-    return min(128, 4096 // widest)
+        return _Blocks(*[32 if widest <= 32 else 16] * 3)
+    return _Blocks(few=min(64, 2048 // widest), some=min(64, 4096 // widest), many=min(128, 4096 // widest))
 
 
 def _split(tokens: int, block: int, programs: int) -> tuple[int, int]:
