@@ -192,11 +192,11 @@ def _graphed(run: Run) -> Run:
         with torch.cuda.graph(graph):
             results = run.step(0)
 
-    def step(turn: int) -> tuple[Tensor, ...]:
+    def replay(turn: int, _alive: Run = run) -> tuple[Tensor, ...]:  # the graph reads the memory of the run's model
         graph.replay()
         return tuple(results)
 
-    return Run(step, run.setting)
+    return Run(replay, run.setting)
 
 
 def draw_images(batch: int, case: Case, device: torch.device) -> Tensor:
