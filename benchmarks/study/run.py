@@ -10,7 +10,6 @@ A run that is killed goes on where it was; each result is a file in benchmarks/s
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
@@ -193,21 +192,42 @@ def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    places = [((6, 5), "left"), ((-6, 5), "right"), ((6, -11), "left")]  # of names, in turn: neighbours are often alike
     measured = {name: row for name, row in summary.items() if not math.isnan(row["images_per_second"])}
-    for (name, row), (offset, side) in zip(measured.items(), itertools.cycle(places), strict=False):
-        seconds = 1000 / row["images_per_second"]
-        bar = None if math.isnan(row["deviation"]) else row["deviation"]
-        style = {"softmax": ("s", "#d55e00"), "focused": ("D", "#0072b2")}.get(name, ("o", "#666666"))
-        axis.errorbar(seconds, row["mean"], yerr=bar, fmt=style[0], color=style[1], capsize=3)
-        axis.annotate(name, (seconds, row["mean"]), xytext=offset, textcoords="offset points", ha=side, fontsize=8)
-    axis.margins(x=0.3)
+    points = {name: (1000 / row["images_per_second"], row["mean"]) for name, row in measured.items()}
+    low, high = (limit(y for _, y in points.values()) for limit in (min, max))
+    heights = dict(zip(points, spread_out([y for _, y in points.values()], max(high - low, 0.1) / 22), strict=True))
+    column = max(x for x, _ in points.values()) * 1.06
+    for name, (x, y) in points.items():
+        bar = None if math.isnan(summary[name]["deviation"]) else summary[name]["deviation"]
+        shape, color = {"softmax": ("s", "#d55e00"), "focused": ("D", "#0072b2")}.get(name, ("o", "#666666"))
+        axis.errorbar(x, y, yerr=bar, fmt=shape, color=color, capsize=3)
+        line = {"arrowstyle": "-", "color": color, "alpha": 0.35, "linewidth": 0.7}
+        axis.annotate(name, (x, y), (column, heights[name]), arrowprops=line, color=color, va="center", fontsize=9)
+    axis.set_xticks([tick for tick in axis.get_xticks() if 0 < tick < column])
+    axis.set_xlim(right=column * 1.32)
+    axis.set_ylim(top=max(high, *heights.values()) + (high - low) / 12)
     axis.set(xlabel="seconds for 1,000 training images", ylabel="test accuracy, %", title="Fashion-MNIST, one recipe for all")
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def spread_out(values: Sequence[float], gap: float) -> list[float]:
+    """Return values in the same order, at least ``gap`` apart, around the same middle as those they came from.
+
+    Example:
+        >>> spread_out([1.0, 1.0, 5.0], 1.0)
+        [0.6666666666666667, 1.6666666666666667, 4.666666666666667]
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    placed: dict[int, float] = {}
+    last = -math.inf
+    for index in order:
+        last = placed[index] = max(values[index], last + gap)
+    moved = (sum(placed.values()) - sum(values)) / max(len(values), 1)
+    return [placed[index] - moved for index in range(len(values))]
 
 
 if __name__ == "__main__":

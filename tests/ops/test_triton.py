@@ -24,7 +24,11 @@ from tests.helpers import attention_terms, output_and_gradients, relative_error
 
 pytest.importorskip("triton", reason="Triton is not installed: it has no wheels for this platform")
 
+import triton
+import triton.language as tl
+
 from flatten_transformer.ops.triton import launch
+from flatten_transformer.ops.triton.convolution import tokens_of_block
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")  # interpreters before Triton 3.5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -293,6 +297,24 @@ def test_the_encoding_is_the_key_gradient_of_all_samples() -> None:
     problem = Problem(batch=2, encoding=True)
     results = problem.run(focused_linear_attention, problem.inputs(), backend="triton")
     assert relative_error(results["key"].sum(0), results["key_encoding"]) < 1e-6
+
+
+@triton.jit
+def _list_tokens(out, prefix, height, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    block = tl.program_id(0)
+    tokens, inside = tokens_of_block(block, prefix, height, width, BLOCK)
+    tl.store(out + block * BLOCK + tl.arange(0, BLOCK), tl.where(inside, tokens, -1))
+
+
+@pytest.mark.parametrize("grid", [(0, 1, 7), (0, 5, 4), (3, 5, 9), (1, 7, 7), (5, 2, 6)], ids=str)
+def test_groups_of_neighbours_hold_each_token_once(grid: tuple[int, int, int]) -> None:
+    """A token that two programs write is a race, which the interpreter, one program after the other, does not show."""
+    prefix, height, width = grid
+    tokens = prefix + height * width
+    blocks = 1 + tokens  # more than enough
+    out = torch.zeros(blocks * 16, dtype=torch.int64, device=DEVICE)
+    _list_tokens[(blocks,)](out, prefix, height, width, 16)
+    assert sorted(out[out >= 0].tolist()) == list(range(tokens))
 
 
 # What PyTorch asks of an operator -----------------------------------------------------------------------------------
