@@ -29,7 +29,8 @@ _MEASURES = {
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2em auto; padding: 0 1em }
 img { max-width: 100% } figure { margin: 1em 0 } figcaption { color: #555 }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; margin: 1em 0 }
+table { display: block; overflow-x: auto; margin: 1em 0 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
 th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #e4e4e4 }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 """

@@ -64,6 +64,8 @@ def define_operator(
     forward: Callable[[Arguments], tuple[Tensor, Saved]],
     backward: Callable[[Tensor, Arguments, Saved], tuple[Tensor, ...]],
     norm_numbers: int,
+    *,
+    widens: bool = False,
 ) -> Attend:
     """Make a backend of two kernels: registers ``flatten_transformer::<name>`` and ``…_backward`` with PyTorch.
 
@@ -75,6 +77,8 @@ def define_operator(
             of query, key and value (laid out as the output), temperature ``[H, D]``, conv_weight and conv_bias; without
             the option, the last three are empty tensors.
         norm_numbers: How many numbers of each token are saved.
+        widens: Whether the kernels take encoding, temperature and convolution in half precision too; else they get them in the
+            dtype of the sums.
 
     Returns:
         The backend, as :func:`flatten_transformer.ops.dispatch.choose_backend` returns it.
@@ -117,7 +121,7 @@ def define_operator(
         out, *_ = operator(
             *(query, key, value),
             key_weights(attn_mask, key),
-            *_tensors(options, sum_dtype(query)),
+            *_tensors(options, None if widens else sum_dtype(query)),
             _planar(options.grid_size),
             float(options.focusing_factor),
             options.norm == "joint",
@@ -171,13 +175,13 @@ def sum_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _tensors(options: Options, dtype: torch.dtype) -> Iterator[Tensor | None]:
-    """Yield key_encoding, temperature, conv_weight and conv_bias."""
+def _tensors(options: Options, dtype: torch.dtype | None) -> Iterator[Tensor | None]:
+    """Yield key_encoding, temperature, conv_weight and conv_bias, in ``dtype`` or as they are."""
     weight = options.conv_weight
     if weight is not None and weight.ndim == 3:  # one axis is a plane of one row
         weight = weight.unsqueeze(2)
     for x in (options.key_encoding, options.temperature, weight, options.conv_bias):
-        yield None if x is None else x.to(dtype)
+        yield x if x is None or dtype is None else x.to(dtype)
 
 
 def _planar(grid_size: Sequence[int]) -> Sequence[int]:

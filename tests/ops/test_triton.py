@@ -66,13 +66,14 @@ class Problem:
     bias: bool = True
     eps: float = 1e-6
     dtype: torch.dtype = torch.float32
+    options_dtype: torch.dtype = torch.float32
     vanishing: bool = False  # gradients cancel so far that their rounding is measured against what cancels
 
     def draw(self, step: int, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(step)).to(DEVICE)
 
     def inputs(self) -> dict[str, Tensor]:
-        """Return query, key and value in ``dtype``, and the options in float32."""
+        """Return query, key and value in ``dtype``, and the options in ``options_dtype``."""
         lead, d, e = (self.batch, self.heads), self.key_channels, self.value_channels
         tensors = {
             "query": self.draw(1, *lead, self.queries, d).to(self.dtype),
@@ -87,7 +88,7 @@ class Problem:
             tensors["conv_weight"] = self.draw(6, e, 1, *self.kernel)
             if self.bias:
                 tensors["conv_bias"] = self.draw(7, e)
-        return tensors
+        return {name: tensor if name in NAMES[:3] else tensor.to(self.options_dtype) for name, tensor in tensors.items()}
 
     def mask(self) -> Tensor | None:
         if not self.masked:
@@ -161,6 +162,7 @@ PROBLEMS = {
     "everything, heads apart": Problem(batch=2, norm="per_head", **EVERYTHING),
     "everything, float16": Problem(batch=2, heads=3, dtype=HALF, **EVERYTHING),
     "everything, bfloat16": Problem(batch=2, norm="per_head", dtype=BFLOAT, **EVERYTHING),
+    "everything, all in bfloat16": Problem(batch=2, dtype=BFLOAT, options_dtype=BFLOAT, **EVERYTHING),
     "prefix tokens": Problem(batch=2, queries=43, keys=43, **EVERYTHING),
     "kernel 5, prefix, no bias": Problem(queries=73, keys=73, grid=(10, 7), kernel=(5, 5), bias=False, dtype=HALF),
     "kernel 5, larger than the grid": Problem(queries=4, keys=4, grid=(2, 2), kernel=(5, 5)),
@@ -321,17 +323,27 @@ def test_groups_of_neighbours_hold_each_token_once(grid: tuple[int, int, int]) -
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck itself reads it
-@pytest.mark.parametrize("convolved", [False, True])
-def test_pytorch_accepts_the_operator(convolved: bool) -> None:
-    problem = Problem(batch=2, queries=12, keys=12, temperature=convolved, encoding=convolved)
-    if convolved:
-        problem = Problem(batch=2, queries=12, keys=12, temperature=True, encoding=True, grid=(3, 4), kernel=(3, 3))
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem(batch=2, queries=12, keys=12),
+        Problem(batch=2, queries=12, keys=12, temperature=True, encoding=True, grid=(3, 4), kernel=(3, 3)),
+        Problem(queries=12, keys=12, temperature=True, encoding=True, grid=(3, 4), kernel=(3, 3), dtype=HALF, options_dtype=HALF),
+    ],
+    ids=["plain", "everything", "everything in float16"],
+)
+def test_pytorch_accepts_the_operator(problem: Problem) -> None:
     inputs = {name: tensor.requires_grad_() for name, tensor in problem.inputs().items()}
-    weights = torch.full((2, 12), 1 / 12, device=DEVICE) if convolved else None
+    weights = torch.full((problem.batch, 12), 1 / 12, device=DEVICE) if problem.kernel else None
     extras = [inputs.get(name) for name in ("key_encoding", "temperature", "conv_weight", "conv_bias")]
     tokens = [inputs[name] for name in NAMES[:3]]
-    operator = torch.ops.flatten_transformer.triton_attention
-    torch.library.opcheck(operator, (*tokens, weights, *extras, list(problem.grid), 3.0, True, 1e-6))
+    given, settings = (*tokens, weights, *extras), (list(problem.grid), 3.0, True, 1e-6)
+    operator, gradient = (getattr(torch.ops.flatten_transformer, f"triton_attention{end}") for end in ("", "_backward"))
+    torch.library.opcheck(operator, (*given, *settings))
+
+    with torch.no_grad():
+        out, *saved = operator(*given, *settings)
+    torch.library.opcheck(gradient, (out, *given, *saved, *settings), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_compiled_it_is_one_node_with_the_same_bits() -> None:

@@ -63,4 +63,4 @@ def _backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
     return backward(grad, a, saved)
 
 
-attend = define_operator("triton_attention", _forward, _backward, norm_numbers=4)
+attend = define_operator("triton_attention", _forward, _backward, norm_numbers=4, widens=True)

@@ -33,9 +33,9 @@ def store_tile(pointer, tile, rows, inside, stride, WIDTH: tl.constexpr, PADDED:
 
 @triton.jit
 def load_channels(pointer, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Return one number a channel, ``[PADDED]``, zero beyond WIDTH."""
+    """Return one number a channel as float32, ``[PADDED]``, zero beyond WIDTH."""
     channels = tl.arange(0, PADDED)
-    return tl.load(pointer + channels, mask=channels < WIDTH, other=0.0)
+    return tl.load(pointer + channels, mask=channels < WIDTH, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def load_scores(x, strides, encoding, encoding_strides, batch, head, rows, insid
     """Return x, with its encoding ``[H, T, D]`` if there is one, as float32 ``[BLOCK, PADDED]``."""
     scores = load_tile(x + batch * strides[0] + head * strides[1], rows, inside, strides[2], D, PADDED).to(tl.float32)
     if encoding is not None:
-        scores += load_tile(encoding + head * encoding_strides[0], rows, inside, encoding_strides[1], D, PADDED)
+        scores += load_tile(encoding + head * encoding_strides[0], rows, inside, encoding_strides[1], D, PADDED).to(tl.float32)
     return scores
 
 

@@ -82,7 +82,7 @@ def forward(a: Arguments) -> tuple[Tensor, Saved]:
         norms=allocate((sizes.batch, 1 if a.joint else sizes.heads, 4, sizes.queries + sizes.keys), a.query),
     )
     of_keys, total = saved.norms[..., sizes.queries :], sizes.queries + sizes.keys
-    inverse = None if a.temperature is None else a.temperature.reciprocal()
+    inverse = None if a.temperature is None else a.temperature.float().reciprocal()
 
     with _on(a.query):
         groups = sizes.batch if a.joint else sizes.samples
@@ -134,7 +134,7 @@ def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
     from_queries, from_keys = sizes.batch * query_blocks, sizes.batch * key_blocks
     with_convolution, without_convolution = (_LAUNCH, _CROWDED) if sizes.narrow else (_CROWDED, _LAUNCH)
     means = _means(saved.context, a)
-    inverse = None if a.temperature is None else a.temperature.reciprocal()
+    inverse = None if a.temperature is None else a.temperature.float().reciprocal()
 
     with _on(a.query):
         splits, stretch = _split(sizes.queries, sizes.block.many, sizes.samples)
@@ -173,11 +173,11 @@ def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
             **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **without_convolution,
         )  # fmt: skip
 
-        of_temperature = grad.new_empty(0) if parts is None else parts.sum(0)
+        of_temperature = grad.new_empty(0) if a.temperature is None or parts is None else parts.sum(0).to(a.temperature.dtype)
         of_weight, of_bias = grad.new_empty(0), grad.new_empty(0)
         if a.conv_weight is not None:
             of_weight, of_all = _convolution_backward(grad, a, sizes)
-            of_bias = of_all if a.conv_bias is not None else of_bias
+            of_bias = of_bias if a.conv_bias is None else of_all.to(a.conv_bias.dtype, copy=True)
     return of_query, of_key, of_value, of_temperature, of_weight, of_bias
 
 
@@ -192,7 +192,9 @@ def _convolution_backward(grad: Tensor, a: Arguments, sizes: _Sizes) -> tuple[Te
         a.value.shape[3], sizes.tiles["PAD_E"], at_once, **sizes.convolution, **_LAUNCH,
     )  # fmt: skip
     summed = taps.sum(0)  # [K + 1, E]
-    return summed[:-1].t().reshape(a.conv_weight.shape), summed[-1].clone()
+    of_weight = torch.empty_like(a.conv_weight)  # laid out as PyTorch is told it will be
+    of_weight.flatten(1).copy_(summed[:-1].t())
+    return of_weight, summed[-1]
 
 
 def _add_up(products: Tensor, shares: Tensor, means: Tensor, sums: Tensor, row_sizes: Tensor | None, sizes: _Sizes) -> None:
