@@ -27,7 +27,7 @@ pytest.importorskip("triton", reason="Triton is not installed: it has no wheels 
 import triton
 import triton.language as tl
 
-from flatten_transformer.ops.triton import launch
+from flatten_transformer.ops.triton import sizes
 from flatten_transformer.ops.triton.convolution import tokens_of_block
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")  # interpreters before Triton 3.5
@@ -187,9 +187,9 @@ def test_output_and_every_gradient_equal_the_oracle(name: str) -> None:
 
 @pytest.mark.parametrize("programs", [1, 10**6])
 def test_stretches_of_tokens_add_up(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_WANTED_PROGRAMS", programs)
-    monkeypatch.setattr(launch, "_SHORTEST", 32)  # one block
-    monkeypatch.setattr(launch, "_LONGEST", 96)  # three blocks
+    monkeypatch.setattr(sizes, "_WANTED_PROGRAMS", programs)
+    monkeypatch.setattr(sizes, "_SHORTEST", 32)  # one block
+    monkeypatch.setattr(sizes, "_LONGEST", 96)  # three blocks
     for tensor, error in errors(Problem(queries=200, keys=230, heads=1, temperature=True, masked=True)).items():
         assert error <= TOLERANCES[torch.float32], tensor
 
@@ -418,9 +418,9 @@ def test_it_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("tokens", [1, 31, 64, 65, 3136, 10**6])
 @pytest.mark.parametrize("programs", [1, 24, 4096])
 def test_stretches_cover_the_tokens_and_are_short(tokens: int, programs: int) -> None:
-    splits, stretch = launch._split(tokens, 64, programs)
+    splits, stretch = sizes.split(tokens, 64, programs)
     assert stretch % 64 == 0
     assert splits == math.ceil(tokens / stretch)
-    assert stretch < launch._LONGEST + 64
-    assert splits == 1 or stretch >= launch._SHORTEST / 2
-    assert splits * programs >= min(launch._WANTED_PROGRAMS / 2, programs * math.ceil(tokens / launch._SHORTEST) / 2)
+    assert stretch < sizes._LONGEST + 64
+    assert splits == 1 or stretch >= sizes._SHORTEST / 2
+    assert splits * programs >= min(sizes._WANTED_PROGRAMS / 2, programs * math.ceil(tokens / sizes._SHORTEST) / 2)

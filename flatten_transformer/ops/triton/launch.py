@@ -1,16 +1,14 @@
-"""From tensors to kernel launches: grids, tiles, buffers, and the sums over what the programs wrote."""
+"""From tensors to kernel launches: arguments, buffers, and the sums over what the programs wrote."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head, K taps of the convolution.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from flatten_transformer.ops.fused import Arguments, Saved
@@ -18,53 +16,32 @@ from flatten_transformer.ops.triton.convolution import GROUP, convolution_backwa
 from flatten_transformer.ops.triton.keys import keys_backward_kernel, keys_forward_kernel, values_backward_kernel
 from flatten_transformer.ops.triton.norms import means_kernel, norms_kernel
 from flatten_transformer.ops.triton.queries import context_backward_kernel, queries_backward_kernel, queries_forward_kernel
+from flatten_transformer.ops.triton.sizes import Sizes, is_single, sizes_of, split
 
-_LARGEST_MULTIPLIED_POWER = 64
-_WANTED_PROGRAMS = 528  # four for each processor of a large GPU
-_SHORTEST, _LONGEST = 128, 4096  # tokens of a stretch: what it writes must stay small beside what it reads
 _MEANS_ROWS = 16
 _LAUNCH: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
 _CROWDED = _LAUNCH | ({"maxnreg": 128} if torch.version.cuda else {})  # so that four programs share a processor
 
 
-class _Blocks(NamedTuple):
-    """Tokens of a head that a program holds at a time: what was quickest on an H100."""
+class _Call(NamedTuple):
+    """One attention, and what all of its kernels over the queries or over the keys begin with."""
 
-    few: int
-    some: int
-    many: int
-
-
-class _Sizes(NamedTuple):
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    tiles: dict[str, int]  # what the kernels are compiled for
-    block: _Blocks
-    means: dict[str, int]
-    norm: dict[str, int]
-    convolution: dict[str, int]
-    grid: tuple[int, int, int] | None  # number of prefix tokens, height, width; None without a convolution
+    a: Arguments
+    sizes: Sizes
+    saved: Saved
+    queries: tuple[
+        Any, ...
+    ]  # of kernels over the queries: query, its strides, 1 / temperature, norms and how many tokens have some
+    keys: tuple[Any, ...]  # of kernels over the keys: key and value, their strides, weights, encoding, then as above
 
     @property
-    def samples(self) -> int:
-        """Heads of all samples."""
-        return self.batch * self.heads
+    def means(self) -> Tensor:
+        """The buffer of the context as the kernels fill it: in half precision with means and what rounding cut off."""
+        return self.saved.context if is_single(self.a) else self.saved.context.view(self.a.value.dtype)
 
-    @property
-    def narrow(self) -> bool:
-        """Whether heads are so narrow that other kernels gain by sharing a processor than among wide ones."""
-        return max(self.tiles["PAD_D"], self.tiles["PAD_E"]) <= 32
-
-    def grid_of(self, tokens: int) -> tuple[int, int, int]:
-        """Return the grid; without a convolution all tokens are one row."""
-        return self.grid or (0, 1, tokens)
-
-    def groups(self, tokens: int) -> int:
-        """Return the number of groups of neighbours in the grid."""
-        prefix, height, width = self.grid_of(tokens)
-        return -(-prefix // GROUP.value) + height * -(-width // GROUP.value)
+    def new(self, *shape: int) -> Tensor:
+        """Return a float32 buffer ``[*shape]``."""
+        return allocate(shape, self.a.query)
 
 
 def forward(a: Arguments) -> tuple[Tensor, Saved]:
@@ -72,48 +49,18 @@ def forward(a: Arguments) -> tuple[Tensor, Saved]:
 
     Saves the means of the values in ``context``: in half precision two numbers side by side in the place of one.
     """
-    sizes = _sizes(a)
+    sizes = sizes_of(a)
     channels, value_channels = a.query.shape[3], a.value.shape[3]
-    samples = (sizes.batch, sizes.heads)
-    encoding_strides = (0, 0) if a.key_encoding is None else a.key_encoding.stride()[:2]
     saved = Saved(
-        context=allocate((*samples, channels, value_channels), a.query),
-        key_sum=allocate((*samples, channels), a.query),
+        context=allocate((sizes.batch, sizes.heads, channels, value_channels), a.query),
+        key_sum=allocate((sizes.batch, sizes.heads, channels), a.query),
         norms=allocate((sizes.batch, 1 if a.joint else sizes.heads, 4, sizes.queries + sizes.keys), a.query),
     )
-    of_keys, total = saved.norms[..., sizes.queries :], sizes.queries + sizes.keys
-    inverse = None if a.temperature is None else a.temperature.float().reciprocal()
-
+    call = _call(a, sizes, saved)
     with _on(a.query):
-        groups = sizes.batch if a.joint else sizes.samples
-        query_blocks, key_blocks = (-(-tokens // sizes.block.few) for tokens in (sizes.queries, sizes.keys))
-        norms_kernel[((query_blocks + key_blocks) * groups,)](
-            a.query, _strides(a.query), a.key, _strides(a.key), a.key_encoding, encoding_strides, inverse, saved.norms,
-            sizes.queries, sizes.keys, sizes.heads, query_blocks, key_blocks, query_blocks * groups, a.eps, a.focusing_factor,
-            channels, sizes.tiles["PAD_D"], sizes.block.few, **sizes.norm, **_LAUNCH,
-        )  # fmt: skip
-
-        splits, stretch = _split(sizes.keys, sizes.block.few, sizes.samples)
-        contexts = allocate((splits, *samples, channels, value_channels), a.query)
-        key_sums = allocate((splits, *samples, channels), a.query)
-        keys_forward_kernel[(splits * sizes.samples,)](
-            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides, inverse,
-            of_keys, total, contexts, key_sums,
-            sizes.keys, sizes.heads, sizes.samples, splits, stretch, a.eps, a.focusing_factor,
-            **sizes.tiles, BLOCK=sizes.block.few, **sizes.norm, **_LAUNCH,
-        )  # fmt: skip
-        means = _means(saved.context, a)
-        _add_up(contexts, key_sums, means, saved.key_sum, None, sizes)
-
-        out = _token_buffer(a.query, value_channels)
-        with_convolution = _LAUNCH if sizes.narrow else _CROWDED
-        blocks = -(-GROUP.value * sizes.groups(sizes.queries) // sizes.block.some)
-        queries_forward_kernel[(blocks * sizes.samples,)](
-            a.query, _strides(a.query), a.value, _strides(a.value), inverse, saved.norms, total, means, saved.key_sum,
-            _taps(a.conv_weight), a.conv_bias, out, _strides(out),
-            sizes.heads, blocks, *sizes.grid_of(sizes.queries), a.eps, a.focusing_factor,
-            **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **sizes.convolution, **with_convolution,
-        )  # fmt: skip
+        _write_norms(call)
+        _keys_forward(call)
+        out = _queries_forward(call)
     return out, saved
 
 
@@ -123,81 +70,138 @@ def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
     Returns:
         The gradients of query, key, value, temperature, conv_weight and conv_bias; empty ones for missing options.
     """
-    sizes = _sizes(a)
-    channels, value_channels = a.query.shape[3], a.value.shape[3]
-    samples = (sizes.batch, sizes.heads)
-    encoding_strides = (0, 0) if a.key_encoding is None else a.key_encoding.stride()[:2]
-    of_keys, total = saved.norms[..., sizes.queries :], sizes.queries + sizes.keys
-    of_query, of_key, of_value = (_token_buffer(x, x.shape[3]) for x in (a.query, a.key, a.value))
-    query_blocks, key_blocks = (-(-tokens // sizes.block.some) for tokens in (sizes.queries, sizes.keys))
-    grid_blocks = -(-GROUP.value * sizes.groups(sizes.keys) // sizes.block.some)
-    from_queries, from_keys = sizes.batch * query_blocks, sizes.batch * key_blocks
-    with_convolution, without_convolution = (_LAUNCH, _CROWDED) if sizes.narrow else (_CROWDED, _LAUNCH)
-    means = _means(saved.context, a)
-    inverse = None if a.temperature is None else a.temperature.float().reciprocal()
-
+    call = _call(a, sizes_of(a), saved)
     with _on(a.query):
-        splits, stretch = _split(sizes.queries, sizes.block.many, sizes.samples)
-        of_means = allocate((splits, *samples, channels, value_channels), grad)
-        of_shares = allocate((splits, *samples, channels), grad)
-        of_queries = allocate((*samples, 3, sizes.queries), grad)
-        context_backward_kernel[(splits * sizes.samples,)](
-            a.query, _strides(a.query), inverse, saved.norms, total, means, saved.key_sum, grad, _strides(grad),
-            of_means, of_shares, of_queries,
-            sizes.queries, sizes.heads, sizes.samples, splits, stretch, a.eps, a.focusing_factor,
-            **sizes.tiles, BLOCK=sizes.block.many, **sizes.means, **sizes.norm, **_LAUNCH,
-        )  # fmt: skip
-        pulls, numbers = torch.empty_like(means), allocate((2, *samples, channels), grad)
-        _add_up(of_means, of_shares, pulls, numbers[0], numbers[1], sizes)
-
-        parts = None if a.temperature is None else allocate((from_queries + from_keys, *a.temperature.shape), grad)
-        queries_backward_kernel[(query_blocks * sizes.samples,)](
-            a.query, _strides(a.query), inverse, saved.norms, total, means, saved.key_sum, grad, _strides(grad), of_queries,
-            of_query, _strides(of_query), parts, sizes.queries, sizes.heads, query_blocks, a.eps, a.focusing_factor,
-            **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **without_convolution,
-        )  # fmt: skip
-
-        totals = allocate((*samples, sizes.keys), grad)
-        of_values = (
-            a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides, inverse,
-            of_keys, total, saved.key_sum, pulls, numbers[1], numbers[0],
-        )  # fmt: skip
-        values_backward_kernel[(grid_blocks * sizes.samples,)](
-            *of_values, grad, _strides(grad), _taps(a.conv_weight), totals, of_value, _strides(of_value),
-            sizes.keys, sizes.heads, grid_blocks, *sizes.grid_of(sizes.keys), a.eps, a.focusing_factor,
-            **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **sizes.convolution, **with_convolution,
-        )  # fmt: skip
-        keys_backward_kernel[(key_blocks * sizes.samples,)](
-            *of_values, totals, of_key, _strides(of_key), None if parts is None else parts[from_queries:],
-            sizes.keys, sizes.heads, key_blocks, a.eps, a.focusing_factor,
-            **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **without_convolution,
-        )  # fmt: skip
-
-        of_temperature = grad.new_empty(0) if a.temperature is None or parts is None else parts.sum(0).to(a.temperature.dtype)
-        of_weight, of_bias = grad.new_empty(0), grad.new_empty(0)
-        if a.conv_weight is not None:
-            of_weight, of_all = _convolution_backward(grad, a, sizes)
-            of_bias = of_bias if a.conv_bias is None else of_all.to(a.conv_bias.dtype, copy=True)
+        from_queries, of_means = _context_backward(grad, call)
+        parts, of_queries, of_keys = _temperature_parts(call)
+        of_query = _queries_backward(grad, call, from_queries, of_queries)
+        of_value, of_key = _keys_backward(grad, call, of_means, of_keys)
+        of_temperature = grad.new_empty(0) if a.temperature is None else parts.sum(0).to(a.temperature.dtype)
+        of_weight, of_bias = _convolution_backward(grad, call)
     return of_query, of_key, of_value, of_temperature, of_weight, of_bias
 
 
-def _convolution_backward(grad: Tensor, a: Arguments, sizes: _Sizes) -> tuple[Tensor, Tensor]:
-    """Return the gradients of conv_weight and conv_bias."""
-    assert a.conv_weight is not None
-    at_once = max(1, min(8, 256 // sizes.tiles["PAD_E"]))  # so few that the sums of all taps stay in registers
-    splits, stretch = _split(sizes.groups(sizes.keys), at_once, sizes.samples)
-    taps = allocate((splits * sizes.samples, a.conv_weight[0].numel() + 1, a.value.shape[3]), grad)
-    convolution_backward_kernel[(splits * sizes.samples,)](
-        a.value, _strides(a.value), grad, _strides(grad), taps, sizes.heads, splits, stretch, *sizes.grid_of(sizes.keys),
-        a.value.shape[3], sizes.tiles["PAD_E"], at_once, **sizes.convolution, **_LAUNCH,
+def _call(a: Arguments, sizes: Sizes, saved: Saved) -> _Call:
+    inverse = None if a.temperature is None else a.temperature.float().reciprocal()
+    encoding_strides = (0, 0) if a.key_encoding is None else a.key_encoding.stride()[:2]
+    key_and_value = (a.key, _strides(a.key), a.value, _strides(a.value), a.key_weights, a.key_encoding, encoding_strides)
+    tokens = sizes.queries + sizes.keys
+    return _Call(
+        a,
+        sizes,
+        saved,
+        queries=(a.query, _strides(a.query), inverse, saved.norms, tokens),
+        keys=(*key_and_value, inverse, saved.norms[..., sizes.queries :], tokens),
+    )
+
+
+def _write_norms(call: _Call) -> None:
+    a, sizes = call.a, call.sizes
+    groups = sizes.batch if a.joint else sizes.samples
+    query_blocks, key_blocks = (-(-tokens // sizes.block.few) for tokens in (sizes.queries, sizes.keys))
+    query, query_strides, inverse, norms, _ = call.queries
+    key, key_strides, _, _, _, encoding, encoding_strides, *_ = call.keys
+    norms_kernel[((query_blocks + key_blocks) * groups,)](
+        query, query_strides, key, key_strides, encoding, encoding_strides, inverse, norms,
+        sizes.queries, sizes.keys, sizes.heads, query_blocks, key_blocks, query_blocks * groups, a.eps, a.focusing_factor,
+        sizes.tiles["D"], sizes.tiles["PAD_D"], sizes.block.few, **sizes.norm, **_LAUNCH,
     )  # fmt: skip
-    summed = taps.sum(0)  # [K + 1, E]
+
+
+def _keys_forward(call: _Call) -> None:
+    a, sizes = call.a, call.sizes
+    splits, stretch = split(sizes.keys, sizes.block.few, sizes.samples)
+    contexts, key_sums = call.new(splits, *call.saved.context.shape), call.new(splits, *call.saved.key_sum.shape)
+    keys_forward_kernel[(splits * sizes.samples,)](
+        *call.keys, contexts, key_sums,
+        sizes.keys, sizes.heads, sizes.samples, splits, stretch, a.eps, a.focusing_factor,
+        **sizes.tiles, BLOCK=sizes.block.few, **sizes.norm, **_LAUNCH,
+    )  # fmt: skip
+    _add_up(contexts, key_sums, call.means, call.saved.key_sum, None, sizes)
+
+
+def _queries_forward(call: _Call) -> Tensor:
+    a, sizes = call.a, call.sizes
+    out = _token_buffer(a.query, a.value.shape[3])
+    blocks = -(-GROUP.value * sizes.groups(sizes.queries) // sizes.block.some)
+    queries_forward_kernel[(blocks * sizes.samples,)](
+        *call.queries, a.value, _strides(a.value), call.means, call.saved.key_sum, _taps(a.conv_weight), a.conv_bias,
+        out, _strides(out), sizes.heads, blocks, *sizes.grid_of(sizes.queries), a.eps, a.focusing_factor,
+        **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **sizes.convolution,
+        **(_LAUNCH if sizes.narrow else _CROWDED),
+    )  # fmt: skip
+    return out
+
+
+def _context_backward(grad: Tensor, call: _Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return numbers of each query, and what the queries send back: means_kernel's means, sizes of their rows, and shares."""
+    a, sizes = call.a, call.sizes
+    splits, stretch = split(sizes.queries, sizes.block.many, sizes.samples)
+    products, shares = call.new(splits, *call.saved.context.shape), call.new(splits, *call.saved.key_sum.shape)
+    numbers = call.new(sizes.batch, sizes.heads, 3, sizes.queries)
+    context_backward_kernel[(splits * sizes.samples,)](
+        *call.queries, call.means, call.saved.key_sum, grad, _strides(grad), products, shares, numbers,
+        sizes.queries, sizes.heads, sizes.samples, splits, stretch, a.eps, a.focusing_factor,
+        **sizes.tiles, BLOCK=sizes.block.many, **sizes.means, **sizes.norm, **_LAUNCH,
+    )  # fmt: skip
+    of_means, row_sizes, sums = torch.empty_like(call.means), *call.new(2, *call.saved.key_sum.shape).unbind(0)
+    _add_up(products, shares, of_means, sums, row_sizes, sizes)
+    return numbers, (of_means, row_sizes, sums)
+
+
+def _queries_backward(grad: Tensor, call: _Call, from_queries: Tensor, of_temperature: Tensor | None) -> Tensor:
+    a, sizes = call.a, call.sizes
+    of_query = _token_buffer(a.query, a.query.shape[3])
+    blocks = -(-sizes.queries // sizes.block.some)
+    queries_backward_kernel[(blocks * sizes.samples,)](
+        *call.queries, call.means, call.saved.key_sum, grad, _strides(grad), from_queries,
+        of_query, _strides(of_query), of_temperature, sizes.queries, sizes.heads, blocks, a.eps, a.focusing_factor,
+        **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **(_CROWDED if sizes.narrow else _LAUNCH),
+    )  # fmt: skip
+    return of_query
+
+
+def _keys_backward(
+    grad: Tensor, call: _Call, of_means: tuple[Tensor, ...], of_temperature: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of values and keys."""
+    a, sizes = call.a, call.sizes
+    of_key, of_value = (_token_buffer(x, x.shape[3]) for x in (a.key, a.value))
+    totals = call.new(sizes.batch, sizes.heads, sizes.keys)
+    blocks = -(-GROUP.value * sizes.groups(sizes.keys) // sizes.block.some)
+    values_backward_kernel[(blocks * sizes.samples,)](
+        *call.keys, call.saved.key_sum, *of_means, grad, _strides(grad), _taps(a.conv_weight), totals,
+        of_value, _strides(of_value), sizes.keys, sizes.heads, blocks, *sizes.grid_of(sizes.keys), a.eps, a.focusing_factor,
+        **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **sizes.convolution,
+        **(_LAUNCH if sizes.narrow else _CROWDED),
+    )  # fmt: skip
+    blocks = -(-sizes.keys // sizes.block.some)
+    keys_backward_kernel[(blocks * sizes.samples,)](
+        *call.keys, call.saved.key_sum, *of_means, totals, of_key, _strides(of_key), of_temperature,
+        sizes.keys, sizes.heads, blocks, a.eps, a.focusing_factor,
+        **sizes.tiles, BLOCK=sizes.block.some, **sizes.means, **sizes.norm, **(_CROWDED if sizes.narrow else _LAUNCH),
+    )  # fmt: skip
+    return of_value, of_key
+
+
+def _convolution_backward(grad: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+    """Return the gradients of conv_weight and conv_bias."""
+    a, sizes = call.a, call.sizes
+    if a.conv_weight is None:
+        return grad.new_empty(0), grad.new_empty(0)
+    splits, stretch = split(sizes.groups(sizes.keys), sizes.taps_at_once, sizes.samples)
+    parts = call.new(splits * sizes.samples, a.conv_weight[0].numel() + 1, a.value.shape[3])
+    convolution_backward_kernel[(splits * sizes.samples,)](
+        a.value, _strides(a.value), grad, _strides(grad), parts, sizes.heads, splits, stretch, *sizes.grid_of(sizes.keys),
+        sizes.tiles["E"], sizes.tiles["PAD_E"], sizes.taps_at_once, **sizes.convolution, **_LAUNCH,
+    )  # fmt: skip
+    summed = parts.sum(0)  # [K + 1, E]
     of_weight = torch.empty_like(a.conv_weight)  # laid out as PyTorch is told it will be
     of_weight.flatten(1).copy_(summed[:-1].t())
-    return of_weight, summed[-1]
+    return of_weight, grad.new_empty(0) if a.conv_bias is None else summed[-1].to(a.conv_bias.dtype, copy=True)
 
 
-def _add_up(products: Tensor, shares: Tensor, means: Tensor, sums: Tensor, row_sizes: Tensor | None, sizes: _Sizes) -> None:
+def _add_up(products: Tensor, shares: Tensor, means: Tensor, sums: Tensor, row_sizes: Tensor | None, sizes: Sizes) -> None:
     """Add up what the stretches made, over the first axis: see :func:`means_kernel`."""
     splits, _, _, channels, value_channels = products.shape
     means_kernel[(sizes.samples, -(-channels // _MEANS_ROWS))](
@@ -206,18 +210,19 @@ def _add_up(products: Tensor, shares: Tensor, means: Tensor, sums: Tensor, row_s
     )  # fmt: skip
 
 
+def _temperature_parts(call: _Call) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return what the programs write of the temperature's gradient, and of it what those over queries and over keys write."""
+    sizes, temperature = call.sizes, call.a.temperature
+    if temperature is None:
+        return call.new(0), None, None
+    of_queries, of_keys = (sizes.batch * -(-tokens // sizes.block.some) for tokens in (sizes.queries, sizes.keys))
+    parts = call.new(of_queries + of_keys, *temperature.shape)
+    return parts, parts[:of_queries], parts[of_queries:]
+
+
 def _taps(conv_weight: Tensor | None) -> Tensor | None:
     """Return the kernels as ``[K, E]``, so that neighbouring channels lie side by side."""
     return None if conv_weight is None else conv_weight.flatten(1).t().contiguous()
-
-
-def _means(context: Tensor, a: Arguments) -> Tensor:
-    """Return the buffer of the context as the kernels fill it: in half precision with means and what rounding cut off."""
-    return context if _mixed_or_single(a) else context.view(a.value.dtype)
-
-
-def _mixed_or_single(a: Arguments) -> bool:
-    return len({a.query.dtype, a.key.dtype, a.value.dtype}) > 1 or a.value.dtype == torch.float32
 
 
 def allocate(shape: Sequence[int], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -231,54 +236,9 @@ def _token_buffer(x: Tensor, channels: int) -> Tensor:
     return allocate((batch, tokens, heads, channels), x, x.dtype).transpose(1, 2)
 
 
-def _sizes(a: Arguments) -> _Sizes:
-    batch, heads, queries, channels = a.query.shape
-    keys, value_channels = a.value.shape[2:]
-    # the matrix products of the kernels need at least 16 in each direction
-    padded, value_padded = (max(16, triton.next_power_of_2(width)) for width in (channels, value_channels))
-    single = _mixed_or_single(a)
-    kernel_height, kernel_width = (0, 0) if a.conv_weight is None else a.conv_weight.shape[2:]
-    return _Sizes(
-        batch=batch,
-        heads=heads,
-        queries=queries,
-        keys=keys,
-        tiles={
-            "D": channels,
-            "E": value_channels,
-            "PAD_D": padded,
-            "PAD_E": value_padded,
-        },
-        block=_blocks(max(padded, value_padded), single),
-        means={"PARTS": 1 if single else 2},
-        norm={"WHOLE": _whole(a.focusing_factor), "JOINT": a.joint},
-        convolution={"KERNEL_HEIGHT": kernel_height, "KERNEL_WIDTH": kernel_width},
-        grid=None if a.conv_weight is None else (keys - math.prod(a.grid_size), *a.grid_size),  # type: ignore[arg-type]
-    )
-
-
-def _blocks(widest: int, single: bool) -> _Blocks:
-    if single:  # products of float32 take their operands from registers
-        return _Blocks(*[32 if widest <= 32 else 16] * 3)
-    return _Blocks(few=min(64, 2048 // widest), some=min(64, 4096 // widest), many=min(128, 4096 // widest))
-
-
-def _split(tokens: int, block: int, programs: int) -> tuple[int, int]:
-    """Return into how many stretches to cut the tokens of each of ``programs`` heads, and the length of one: whole blocks."""
-    wanted = max(min(-(-_WANTED_PROGRAMS // programs), -(-tokens // _SHORTEST)), -(-tokens // _LONGEST), 1)
-    stretch = block * -(-max(tokens, 1) // (block * wanted))
-    return max(1, -(-tokens // stretch)), stretch
-
-
 def _strides(x: Tensor) -> tuple[int, int, int]:
     """Return the strides of batch, heads and tokens."""
     return x.stride(0), x.stride(1), x.stride(2)
-
-
-def _whole(focusing_factor: float) -> int:
-    """Return the power if products compute it, else 0."""
-    whole = int(focusing_factor)
-    return whole if whole == focusing_factor and whole <= _LARGEST_MULTIPLIED_POWER else 0
 
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:

@@ -46,11 +46,11 @@ def load_sums(key_sum, at, D: tl.constexpr, PADDED: tl.constexpr):
 def queries_forward_kernel(
     query,
     query_strides,
-    value,
-    value_strides,
     temperature,
     norms,
     norms_total,
+    value,
+    value_strides,
     means,
     key_sum,
     conv_weight,
