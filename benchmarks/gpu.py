@@ -43,6 +43,7 @@ def main() -> None:
     start_s, whole_s = time.monotonic(), 60 * arguments.minutes
 
     points = []
+    # softmax that takes longer at one size would take minutes at the next
     limits = Limits(arguments.budget_s, call_s=0.1, deadline_s=start_s + SHARE_OF_OP * whole_s)
     shapes = op.sweep_shapes(arguments.tokens, 64 * arguments.heads, arguments.heads, arguments.tokens_per_batch)
     cases = op.make_cases(shapes, [dtype], DIRECTIONS)

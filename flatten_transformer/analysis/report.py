@@ -29,8 +29,8 @@ _MEASURES = {
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2em auto; padding: 0 1em }
 img { max-width: 100% } figure { margin: 1em 0 } figcaption { color: #555 }
-table { display: block; overflow-x: auto; margin: 1em 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
+table { display: block; overflow-x: auto; border-collapse: collapse; margin: 1em 0;
+  font-variant-numeric: tabular-nums; font-size: 13px }
 th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #e4e4e4 }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 """
@@ -93,7 +93,7 @@ def to_html(image: Path, studies: Sequence[Study], pictures: Mapping[str, bytes]
     tables = "".join(_model_tables(study, options) for study in studies)
     notes = _NOTES.format(top_k=options.top_k, channels=options.channels)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{title}</title><style>{_STYLE}</style></head>'
         f"<body><h1>{title}</h1><ul>{models}</ul>{figures}<h2>Numbers</h2>{notes}{tables}</body></html>\n"
     )

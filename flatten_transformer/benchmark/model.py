@@ -192,9 +192,9 @@ def _graphed(run: Run) -> Run:
         with torch.cuda.graph(graph):
             results = run.step(0)
 
-    def replay(turn: int, _alive: Run = run) -> tuple[Tensor, ...]:  # the graph reads the memory of the run's model
+    def replay(turn: int, _alive: Run = run) -> Sequence[Tensor]:  # the graph reads the memory of the run's model
         graph.replay()
-        return tuple(results)
+        return results
 
     return Run(replay, run.setting)
 

@@ -102,6 +102,18 @@ def load_norms(norms, group, rows, inside, total):
 
 
 @triton.jit
+def sum_over_heads(numbers, stride, batch, head, heads, rows, inside, JOINT: tl.constexpr):
+    """Return the sum of ``numbers [B, H, …]`` over all heads if the norm is joint, else those of one head, ``[BLOCK]``."""
+    if JOINT:
+        total = tl.zeros(rows.shape, tl.float32)
+        for other in range(heads):
+            total += tl.load(numbers + (batch * heads + other) * stride + rows, mask=inside, other=0.0)
+    else:
+        total = tl.load(numbers + (batch * heads + head) * stride + rows, mask=inside, other=0.0)
+    return total
+
+
+@triton.jit
 def gradient_over_unit(
     of_powered, total, unit, powered, ratio, power_ratio, inverse_unit, inverse_power, exponent, WHOLE: tl.constexpr
 ):

@@ -21,9 +21,9 @@ from flatten_transformer.ops.triton.features import (
     product,
     store_gradients,
     store_tile,
+    sum_over_heads,
     temperature_of,
 )
-from flatten_transformer.ops.triton.queries import sum_over_heads
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from flatten_transformer.ops.triton.features import (
     product,
     store_gradients,
     store_tile,
+    sum_over_heads,
     temperature_of,
 )
 
@@ -220,15 +221,3 @@ def queries_backward_kernel(
         of_query, of_query_strides, of_temperature, gradient, scores, unit, inverse_own, inverse_temperature,
         batch, head, (batch * blocks + block) * heads + head, rows, inside, D, PAD_D,
     )  # fmt: skip
-
-
-@triton.jit
-def sum_over_heads(numbers, stride, batch, head, heads, rows, inside, JOINT: tl.constexpr):
-    """Return the sum of ``numbers [B, H, …]`` over all heads if the norm is joint, else those of one head, ``[BLOCK]``."""
-    if JOINT:
-        total = tl.zeros(rows.shape, tl.float32)
-        for other in range(heads):
-            total += tl.load(numbers + (batch * heads + other) * stride + rows, mask=inside, other=0.0)
-    else:
-        total = tl.load(numbers + (batch * heads + head) * stride + rows, mask=inside, other=0.0)
-    return total
