@@ -70,7 +70,8 @@ def define_operator(
     """Make a backend of two kernels: registers ``flatten_transformer::<name>`` and ``…_backward`` with PyTorch.
 
     Args:
-        name: Of the operator.
+        name: Of the operator. A change of the schema or of what is saved needs a new one: PyTorch keeps compiled graphs on
+            disk by the operators' names, and an older graph would call the newer backward.
         forward: Returns the output ``[B, H, N, E]`` (heads side by side in memory: ``[B, N, H, E]``, transposed), and what
             it saves, whose meaning is its own.
         backward: From the gradient of the output (laid out as the output), the arguments and what was saved, the gradients
