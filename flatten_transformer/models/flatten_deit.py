@@ -77,6 +77,8 @@ class FlattenVisionTransformer(VisionTransformer):
         class_token: As in timm; class and register tokens attend, and pass by the convolution.
         global_pool: As in timm.
         dynamic_img_pad: As in timm; on, so that sizes need not be multiples of the patch.
+        weight_init: As in timm: how all weights are drawn, those of the linear attention too.
+        fix_init: As in timm: later blocks begin smaller.
         kwargs: Everything else of timm's VisionTransformer, but what has no meaning here, which raises.
 
     Raises:
@@ -101,6 +103,8 @@ class FlattenVisionTransformer(VisionTransformer):
         class_token: bool = False,
         global_pool: str = "avg",
         dynamic_img_pad: bool = True,
+        weight_init: str = "",
+        fix_init: bool = False,
         **kwargs: Any,
     ) -> None:
         if not kwargs.pop("dynamic_img_size", True):
@@ -110,7 +114,10 @@ class FlattenVisionTransformer(VisionTransformer):
                 raise ValueError(
                     f"{option} has no meaning for linear attention over a grid: leave it out, got {kwargs[option]!r}"
                 )
+        drawn_here = weight_init != "skip" and bool(weight_init or fix_init)  # once the linear layers stand
         super().__init__(
+            weight_init="skip" if drawn_here else weight_init,
+            fix_init=fix_init,
             class_token=class_token,
             global_pool=global_pool,
             dynamic_img_size=True,
@@ -126,6 +133,9 @@ class FlattenVisionTransformer(VisionTransformer):
         for letter, block in zip(letters, self.blocks, strict=True):
             if letter == "L":
                 block.attn = self._linear_attention(block.attn, linear)
+        if drawn_here:
+            self.weight_init_mode = weight_init
+            self.init_weights(needs_reset=False)
         accept_official_names(self, convert)
 
     def _linear_attention(self, softmax: Attention, linear: AttentionChoice) -> GridAttention:

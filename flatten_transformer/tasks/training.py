@@ -22,6 +22,7 @@ from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, Sa
 from flatten_transformer.tasks.checkpoints import LAST, AtomicCheckpointIO, check_checkpoint, newest_checkpoint
 from flatten_transformer.tasks.history import History
 from flatten_transformer.tasks.kinds import KINDS, Kind
+from flatten_transformer.tasks.memory import keep_freed_memory
 from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.recipes import find_recipe
 from flatten_transformer.tasks.summary import Summary
@@ -52,6 +53,8 @@ def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
     with quiet():
         try:
             cli = TrainingCLI(stage, args)
+            if cli.trainer.strategy.root_device.type == "cpu":
+                keep_freed_memory()
             if cli.config.grad_checkpointing:
                 cli.model.recompute_activations()
             if cli.config.compile:

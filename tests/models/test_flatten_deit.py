@@ -225,6 +225,16 @@ def test_biases_and_dropout_reach_the_attention() -> None:
         assert block.attn.proj_drop.p == 0.25
 
 
+@pytest.mark.parametrize("attn_types", ["L", "S"])
+def test_weights_are_drawn_as_asked_in_either_attention(attn_types: str) -> None:
+    glorot = (6 / (192 + 192)) ** 0.5  # the largest weight that timm's "jax" draws for the output projection
+    model = timm.create_model(TINY, depth=2, attn_types=attn_types, weight_init="jax", fix_init=True)
+    largest = [float(block.attn.proj.weight.detach().abs().max()) for block in model.blocks]
+    assert largest == pytest.approx([glorot / 2**0.5, glorot / 4**0.5], rel=1e-2)
+    default = timm.create_model(TINY, depth=1, attn_types=attn_types).blocks[0].attn.proj.weight
+    assert float(default.detach().std()) == pytest.approx(0.02, rel=2e-2)
+
+
 def test_padding_may_be_switched_off_for_sizes_that_fit() -> None:
     model = make_model(dynamic_img_pad=False)
     assert model(image(64, 96)).shape == (1, 10)
