@@ -47,6 +47,13 @@ def test_a_compiled_model_is_trained_and_saved_under_its_own_names(tmp_path: Pat
     torch.testing.assert_close(weights(tmp_path / "compiled"), weights(tmp_path / "eager"))
 
 
+def test_a_training_on_a_cpu_keeps_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = Mock()
+    monkeypatch.setattr("flatten_transformer.tasks.training.keep_freed_memory", keep)
+    train("fit", [*SHORT, "--trainer.fast_dev_run", "true", "--trainer.default_root_dir", str(tmp_path)])
+    keep.assert_called_once_with()
+
+
 def test_mixed_precision_trains_on_a_cpu(tmp_path: Path) -> None:
     cli = train("fit", [*SHORT, "--trainer.precision", "bf16-mixed", "--trainer.default_root_dir", str(tmp_path)])
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
