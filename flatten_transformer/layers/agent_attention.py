@@ -44,12 +44,17 @@ class PositionBias(nn.Module):
         super().__init__()
 
         def parameter(tokens: int) -> nn.Parameter:
-            drawn = torch.empty(num_heads, tokens, num_agents, device=device, dtype=dtype)
-            return nn.Parameter(nn.init.trunc_normal_(drawn, std=0.02))
+            return nn.Parameter(torch.empty(num_heads, tokens, num_agents, device=device, dtype=dtype))
 
         self.block = parameter(_BLOCK ** len(grid_size))
         self.lines = nn.ParameterList(parameter(size) for size in grid_size)
         self.prefix = parameter(num_prefix_tokens) if num_prefix_tokens else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the bias: normal with deviation 0.02."""
+        for parameter in self.parameters():
+            nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, grid_size: Sequence[int]) -> Tensor:
         """Return the bias on a grid of N tokens, prefix tokens first: ``[H, N, A]``."""

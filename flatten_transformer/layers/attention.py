@@ -92,13 +92,13 @@ class GridAttention(AttentionCore):
             self.kv = Projection(self.context_dim, 2 * self.dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = Projection(self.dim, self.dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.reset_parameters()
+        self._draw_projections()
         if sr_ratio is not None and sr_ratio > 1:
             self.sr = PatchConv2d(self.dim, self.dim, sr_ratio, device=device, dtype=dtype)
             self.sr_norm = nn.LayerNorm(self.dim, device=device, dtype=dtype)
 
-    def reset_parameters(self) -> None:
-        """Draw the projections as the released models do: normal with deviation 0.02, biases zero."""
+    def _draw_projections(self) -> None:
+        # as the released models do; not in reset_parameters, by which timm's init_weights would end
         for module in self.children():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -81,6 +81,12 @@ class AttentionCore(nn.Module):
             axes = len(self.grid_size)
             self.dwc = depthwise_convolution(self._kernel_count(), kernel_size, axes, device=device, dtype=dtype)
 
+    def reset_parameters(self) -> None:
+        """Set what the attention learns beside its modules back to zero, as timm's ``init_weights`` asks for."""
+        for parameter in (self.scale, self.positional_encoding):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
+
     # What a subclass says ---------------------------------------------------------------------------------------------
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

@@ -87,6 +87,11 @@ class PolaFormerAttention(GridAttention):
         self.power = nn.Parameter(torch.zeros(1, num_heads, 1, dim // num_heads, device=device, dtype=dtype))
         self.g = Projection(dim, dim, device=device, dtype=dtype) if gated else None
 
+    def reset_parameters(self) -> None:
+        """Set the powers back as well."""
+        super().reset_parameters()
+        nn.init.zeros_(self.power)
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Return ``[B, H, N, D]``."""
         return peers.polaformer_attention(q, k, v, layout.attn_mask, power=self._powers())

@@ -149,6 +149,10 @@ class PyramidStage(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, feat_size[0] * feat_size[1], dim, device=device, dtype=dtype))
         self.pos_drop = nn.Dropout(pos_drop)
         self.blocks = nn.ModuleList(blocks)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the position encoding: normal with deviation 0.02."""
         trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -77,6 +77,36 @@ def test_a_feature_pyramid_and_recomputed_blocks_work_with_it(family: str, atten
     torch.testing.assert_close(torch.autograd.grad(whole(x).sum(), next(whole.parameters()))[0], plain)
 
 
+def draw_anew(model: Any) -> None:
+    """Draw all parameters of a model that was built without memory: by timm's method, or each module its own."""
+    if hasattr(model, "init_weights"):
+        model.init_weights()
+    else:
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+
+@FAMILY
+@EVERY
+def test_weights_can_be_drawn_anew(family: str, attention: str) -> None:
+    model = create(family, attention)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    draw_anew(model)
+    assert not [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+
+
+@pytest.mark.parametrize("family", ["flatten_deit_tiny_patch16_224", "flatten_swin_tiny_patch4_224"])
+@EVERY
+def test_weights_can_be_drawn_otherwise(family: str, attention: str) -> None:
+    model = create(family, attention)
+    model.init_weights("jax")  # uniform, up to 0.43 for the smallest projection; the default is normal with deviation 0.02
+    projections = {name: weight for name, weight in model.named_parameters() if name.endswith("attn.proj.weight")}
+    assert projections
+    assert not {name for name, weight in projections.items() if weight.detach().abs().max() < 0.15}
+
+
 @pytest.mark.parametrize("family", [family for family in TINY if "_swin" not in family])  # whose windows would grow too
 @EVERY
 def test_a_checkpoint_of_another_size_loads(family: str, attention: str) -> None:
