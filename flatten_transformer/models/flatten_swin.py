@@ -175,6 +175,10 @@ class SoftmaxWindowBlock(WindowBlock):
         _set_window_size(self.attn, _cap(window_size, feat_size))
         self.init_non_persistent_buffers()
 
+    def reset_parameters(self) -> None:
+        """Fill the mask, as timm's ``init_weights`` asks for: the block itself learns nothing."""
+        self.init_non_persistent_buffers()
+
     def init_non_persistent_buffers(self) -> None:
         """Fill what no checkpoint holds; timm calls this after it has moved a model off the meta device."""
         self.attn_mask = _additive_mask(self.windows(self.feat_size), self.norm1.weight)
