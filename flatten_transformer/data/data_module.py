@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from flatten_transformer.data.source import Split
+from flatten_transformer.data.source import LeftOut, Split
 
 
 class Share(NamedTuple):
@@ -102,6 +102,7 @@ class DataModule(LightningDataModule):
 
     class_names: Sequence[str]
     preprocessing: Any  # a dataclass, kept in the file of a model
+    left_out: Sequence[LeftOut] = ()
 
     def __init__(self, batch_size: int, device_batch_size: int | None, num_workers: int) -> None:
         super().__init__()

@@ -51,8 +51,15 @@ class Part(Source):
         return self.source.name(self.indices[index])
 
 
+class LeftOut(NamedTuple):
+    """Files or entries of a data set that no split uses."""
+
+    reason: str  # such as "not an image"
+    names: Sequence[str]
+
+
 class Splits(NamedTuple):
-    """What a data set holds: names of the classes, and the images of each split.
+    """What a data set holds: names of the classes, the images of each split, and what is in none.
 
     ``val`` is None where a share of ``train`` must do, ``test`` is None where the validation images must.
     """
@@ -61,6 +68,7 @@ class Splits(NamedTuple):
     train: Source
     val: Source | None
     test: Source | None
+    left_out: Sequence[LeftOut] = ()
 
 
 def split_off(source: Source, share: float) -> tuple[Part, Part]:
