@@ -26,7 +26,8 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
             break
-    return {name.removeprefix("module."): value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
+import tarfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.models.checkpoint import unwrap
+from flatten_transformer.printable import printable
+
+_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # a pickle of the number that torch.save began with until 1.5
+_MAX_HEADER = 16 * 2**20  # bytes, of a safetensors file; that of a model with 1,000 tensors has 0.1 MiB
+_MAX_STEPS = 2_000_000  # of a pickle, each of which takes up to 230 bytes; a tensor has about 20
+_SPARE_BYTES = 256 * 2**20  # that the tensors of a file may have beyond it: some share what is saved once
 
 # timm reads checkpoint_path= with PyTorch's restricted unpickler, which refuses the configuration object in the
 # authors' files. As a plain dict, which executes nothing, it may pass. The one global setting this package makes.
@@ -58,10 +68,23 @@ _TENSOR_PARTS = {
 class _TensorUnpickler(pickle.Unpickler):
     """Builds tensors and plain containers; everything else a file names becomes :class:`Inert`."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._items = _MAX_STEPS
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _TENSOR_PARTS or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
+        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
+            return dtype
+        if (module, name) in _TENSOR_PARTS:  # wrapped, for a pickle may set attributes of what it finds
+            return partial(self._call, super().find_class(module, name))
         return Inert
+
+    def _call(self, part: Callable[..., Any], *args: Any) -> Any:
+        """Build a part; a pickle can ask for a million copies of a million items in few bytes."""
+        self._items -= sum(len(arg) for arg in args if isinstance(arg, (list, tuple, dict, set)))
+        if self._items < 0:
+            raise ValueError("it copies its lists too often")
+        return part(*args)
 
 
 _PICKLE = SimpleNamespace(  # what torch.load asks of a pickle module
@@ -97,33 +120,119 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} holds no tensors by name: it must be a state dict, or a dict with one under 'model' or 'state_dict'"
         )
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if size > path.stat().st_size + _SPARE_BYTES:
+        raise ValueError(f"{path} would take {size / 1e9:.3g} GB, more than it holds: it is no checkpoint of a training")
     return tensors
 
 
 def _load(path: Path) -> Mapping[str, Any]:
     wanted = "a checkpoint must be a safetensors file or one that torch.save wrote"
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise ValueError(f"{path} is a TorchScript program, not a checkpoint: {wanted}")
-        loaded = torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        TypeError,
-    ) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}): {wanted}") from error
+        loaded = _READERS[weights_format(path)](path)
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged or hostile pickle raises has no bounds
+        raise ValueError(f"{path} cannot be read ({one_line(error)}): {wanted}") from error
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}: {wanted}, with tensors by name")
     return loaded
+
+
+Format = Literal["safetensors", "zip", "legacy"]
+
+
+def weights_format(path: Path) -> Format:
+    """Return which kind of a file of weights this is, by its first bytes.
+
+    Raises:
+        ValueError: If it is none, such as a server's page about an error.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "page.pth"
+        >>> path.write_text("<html>quota exceeded</html>")
+        27
+        >>> weights_format(path)
+        Traceback (most recent call last):
+        ValueError: it begins with '<html>quota exc'
+    """
+    with path.open("rb") as file:
+        begin = file.read(len(_LEGACY))
+    if begin.startswith(b"PK\x03\x04"):
+        return "zip"
+    if begin == _LEGACY:
+        return "legacy"
+    if begin[8:9] == b"{":
+        return "safetensors"
+    raise ValueError(f"it begins with {begin.decode('latin-1')!r}" if begin else "it is empty")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, which lie in the file until they are used, and its metadata.
+
+    Raises:
+        ValueError: If it is not such a file, or a damaged one; the message does not name it.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"its header would have {length} bytes")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, RuntimeError, AttributeError, KeyError, TypeError) as error:  # the last ones: unknown dtypes
+        raise ValueError(one_line(error)) from error
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, as torch.save never does")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries overlap")
+    if any(entry.filename.lower().endswith("constants.pkl") for entry in entries):  # torch.load takes either case, and runs it
+        raise ValueError("it is a TorchScript program, not a checkpoint")
+    reader = torch._C.PyTorchFileReader(str(path))  # what torch.load reads with
+    _check_pickle(io.BytesIO(reader.get_record("data.pkl")))
+    return torch.load(str(path), map_location="cpu", pickle_module=_PICKLE, weights_only=False, mmap=True)
+
+
+def _read_legacy(path: Path) -> Any:
+    if tarfile.is_tarfile(path):  # torch.load would unpack it
+        raise ValueError("it is a tar file")
+    with path.open("rb") as file:
+        for _ in range(5):  # number, version, system, content, names of what follows
+            _check_pickle(file)
+    return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Read one pickle without building anything, and raise ValueError if it would take too much memory."""
+    for count, (step, argument, _) in enumerate(pickletools.genops(file)):
+        if count > _MAX_STEPS:
+            raise ValueError(f"its pickle has more than {_MAX_STEPS} steps")
+        if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= _MAX_STEPS:
+            raise ValueError(f"its pickle numbers something by {argument}")
+
+
+_READERS: Mapping[Format, Callable[[Path], Any]] = {
+    "safetensors": lambda path: read_safetensors(path)[0],
+    "zip": _read_zip,
+    "legacy": _read_legacy,
+}
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error about a file says, in one line without control characters; its class where that says more.
+
+    Example:
+        >>> one_line(RuntimeError("no\\ntensor")), one_line(ValueError("no tensor"))
+        ('RuntimeError: no tensor', 'no tensor')
+    """
+    text = str(error) if isinstance(error, (ValueError, SafetensorError)) else f"{type(error).__name__}: {error}"
+    text = printable(" ".join(text[:1000].split()))
+    return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 def convert_checkpoint(source: Path, target: Path, /) -> None:
@@ -142,4 +251,8 @@ def convert_checkpoint(source: Path, target: Path, /) -> None:
     if target.exists():
         raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
     tensors = {name: value.clone().contiguous() for name, value in read_tensors(source).items()}
-    write_atomically(target, save(tensors, {"format": "pt"}))
+    try:
+        content = save(tensors, {"format": "pt"})
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} holds what a safetensors file cannot ({one_line(error)}): leave it as it is") from error
+    write_atomically(target, content)
