@@ -50,9 +50,10 @@ def fetch_tensors(url: str, file: Path) -> dict[str, Tensor]:
         _check(draft)
         os.replace(draft, file)
     except ValueError as error:
+        reason = one_line(error).replace(f"{draft} ", "")
         raise ValueError(
-            f"what {url} gives is not the weights ({one_line(error).replace(f'{draft} ', '')}): nothing was kept; try again later, "
-            "or download them elsewhere and pass pretrained_cfg_overlay={'file': path}"
+            f"what {url} gives is not the weights ({reason}): nothing was kept; try again later, or download them elsewhere "
+            "and pass pretrained_cfg_overlay={'file': path}"
         ) from error
     finally:
         draft.unlink(missing_ok=True)

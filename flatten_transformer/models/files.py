@@ -24,8 +24,8 @@ from flatten_transformer.models.checkpoint import unwrap
 from flatten_transformer.printable import printable
 
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # a pickle of the number that torch.save began with until 1.5
-_MAX_HEADER = 16 * 2**20  # bytes, of a safetensors file; that of a model with 1,000 tensors has 0.1 MiB
-_MAX_STEPS = 2_000_000  # of a pickle, each of which takes up to 230 bytes; a tensor has about 20
+_MAX_HEADER = 16 * 2**20  # bytes, of a safetensors file; that of a model with 1,000 tensors and as many classes has 0.2 MiB
+_MAX_STEPS = 1_000_000  # of a pickle, each of which takes up to 230 bytes; a tensor has about 20
 _SPARE_BYTES = 256 * 2**20  # that the tensors of a file may have beyond it: some share what is saved once
 
 # timm reads checkpoint_path= with PyTorch's restricted unpickler, which refuses the configuration object in the
@@ -191,7 +191,7 @@ def _read_zip(path: Path) -> Any:
         raise ValueError("it is compressed, as torch.save never does")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ValueError("its entries overlap")
-    if any(entry.filename.lower().endswith("constants.pkl") for entry in entries):  # torch.load takes either case, and runs it
+    if any(entry.filename.endswith("constants.pkl") for entry in entries):  # torch.load would build it
         raise ValueError("it is a TorchScript program, not a checkpoint")
     reader = torch._C.PyTorchFileReader(str(path))  # what torch.load reads with
     _check_pickle(io.BytesIO(reader.get_record("data.pkl")))
@@ -227,10 +227,19 @@ def one_line(error: Exception) -> str:
     """Return what an error about a file says, in one line without control characters; its class where that says more.
 
     Example:
-        >>> one_line(RuntimeError("no\\ntensor")), one_line(ValueError("no tensor"))
+        >>> one_line(RuntimeError("no  tensor")), one_line(ValueError("no tensor"))
         ('RuntimeError: no tensor', 'no tensor')
     """
-    text = str(error) if isinstance(error, (ValueError, SafetensorError)) else f"{type(error).__name__}: {error}"
+    return in_one_line(str(error) if isinstance(error, (ValueError, SafetensorError)) else f"{type(error).__name__}: {error}")
+
+
+def in_one_line(text: str) -> str:
+    """Return a text that may come from a file as a part of a message: in one line, and of a length to be read.
+
+    Example:
+        >>> in_one_line(" two  words ")
+        'two words'
+    """
     text = printable(" ".join(text[:1000].split()))
     return text if len(text) <= 300 else f"{text[:300]} …"
 
@@ -252,6 +261,8 @@ def convert_checkpoint(source: Path, target: Path, /) -> None:
         raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
     tensors = {name: value.clone().contiguous() for name, value in read_tensors(source).items()}
     try:
+        if "__metadata__" in tensors:
+            raise ValueError("the name __metadata__")
         content = save(tensors, {"format": "pt"})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source} holds what a safetensors file cannot ({one_line(error)}): leave it as it is") from error

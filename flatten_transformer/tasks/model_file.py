@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from flatten_transformer import __version__
 from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.lazy import load
+from flatten_transformer.models.files import in_one_line, one_line, read_safetensors
 from flatten_transformer.printable import printable
 from flatten_transformer.tasks.backbone import without_weights
 from flatten_transformer.tasks.description import read_fields, read_json, shown
@@ -25,7 +25,6 @@ from flatten_transformer.tasks.kinds import KINDS, Kind
 from flatten_transformer.tasks.outline import outline, undrawn
 
 _KEY = "flatten_transformer"  # of our entry in the metadata
-_MAX_HEADER = 16 * 2**20  # bytes; that of a model with 1,000 tensors and as many classes has 0.2 MiB
 _MAX_NUMBER = 2**20  # of a count or a length among the arguments of a model
 _MAX_SIDE = 8192  # pixels; an image of this side is 0.8 GB to a model
 _CHANGED = "it was changed, or written by another version"
@@ -114,16 +113,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"no model file {path}: check the path; `flatten fit` writes one, model.safetensors")
     try:
-        with path.open("rb") as begin:
-            if _MAX_HEADER < (length := int.from_bytes(begin.read(8), "little")):
-                raise ValueError(f"its header would have {length} bytes")
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except PermissionError:
-        raise
-    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
+        return read_safetensors(path)
+    except ValueError as error:
         cure = "give it the model.safetensors that `flatten fit` writes beside its .ckpt files"
-        raise ValueError(f"{path} is not a safetensors file ({_reason(error)}): {cure}") from None
+        raise ValueError(f"{path} is not a safetensors file ({one_line(error)}): {cure}") from None
 
 
 def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
@@ -139,7 +132,7 @@ def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
         preprocessing = read_fields(load(KINDS[info.task].preprocessing), info.preprocessing, "preprocessing")
         _check_numbers(info)
     except ValueError as error:
-        raise ValueError(f"the description in {path} cannot be read ({_reason(error)}): {_CHANGED}") from None
+        raise ValueError(f"the description in {path} cannot be read ({one_line(error)}): {_CHANGED}") from None
     return replace(info, preprocessing=preprocessing)
 
 
@@ -147,13 +140,13 @@ def _check_numbers(info: ModelInfo) -> None:
     """Raise ValueError for numbers that only cost time and memory."""
     if not info.class_names:
         raise ValueError("class_names must not be empty")
-    sides = {name: info.preprocessing.get(name) or 0 for name in ("img_size", "short_side", "long_side", "window")}
-    for name, side in sides.items():
+    for name in ("img_size", "short_side", "long_side", "window"):
+        side = info.preprocessing.get(name) or 0
         if side / info.preprocessing.get("crop_pct", 1.0) > _MAX_SIDE:
             raise ValueError(f"preprocessing.{name} must be at most {_MAX_SIDE}, got {shown(side)}")
     for name, number in _numbers(info.model_args):
-        if abs(number) > _MAX_NUMBER:
-            raise ValueError(f"model_args.{name} must be at most {_MAX_NUMBER}, got {shown(number)}")
+        if abs(number) > (most := _MAX_SIDE if name == "min_size" else _MAX_NUMBER):
+            raise ValueError(f"model_args.{name} must be at most {most}, got {shown(number)}")
 
 
 def _numbers(value: object, name: str = "") -> Iterator[tuple[str, int]]:
@@ -185,25 +178,14 @@ def _named(path: Path, info: ModelInfo) -> Iterator[None]:
     """Name the file in whatever a builder says of a description: any error can come of arguments that are not its own."""
     try:
         yield
-    except RuntimeError as error:  # of load_state_dict
-        raise _no_fit(path, info, " ".join(str(error).split("\n\t")[1:2]) or str(error)) from error
     except Exception as error:
-        raise ValueError(f"the model in {path} cannot be built ({_reason(error)}): {_CHANGED}") from error
+        if "loading state_dict" in str(error):
+            raise _no_fit(path, info, " ".join(str(error).split("\n\t")[1:2])) from error
+        raise ValueError(f"the model in {path} cannot be built ({one_line(error)}): {_CHANGED}") from error
 
 
 def _no_fit(path: Path, info: ModelInfo, reason: str) -> ValueError:
-    return ValueError(f"the tensors of {path} do not fit its model {_line(info.name)} ({_line(reason)}): {_CHANGED}")
-
-
-def _reason(error: Exception) -> str:
-    """Return what an error says; its class too where that says more."""
-    return _line(str(error)) if isinstance(error, (ValueError, SafetensorError)) else _line(f"{type(error).__name__}: {error}")
-
-
-def _line(text: str) -> str:
-    """Return a text that may come from a file as part of a message: one line, of a length to be read."""
-    text = printable(" ".join(text[:1000].split()))
-    return text if len(text) <= 300 else f"{text[:300]} …"
+    return ValueError(f"the tensors of {path} do not fit its model {info.name} ({in_one_line(reason)}): {_CHANGED}")
 
 
 def _warn_unless_finite(path: Path, model: nn.Module) -> None:
@@ -211,7 +193,7 @@ def _warn_unless_finite(path: Path, model: nn.Module) -> None:
     bad = [name for name, value in parameters.items() if not all(map(torch.isfinite, value.aminmax()))]
     if bad:
         warnings.warn(
-            f"{len(bad)} of {len(parameters)} tensors of {path} hold NaN or infinity (first: {_line(bad[0])}): "
+            f"{len(bad)} of {len(parameters)} tensors of {path} hold NaN or infinity (first: {printable(bad[0])}): "
             "what this model says means nothing; was its training stopped by a loss that was not finite?",
             stacklevel=3,
         )
