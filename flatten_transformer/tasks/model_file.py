@@ -106,6 +106,28 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     return model.eval(), info
 
 
+@contextmanager
+def seeing(info: ModelInfo) -> Iterator[None]:
+    """Raise ValueError, in one line, for whatever a model raises on an image: its file may describe images it cannot see.
+
+    Args:
+        info: Of the model.
+
+    Example:
+        >>> with seeing(ModelInfo("a net", {}, ("cat", "dog"), None)):
+        ...     assert False, "16 pixels, not 32"
+        Traceback (most recent call last):
+        ValueError: a net cannot see the image (AssertionError: 16 pixels, not 32): its size may not be one that the model takes
+    """
+    try:
+        yield
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        cure = "its size may not be one that the model takes"
+        raise ValueError(f"{in_one_line(info.name)} cannot see the image ({one_line(error)}): {cure}") from error
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors, which lie in the file until they are used, and the metadata."""
     if path.exists() and not path.is_file():

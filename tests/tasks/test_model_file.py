@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.tasks.classification.prediction import classify
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -270,7 +271,6 @@ def test_classes_may_share_a_name(tmp_path: Path) -> None:
             {"img_size": 64, "window_size": 4, "depths": (2, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 1, 1)},
         ),
         ("levit_128s", {"img_size": 64}),
-        ("tresnet_m", {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -286,3 +286,12 @@ def test_what_is_computed_and_not_saved_is_there(name: str, args: dict[str, Any]
         assert buffers[key].dtype == value.dtype
     for key, parameter in model.named_parameters():
         assert torch.equal(loaded.get_parameter(key), parameter), key
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_a_model_that_cannot_see_images_of_the_described_size_says_so(size: int, tmp_path: Path) -> None:
+    info = ModelInfo("vit_tiny_patch16_224", SIZES | {"img_size": 32}, ("a", "b"), Preprocessing(size, 1, (0.5,), (0.5,)))
+    save_model(tmp_path / "model", info.build(), info)
+    _grey().save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match=rf"vit_tiny_patch16_224 cannot see the image \(AssertionError: .*{size}"):
+        classify(*load_model(tmp_path / "model"), [tmp_path / "image.png"])

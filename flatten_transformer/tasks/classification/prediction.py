@@ -18,7 +18,7 @@ from torch import nn
 
 from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.tasks.model_file import ModelInfo
+from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.prediction import patience_bar
 
 
@@ -97,5 +97,7 @@ def classify(model: nn.Module, info: ModelInfo, images: Sequence[Path], top_k: i
 @torch.inference_mode()
 def _classify_one(model: nn.Module, info: ModelInfo, path: Path, top_k: int) -> list[Guess]:
     image = info.preprocessing(read_image(path)).unsqueeze(0)  # [1, C, size, size]
-    probabilities, classes = model(image)[0].softmax(0).topk(min(top_k, len(info.class_names)))
+    with seeing(info):
+        logits = model(image)[0]  # [K]
+    probabilities, classes = logits.softmax(0).topk(min(top_k, len(info.class_names)))
     return [Guess(info.class_names[index], float(p)) for index, p in zip(classes.tolist(), probabilities, strict=True)]
