@@ -12,12 +12,13 @@ from flatten_transformer.models.files import one_line
 
 
 @contextmanager
-def building(name: str, what: str) -> Iterator[None]:
+def building(name: str, what: str, file: object = None) -> Iterator[None]:
     """Raise ValueError, in one line, for whatever a constructor raises: it is not made for arguments of any kind.
 
     Args:
         name: Of the model.
         what: What holds its arguments.
+        file: Of weights, if timm shall read one.
 
     Example:
         >>> with building("a net", "model_args"):
@@ -33,6 +34,8 @@ def building(name: str, what: str) -> Iterator[None]:
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
             reason = f"{str(error).split('() ')[-1]}: leave it out or correct its name"
             raise ValueError(f"{what} do not fit {name}: {reason}") from error
+        if file and isinstance(error, (RuntimeError, KeyError)):  # timm's, of weights that do not fit
+            raise ValueError(f"the weights of {file} do not fit {name} ({one_line(error)}): give those of this model") from error
         raise ValueError(f"{what} do not fit {name} ({one_line(error)}): correct them{_cure(error)}") from error
 
 

@@ -55,7 +55,8 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
     _check(name, model_args)
     args = dict(model_args)
     begin = None if _jax(args.get("checkpoint_path")) else args.pop("checkpoint_path", None)
-    with building(name, "model_args"):
+    overlay = args.get("pretrained_cfg_overlay")
+    with building(name, "model_args", overlay.get("file") if isinstance(overlay, Mapping) else None):
         model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **args)
     if begin:
         _begin(model, Path(begin), f"{name} with {num_classes} classes")
