@@ -99,7 +99,7 @@ def model(
         dtypes: Some of float32, bfloat16, float16, float64, of images and weights; by default float32 on the CPU and
             bfloat16 on a GPU.
         directions: Some of forward (inference) and forward+backward (a training step without the optimiser).
-        contenders: Some of ours, released, softmax, softmax-projected, and with
+        contenders: Some of ours, released, softmax, and with
             `--compiled true` ours-compiled and so on; or all.
         compiled: Race each under torch.compile too, which needs a minute or more a point to start.
         device: cpu, cuda, or auto: a GPU where there is one.

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers.core import AttentionCore
 from flatten_transformer.layers.layout import Decomposition, Layout
-from flatten_transformer.layers.patches import PatchConv2d
-from flatten_transformer.layers.projection import Projection
+from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.ops.checks import shape_of
 
 
@@ -50,7 +49,7 @@ class GridAttention(AttentionCore):
     attends_elsewhere: ClassVar[bool] = True  # whether keys may be other tokens than the queries
     context_dim: int | None = None
     sr_ratio: int | None = None
-    proj: Projection
+    proj: nn.Linear
 
     def add_projections(
         self,
@@ -86,15 +85,15 @@ class GridAttention(AttentionCore):
             )
         self.context_dim, self.sr_ratio = context_dim if sr_ratio is None else self.dim, sr_ratio
         if self.context_dim is None:
-            self.qkv = Projection(self.dim, 3 * self.dim, bias=qkv_bias, device=device, dtype=dtype)
+            self.qkv = nn.Linear(self.dim, 3 * self.dim, bias=qkv_bias, device=device, dtype=dtype)
         else:
-            self.q = Projection(self.dim, self.dim, bias=qkv_bias, device=device, dtype=dtype)
-            self.kv = Projection(self.context_dim, 2 * self.dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.proj = Projection(self.dim, self.dim, bias=proj_bias, device=device, dtype=dtype)
+            self.q = nn.Linear(self.dim, self.dim, bias=qkv_bias, device=device, dtype=dtype)
+            self.kv = nn.Linear(self.context_dim, 2 * self.dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(self.dim, self.dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
         self._draw_projections()
         if sr_ratio is not None and sr_ratio > 1:
-            self.sr = PatchConv2d(self.dim, self.dim, sr_ratio, device=device, dtype=dtype)
+            self.sr = nn.Conv2d(self.dim, self.dim, sr_ratio, stride=sr_ratio, device=device, dtype=dtype)
             self.sr_norm = nn.LayerNorm(self.dim, device=device, dtype=dtype)
 
     def _draw_projections(self) -> None:
@@ -187,7 +186,7 @@ class GridAttention(AttentionCore):
         """Return the context made of ``x`` by spatial reduction, and its grid."""
         if self.sr_ratio == 1:
             return x, grid_size
-        image = self.sr(x.transpose(1, 2).unflatten(2, tuple(grid_size)))
+        image = self.sr(pad_to_patches(x.transpose(1, 2).unflatten(2, tuple(grid_size)), self.sr_ratio))
         return self.sr_norm(image.flatten(2).transpose(1, 2)), image.shape[2:]
 
     def _fit(self, name: str, tokens: Tensor, grid_size: Sequence[int] | None) -> tuple[int, ...]:

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.projection import Projection
 from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
@@ -184,7 +183,7 @@ class CrossShapedBlock(nn.Module):
         if num_heads % self.branches:
             raise ValueError(f"num_heads must be even where two kinds of stripes share the heads, got {num_heads}")
         self.norm1 = nn.LayerNorm(dim, **factory)
-        self.qkv = Projection(dim, 3 * dim, bias=qkv_bias, **factory)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
         shares = (dim // self.branches, num_heads // self.branches)
         self.attns = nn.ModuleList()
         for branch in range(self.branches):
@@ -193,7 +192,7 @@ class CrossShapedBlock(nn.Module):
                 continue
             window = self.windows(branch, feat_size).window_size
             self.attns.append(linear_stripes(linear, *shares, window, **factory))
-        self.proj = Projection(dim, dim, **factory)
+        self.proj = nn.Linear(dim, dim, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, **factory)

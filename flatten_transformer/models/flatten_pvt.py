@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.patches import PatchConv2d
+from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.attention_choice import choose_attention
 from flatten_transformer.models.checkpoint import (
@@ -69,12 +69,13 @@ class PatchEmbed(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.proj = PatchConv2d(in_chans, dim, patch_size, device=device, dtype=dtype)
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, device=device, dtype=dtype)
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Return tokens ``[B, N, C]`` and their map of ``[B, in_chans, height, width]``."""
-        patches = self.proj(image)
+        patches = self.proj(pad_to_patches(image, self.patch_size))
         return self.norm(patches.flatten(2).transpose(1, 2)), (patches.shape[2], patches.shape[3])
 
 

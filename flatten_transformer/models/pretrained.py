@@ -10,7 +10,6 @@ import torch
 from timm.models import PretrainedCfg, build_model_with_cfg, list_pretrained, resolve_pretrained_cfg
 from torch import nn
 
-from flatten_transformer.layers.projection import use_projections
 from flatten_transformer.models.files import read_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -89,7 +88,6 @@ def build(
     )
     described: Any = model.pretrained_cfg
     described.pop("state_dict", None)  # the weights are in the model now
-    use_projections(model)
     return model
 
 
