@@ -25,7 +25,8 @@ class Projected(NamedTuple):
     value: Tensor  # [B, M, C]
     grid_size: Sequence[int]
     context_grid_size: Sequence[int]
-    cross: bool
+    cross: bool = False
+    x: Tensor | None = None  # [B, N, C], what was projected
 
 
 class GridAttention(AttentionCore):
@@ -106,7 +107,7 @@ class GridAttention(AttentionCore):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Projected,
         grid_size: Sequence[int] | None = None,
         *,
         context: Tensor | None = None,
@@ -116,7 +117,8 @@ class GridAttention(AttentionCore):
         """Attend from ``x`` to itself, or to ``context`` where the layer has a ``context_dim``.
 
         Args:
-            x: ``[B, N, C]``: prefix tokens, then grid tokens with the last axis fastest.
+            x: ``[B, N, C]``: prefix tokens, then grid tokens with the last axis fastest. Hosts that keep the projections
+                pass what they have projected, with its grids, and get what would go into the output projection.
             grid_size: The grid of ``x``; by default that of the constructor.
             context: ``[B, M, context_dim]``, prefix tokens first.
             context_grid_size: The grid of ``context``; by default that of the constructor.
@@ -125,10 +127,15 @@ class GridAttention(AttentionCore):
         Returns:
             ``[B, N, C]``.
         """
-        query, key, value, grid_size, context_grid_size, cross = self._project(x, grid_size, context, context_grid_size)
-        out = self.attend(query, key, value, grid_size, context_grid_size, attn_mask, x=x, cross=cross)
+        if isinstance(x, Projected):
+            return self._attend(x, attn_mask)
+        out = self._attend(self._project(x, grid_size, context, context_grid_size), attn_mask)
         projected: Tensor = self.proj_drop(self.proj(out))
         return projected
+
+    def _attend(self, tokens: Projected, attn_mask: Tensor | None) -> Tensor:
+        query, key, value, grid_size, context_grid_size, cross, x = tokens
+        return self.attend(query, key, value, grid_size, context_grid_size, attn_mask, x=x, cross=cross)
 
     def decompose(
         self,
@@ -155,7 +162,7 @@ class GridAttention(AttentionCore):
             >>> layer.decompose(torch.randn(3, 35, 32)).matrix.shape
             torch.Size([3, 2, 35, 35])
         """
-        query, key, value, grid_size, context_grid_size, cross = self._project(x, grid_size, context, context_grid_size)
+        query, key, value, grid_size, context_grid_size, cross, _ = self._project(x, grid_size, context, context_grid_size)
         layout = Layout(grid_size, context_grid_size, attn_mask, cross)
         return self.decompose_projected(query, key, value, layout, x)
 
@@ -169,7 +176,7 @@ class GridAttention(AttentionCore):
             if context is not None or context_grid_size is not None:
                 raise ValueError("this layer attends to x itself: build it with context_dim to pass a context")
             query, key, value = self.qkv(x).chunk(3, dim=2)
-            return Projected(query, key, value, own_grid, own_grid, cross=False)
+            return Projected(query, key, value, own_grid, own_grid, x=x)
         if self.sr_ratio is not None:
             if context is not None or context_grid_size is not None:
                 raise ValueError(f"this layer makes its context of x, sr_ratio {self.sr_ratio}: leave context out")
@@ -180,7 +187,7 @@ class GridAttention(AttentionCore):
             other_grid = self._fit("context", context, context_grid_size)
             other_grid = own_grid if on_one_grid else other_grid  # one object, which the exporter needs
         key, value = self.kv(context).chunk(2, dim=2)
-        return Projected(self.q(x), key, value, own_grid, other_grid, cross=context is not x)
+        return Projected(self.q(x), key, value, own_grid, other_grid, cross=context is not x, x=x)
 
     def _reduce(self, x: Tensor, grid_size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
         """Return the context made of ``x`` by spatial reduction, and its grid."""

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.layout import Decomposition, Layout, check_grid
-from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, Stretch, depthwise_convolution, stretch_values
+from flatten_transformer.layers.rank_restoration import Stretch, convolve_values, depthwise_convolution, stretch_values
 from flatten_transformer.ops.checks import check_mask
-from flatten_transformer.ops.rank_restoration import restore_rank
 
 
 class AttentionCore(nn.Module):
@@ -76,7 +75,7 @@ class AttentionCore(nn.Module):
         if key_encoding:
             count = math.prod(self.grid_size)
             self.positional_encoding = nn.Parameter(torch.zeros(1, count, dim, device=device, dtype=dtype))
-        self.dwc: DepthwiseConvolution | None = None
+        self.dwc: nn.Module | None = None  # a depthwise convolution, or what somebody has made of it
         if rank_restoration:
             axes = len(self.grid_size)
             self.dwc = depthwise_convolution(self._kernel_count(), kernel_size, axes, device=device, dtype=dtype)
@@ -190,7 +189,7 @@ class AttentionCore(nn.Module):
         if self._kernel_count() != v.shape[3]:
             v = v.transpose(1, 2).flatten(2)[:, None]  # [B, 1, M, C]: a kernel for each channel of all heads
         tokens = self._values_at_outputs(v, layout)
-        restored = restore_rank(tokens, self.dwc.weight, self.dwc.bias, layout.grid_size)
+        restored = convolve_values(self.dwc, tokens, layout.grid_size)
         return F.pad(restored, (0, 0, self.num_prefix_tokens, 0)).transpose(1, 2).flatten(2)
 
     def _values_at_outputs(self, v: Tensor, layout: Layout) -> Tensor:

@@ -23,15 +23,15 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from flatten_transformer.layers import GridAttention
+from flatten_transformer.layers.attention import Projected
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, depthwise_convolution
+from flatten_transformer.layers.rank_restoration import convolve_values, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
 from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
-from flatten_transformer.ops.rank_restoration import restore_rank
 
 __all__ = ["FlattenCSwinTransformer"]
 
@@ -112,7 +112,7 @@ def attend_in_stripes(attn: GridAttention, x: Tensor, qkv: Tensor, windows: Wind
     """
     query, key, value = qkv.chunk(3, dim=2)
     window = windows.window_size
-    out = attn.attend(query, key, value, window, window, windows.key_mask(qkv), x=x)
+    out: Tensor = attn(Projected(query, key, value, window, window, x=x), attn_mask=windows.key_mask(qkv))
     return out + _enhance(attn.get_v, value, window)  # type: ignore[arg-type]  # a module, to a type checker
 
 
@@ -483,9 +483,9 @@ class FlattenCSwinTransformer(nn.Module):
         return set()
 
 
-def _enhance(convolution: DepthwiseConvolution, value: Tensor, window_size: Size) -> Tensor:
+def _enhance(convolution: nn.Module, value: Tensor, window_size: Size) -> Tensor:
     """Convolve the values of each window, ``[B·W, N, C]``."""
-    return restore_rank(value[:, None], convolution.weight, convolution.bias, window_size)[:, 0]
+    return convolve_values(convolution, value[:, None], window_size)[:, 0]
 
 
 def _initialise(module: nn.Module) -> None:
