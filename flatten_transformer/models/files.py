@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from flatten_transformer.atomic_file import write_atomically
-from flatten_transformer.models.checkpoint import unwrap
+from flatten_transformer.models.checkpoint import grids_from_header, grids_to_header, unwrap
 
 # timm reads checkpoint_path= with PyTorch's restricted unpickler, which refuses the configuration object in the
 # authors' files. As a plain dict, which executes nothing, it may pass. The one global setting this package makes.
@@ -104,7 +104,8 @@ def _load(path: Path) -> Mapping[str, Any]:
     wanted = "a checkpoint must be a safetensors file or one that torch.save wrote"
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            with safe_open(path, framework="pt") as file:
+                return grids_from_header({name: file.get_tensor(name) for name in file.keys()}, file.metadata())  # noqa: SIM118
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):
@@ -141,5 +142,6 @@ def convert_checkpoint(source: Path, target: Path, /) -> None:
         raise ValueError(f"the target must be named .safetensors, got {target}")
     if target.exists():
         raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
-    tensors = {name: value.clone().contiguous() for name, value in read_tensors(source).items()}
-    write_atomically(target, save(tensors, {"format": "pt"}))
+    came = read_tensors(source)
+    tensors = {name: value.clone().contiguous() for name, value in came.items()}
+    write_atomically(target, save(tensors, {"format": "pt", **grids_to_header(came)}))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from timm.models import PretrainedCfg, build_model_with_cfg, list_pretrained, resolve_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
+from flatten_transformer.models.checkpoint import StateDict, unwrap, with_square_grids
 from flatten_transformer.models.files import read_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -72,9 +74,13 @@ def build(
     """
     overlay = dict(pretrained_cfg_overlay or {})
     if pretrained:
-        source = _weights_file(variant, resolve_pretrained_cfg(variant, pretrained_cfg, overlay), cache_dir)
-        if source is not None:
-            overlay["state_dict"] = read_tensors(source)
+        cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+        source = _weights_file(variant, cfg, cache_dir)
+        came = unwrap(cfg.state_dict or {}) if source is None else read_tensors(source)
+        if came:
+            # timm makes a plain dict of it, which does not know of grids
+            overlay["state_dict"] = dict(came)
+            filter_fn = partial(_filter, filter_fn, came._metadata, published=source is not None and not cfg.file)
     model: Model = build_model_with_cfg(
         model_class,
         variant,
@@ -89,6 +95,19 @@ def build(
     described: Any = model.pretrained_cfg
     described.pop("state_dict", None)  # the weights are in the model now
     return model
+
+
+def _filter(
+    filter_fn: Callable[..., Any],
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    published: bool,
+) -> Any:
+    """Filter a checkpoint with what is known of its grids: all that was published was trained on squares."""
+    state_dict = StateDict(tensors, metadata)
+    return filter_fn(with_square_grids(model, state_dict) if published else state_dict, model)
 
 
 def _weights_file(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:

@@ -10,6 +10,7 @@ import timm
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from flatten_transformer.models.checkpoint import StateDict, fit_key_encodings, with_grids_of
 from flatten_transformer.models.files import read_tensors
 
 
@@ -71,7 +72,7 @@ def load_backbone(features: nn.Module, name: str, args: Mapping[str, Any], path:
             f"no tensor of {path} fits the backbone {name} (the file's first is {came}, the model's {wanted}): "
             f"is it a file of {name}, built with the same arguments?"
         )
-    features.load_state_dict(tensors, strict=False)
+    features.load_state_dict(with_grids_of(features, tensors), strict=False)
     bent = [names[full] for full in misshapen if full in names]
     missing = [short for short in names.values() if short not in tensors and short not in bent]
     report = BackboneReport(list(tensors), missing, bent, unused)
@@ -121,10 +122,11 @@ def _fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Ten
         came.update(state_dict)
         state_dict.clear()
 
-    # Runs after the model's own hook, which converts the authors' names and resizes encodings.
+    # Runs after the model's own hook, which converts the authors' names.
     handle = model.register_load_state_dict_pre_hook(note)
     model.load_state_dict(tensors, strict=False)
     handle.remove()
+    came = fit_key_encodings(StateDict(came, getattr(tensors, "_metadata", {})), model)
     wanted, classifier = model.state_dict(), getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     fitting = {name: value for name, value in came.items() if name in wanted and value.shape == wanted[name].shape}

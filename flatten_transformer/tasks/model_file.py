@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from flatten_transformer import __version__
 from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.layers.learned_grids import GRIDS
 from flatten_transformer.lazy import load
+from flatten_transformer.models.checkpoint import grids_from_header, grids_to_header, with_grids_of
 from flatten_transformer.tasks.kinds import KINDS, Kind
 
 _KEY = "flatten_transformer"  # of our entry in the metadata
@@ -64,9 +66,10 @@ def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
         >>> info.class_names
         ['cat', 'dog']
     """
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     entry = json.dumps({**asdict(info), "version": __version__})
-    write_atomically(path, save(tensors, {"format": "pt", _KEY: entry}))
+    write_atomically(path, save(tensors, {"format": "pt", _KEY: entry, **grids_to_header(state)}))
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
@@ -84,7 +87,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     info = _info(path, metadata)
     model = info.build()
     try:
-        model.load_state_dict(tensors)
+        # files of before version 1.0 have no grids: theirs are those of the model that they describe
+        model.load_state_dict(grids_from_header(tensors, metadata) if GRIDS in metadata else with_grids_of(model, tensors))
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise ValueError(
