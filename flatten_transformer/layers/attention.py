@@ -191,7 +191,7 @@ class GridAttention(AttentionCore):
 
     def _reduce(self, x: Tensor, grid_size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
         """Return the context made of ``x`` by spatial reduction, and its grid."""
-        if self.sr_ratio == 1:
+        if self.sr_ratio is None or self.sr_ratio == 1:
             return x, grid_size
         image = self.sr(pad_to_patches(x.transpose(1, 2).unflatten(2, tuple(grid_size)), self.sr_ratio))
         return self.sr_norm(image.flatten(2).transpose(1, 2)), image.shape[2:]

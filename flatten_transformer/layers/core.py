@@ -19,7 +19,7 @@ from flatten_transformer.layers.rank_restoration import Stretch, convolve_values
 from flatten_transformer.ops.checks import check_mask
 
 
-class AttentionCore(LearnsOnGrid):
+class AttentionCore(LearnsOnGrid, nn.Module):
     """An attention without its projections, for hosts that keep them elsewhere (CSwin): see GridAttention, its subclass.
 
     Args:

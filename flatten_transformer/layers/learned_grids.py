@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flatten_transformer.layers.grid import resize_grid
 
@@ -25,8 +25,8 @@ class UnknownGridWarning(UserWarning):
     """What was learned on a grid came without it, and was taken for one of several."""
 
 
-class LearnsOnGrid(nn.Module):
-    """A module that learns on a grid of tokens.
+class LearnsOnGrid:
+    """Mixed into a module, before its class: it learns on a grid of tokens.
 
     Its state dict says on which, in the metadata that PyTorch keeps beside the tensors (``state_dict()._metadata``): so
     ``torch.save`` keeps it, and no key is added. ``load_state_dict`` resizes what was learned on another grid.
@@ -72,7 +72,7 @@ class LearnsOnGrid(nn.Module):
                 tensors[name] = _resize(came, first, source, grid)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]  # of nn.Module
         if hasattr(destination, "_metadata"):
             destination._metadata.setdefault(prefix[:-1], {})[GRIDS] = dict(self.learned_grids())
 
@@ -80,7 +80,7 @@ class LearnsOnGrid(nn.Module):
         self, state_dict: MutableMapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], *args: Any
     ) -> None:
         self.fit_learned(state_dict, prefix, local_metadata.get(GRIDS), resuming=True)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)  # type: ignore[misc]
 
 
 def source_grid(name: str, count: int, own: Sequence[int], known: Any, *, fixed_axis: int | None, resuming: bool) -> Grid:

@@ -44,21 +44,19 @@ def unwrap(checkpoint: Mapping[str, Any]) -> StateDict:
     return StateDict(tensors, {f"{name}.".removeprefix("module.").removesuffix("."): entry for name, entry in known})
 
 
-def fit_checkpoint(
-    checkpoint: Mapping[str, Any], model: nn.Module, convert: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]
-) -> StateDict:
+def fit_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> StateDict:
     """Return the tensors of a checkpoint by the model's own names and on its grids.
 
     Args:
-        checkpoint: As training code saves it.
+        checkpoint: As training code saves it, by the model's own names or by those it accepts (:func:`accept_official_names`).
         model: What it is for.
-        convert: As for :func:`accept_official_names`.
 
     Raises:
         ValueError: If the grid of an encoding cannot be known.
     """
     came = unwrap(checkpoint)
-    return fit_key_encodings(StateDict(convert(came, model), came._metadata), model)
+    convert = getattr(model, "convert_names", None)
+    return fit_key_encodings(came if convert is None else StateDict(convert(came, model), came._metadata), model)
 
 
 def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> StateDict:
@@ -183,6 +181,7 @@ def accept_official_names(model: nn.Module, convert: Callable[[Mapping[str, Tens
         >>> model.load_state_dict({"fc.weight": torch.ones(1, 1), "fc.bias": torch.ones(1)})
         <All keys matched successfully>
     """
+    model.convert_names = convert  # type: ignore[assignment]  # neither a tensor nor a module
     model.register_load_state_dict_pre_hook(partial(_convert_in_place, convert))
 
 

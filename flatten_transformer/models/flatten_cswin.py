@@ -572,7 +572,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenCSwinTrans
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    fitted = fit_checkpoint(state_dict, model, convert)
+    fitted = fit_checkpoint(state_dict, model)
     check_fit(fitted, model, stem="stem.conv")
     return fitted
 

@@ -22,7 +22,7 @@ from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
-from flatten_transformer.models.checkpoint import check_fit, fit_key_encodings, unwrap, with_grids_of
+from flatten_transformer.models.checkpoint import check_fit, fit_checkpoint, with_grids_of
 from flatten_transformer.models.options import expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
@@ -212,7 +212,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenVisionTran
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    fitted = fit_key_encodings(unwrap(state_dict), model)
+    fitted = fit_checkpoint(state_dict, model)
     tensors = with_grids_of(model, vision_transformer.checkpoint_filter_fn(fitted, model))
     check_fit(tensors, model)
     return tensors

@@ -117,7 +117,7 @@ class PyramidBlock(nn.Module):
         return out
 
 
-class PyramidStage(LearnsOnGrid):
+class PyramidStage(LearnsOnGrid, nn.Module):
     """Patches of the previous map, their position encoding, and blocks.
 
     Args:
@@ -435,7 +435,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVis
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    tensors = fit_checkpoint(state_dict, model, convert)
+    tensors = fit_checkpoint(state_dict, model)
     check_fit(tensors, model, stem="stages.0.patch_embed.proj")
     return tensors
 

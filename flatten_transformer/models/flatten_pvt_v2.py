@@ -125,7 +125,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVis
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    tensors = fit_checkpoint(state_dict, model, convert)
+    tensors = fit_checkpoint(state_dict, model)
     check_fit(tensors, model)
     return tensors
 

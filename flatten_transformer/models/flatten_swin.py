@@ -365,7 +365,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenSwinTransf
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    fitted = fit_checkpoint(state_dict, model, convert)
+    fitted = fit_checkpoint(state_dict, model)
     check_fit(fitted, model)
     return fitted
 

@@ -76,7 +76,7 @@ def build(
     if pretrained:
         cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
         source = _weights_file(variant, cfg, cache_dir)
-        came = unwrap(cfg.state_dict or {}) if source is None else read_tensors(source)
+        came = unwrap((cfg.state_dict or {}) if source is None else read_tensors(source))
         if came:
             # timm makes a plain dict of it, which does not know of grids
             overlay["state_dict"] = dict(came)

@@ -10,7 +10,7 @@ import timm
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from flatten_transformer.models.checkpoint import StateDict, fit_key_encodings, with_grids_of
+from flatten_transformer.models.checkpoint import fit_checkpoint, with_grids_of
 from flatten_transformer.models.files import read_tensors
 
 
@@ -116,17 +116,7 @@ def feature_name(full: str, features: Mapping[str, Any]) -> str | None:
 
 def _fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """Return the tensors that fit by name and shape, the names of those of another shape, and of those left over."""
-    came: dict[str, Tensor] = {}
-
-    def note(_: nn.Module, state_dict: dict[str, Tensor], *__: Any) -> None:
-        came.update(state_dict)
-        state_dict.clear()
-
-    # Runs after the model's own hook, which converts the authors' names.
-    handle = model.register_load_state_dict_pre_hook(note)
-    model.load_state_dict(tensors, strict=False)
-    handle.remove()
-    came = fit_key_encodings(StateDict(came, getattr(tensors, "_metadata", {})), model)
+    came = fit_checkpoint(tensors, model)
     wanted, classifier = model.state_dict(), getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     fitting = {name: value for name, value in came.items() if name in wanted and value.shape == wanted[name].shape}

@@ -167,7 +167,7 @@ def test_published_weights_are_known_to_be_squares(tmp_path: Path, monkeypatch: 
 def test_a_file_may_say_any_nonsense_of_its_grid(said: Any) -> None:
     source, model = build("deit", (128, 128)), build("deit", (128, 128))
     state = source.state_dict()
-    state._metadata[""]["grids"] = said  # type: ignore[attr-defined]
+    state._metadata[""]["grids"] = said
     model.load_state_dict(state)
     assert torch.equal(model.pos_embed, source.pos_embed)
 
