@@ -87,7 +87,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     info = _info(path, metadata)
     model = info.build()
     try:
-        # files of before version 1.0 have no grids: theirs are those of the model that they describe
+        # older files have no grids: theirs are those of the model that they describe
         model.load_state_dict(grids_from_header(tensors, metadata) if GRIDS in metadata else with_grids_of(model, tensors))
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
