@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from flatten_transformer.layers.core import AttentionCore
@@ -29,6 +30,7 @@ class Projected(NamedTuple):
     x: Tensor | None = None  # [B, N, C], what was projected
 
 
+@register_notrace_module  # a leaf to torch.fx, as timm's own modules that look at sizes
 class GridAttention(AttentionCore):
     """Base of every attention: a subclass says how queries, keys and values mix; the rest is here.
 
