@@ -30,6 +30,7 @@ class ModelInfo:
         class_names: Name of each output.
         preprocessing: What is done to an image first.
         task: What it does.
+        category_ids: Of a detector: COCO's id of each class, as in its data; None for 1 and so on.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelInfo:
     class_names: Sequence[str]
     preprocessing: Any  # the dataclass of the kind
     task: Kind = "classify"
+    category_ids: Sequence[int] | None = None
 
     def build(self) -> nn.Module:
         """Return the model with fresh weights."""
@@ -111,6 +113,14 @@ def _info(path: Path, metadata: dict[str, str]) -> ModelInfo:
         entry = json.loads(metadata[_KEY])
         task = entry.get("task", "classify")
         preprocessing = load(KINDS[task].preprocessing)(**entry["preprocessing"])
-        return ModelInfo(entry["name"], entry["model_args"], entry["class_names"], preprocessing, task)
+        info = ModelInfo(entry["name"], entry["model_args"], entry["class_names"], preprocessing, task, entry.get("category_ids"))
+        _check_category_ids(info)
+        return info
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"the description in {path} cannot be read ({error!r}): was it written by another version?") from None
+
+
+def _check_category_ids(info: ModelInfo) -> None:
+    ids = info.category_ids
+    if ids is not None and not (len(set(ids)) == len(ids) == len(info.class_names) and set(map(type, ids)) <= {int}):
+        raise TypeError(f"category_ids must hold a whole number for each class, got {ids}")

@@ -25,7 +25,7 @@ def test_classes_count_without_holes_in_the_order_of_their_ids(tmp_path: Path) -
 
 def test_crowds_are_not_learned_from_but_judged_by(tmp_path: Path) -> None:
     file = read(tmp_path)
-    assert file.left_out == {"crowds": 1}
+    assert file.left_out == {"crowds": ["annotation 5"]}
     assert [each.annotation_id for image in file.images for each in image.objects] == [1, 2, 3, 4]
     assert [entry["id"] for entry in file.truth["annotations"]] == [1, 2, 3, 4, 5]
 
@@ -34,12 +34,13 @@ def test_boxes_are_cut_to_their_image_and_dropped_where_nothing_is_left(tmp_path
     boxes = [(-5, -6, 20, 30), (60, 40, 20, 20), (70, 50, 5, 5), (3, 3, 0, 9), (3, 3, -4, 9), (3, 3, 1e-7, 9)]
     file = read(tmp_path, annotations=[annotation(n, 100, 3, box) for n, box in enumerate(boxes)])
     assert [each.box for each in file.images[0].objects] == [(0.0, 0.0, 15.0, 24.0), (60.0, 40.0, 64.0, 48.0)]
-    assert file.left_out == {"boxes without area in their image": 4}
+    assert file.left_out == {"boxes without area in their image": [f"annotation {n}" for n in range(2, 6)]}
+    assert [entry["id"] for entry in file.truth["annotations"]] == [0, 1]  # nor are they judged by
 
 
 def test_a_mask_without_three_corners_is_left_out_where_masks_are_learned(tmp_path: Path) -> None:
     thin = [annotation(1, 100, 3, (4, 6, 20, 24), segmentation=[[4, 6, 24, 30]])]
-    assert read(tmp_path, annotations=thin).left_out == {"masks without area": 1}
+    assert read(tmp_path, annotations=thin).left_out == {"masks without area": ["annotation 1"]}
     assert len(read(tmp_path, masks=False, annotations=thin).images[0].objects) == 1
 
 
