@@ -193,7 +193,7 @@ def test_a_file_name_may_not_leave_the_folder(name: str, root: Path) -> None:
         opened(root)
 
 
-@pytest.mark.parametrize("name", ["a/../0.png", "../train2017/0.png", "{folder}/train2017/0.png"])
+@pytest.mark.parametrize("name", ["./0.png", "../train2017/0.png", "{folder}/train2017/0.png"])
 def test_a_file_name_may_be_written_in_any_way_that_stays_there(name: str, root: Path) -> None:
     images = [{**content()["images"][0], "file_name": name.format(folder=root)}, *content()["images"][1:]]
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content(images=images)))

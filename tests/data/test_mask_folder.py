@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flatten_transformer.data.mask_folder import IGNORED, Numbering, open_ade20k, open_mask_folder, read_mask
+from flatten_transformer.data.mask_file import read_mask
+from flatten_transformer.data.mask_folder import open_ade20k, open_mask_folder
+from flatten_transformer.data.mask_numbers import IGNORED, Numbering
 
 
 def rewrite(file: Path, value: int, mode: str = "L", size: tuple[int, int] = (40, 30)) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from flatten_transformer.data import scenes
-from flatten_transformer.data.mask_folder import IGNORED
+from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.data.segmentation_augmentation import Augmentation
 from flatten_transformer.data.segmentation_data import SegmentationData
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
