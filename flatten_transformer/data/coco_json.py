@@ -16,7 +16,7 @@ _LISTS = ("images", "annotations", "categories")
 _WANTED = 'a COCO annotation file is a JSON object with the lists "images", "annotations" and "categories"'
 _MOST_PIXELS = 2**31  # of an image: run lengths are counted in 32 bits
 _IDS = range(-(2**63), 2**63)  # that tensors and the evaluation can hold
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 60
 
@@ -108,8 +108,8 @@ def read_categories(path: Path, entries: Sequence[Any]) -> dict[int, str]:
         name, where = entry.get("name"), f"{path}: category {entry['id']}"
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{where} has no name")
-        if not _can_be_encoded(name):
-            raise ValueError(f"{where} has the name {brief(name)}, which holds half a character: write it anew")
+        if _CONTROL.search(name) or not _can_be_encoded(name):
+            raise ValueError(f"{where} has the name {brief(name)}, which holds control characters: write it as plain text")
         if name in names:
             raise ValueError(f"{where} has the name of category {names[name]}, {brief(name)}: rename or remove one of them")
         names[name] = entry["id"]

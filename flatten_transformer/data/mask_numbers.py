@@ -101,13 +101,14 @@ def look(count: int, classes_of: Callable[[int], NDArray[np.int64]], classes: in
     return Seen(done, pixels[1:], int(pixels[0]))
 
 
-def check_seen(seen: Seen, names: Sequence[str], numbering: Numbering, *, train: bool) -> None:
+def check_seen(where: str, seen: Seen, names: Sequence[str], numbering: Numbering, *, train: bool) -> None:
     """Raise an error if masks hold one class alone where they should hold more.
 
     Masks in black and white, 0 and 255, look like that, as 255 usually means no class. Other masks to judge by may hold one
     class by chance.
 
     Args:
+        where: Names the masks, for the message.
         seen: From :func:`look`.
         names: Of the K classes.
         numbering: What numbers mean; where it lists the numbers of the classes, the number of no class is not doubted.
@@ -124,10 +125,10 @@ def check_seen(seen: Seen, names: Sequence[str], numbering: Numbering, *, train:
         none, missing = numbering.ignore_index, 1 - there[0]
         values = [none if label == missing else numbering.numbers[label] for label in range(2)]
         raise ValueError(
-            f"the masks hold {numbering.numbers[there[0]]} and {none} alone, and {none} means no class, so {names[missing]!r} is "
+            f"{where} hold {numbering.numbers[there[0]]} and {none} alone, and {none} means no class, so {names[missing]!r} is "
             f"nowhere: if {none} is that class, add --data.mask_values '{values}' --data.ignore_index null; if all is right, "
             f"--data.mask_values '{list(numbering.numbers)}'"
         )
     if train or doubtful:
         held = f"the class {names[there[0]]!r} alone" if there else "no class at all"
-        raise ValueError(f"the masks hold {held}: there is nothing to tell apart; are their numbers those of the classes?")
+        raise ValueError(f"{where} hold {held}: there is nothing to tell apart; are their numbers those of the classes?")

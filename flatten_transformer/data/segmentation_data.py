@@ -196,7 +196,8 @@ class SegmentationData(DataModule):
         source, names = self._sources[split], self.class_names
         seen = look(len(source), self._classes_or_none(source), len(names), _PATIENCE_S)
         complete = seen.masks == len(source)
-        check_seen(seen, names, source.numbering, train=split == "train" and complete)
+        where = f"the {split} masks, such as {source.pairs[0][1]},"
+        check_seen(where, seen, names, source.numbering, train=split == "train" and complete)
         if not complete:
             rank_zero_info(f"{seen.masks} of {len(source)} {split} masks were looked at, as there were {_PATIENCE_S:g} s for it")
 
