@@ -124,10 +124,10 @@ def check_seen(where: str, seen: Seen, names: Sequence[str], numbering: Numberin
     if doubtful and there:
         none, missing = numbering.ignore_index, 1 - there[0]
         values = [none if label == missing else numbering.numbers[label] for label in range(2)]
+        right = "" if train else f"; if all is right, --data.mask_values '{list(numbering.numbers)}'"
         raise ValueError(
             f"{where} hold {numbering.numbers[there[0]]} and {none} alone, and {none} means no class, so {names[missing]!r} is "
-            f"nowhere: if {none} is that class, add --data.mask_values '{values}' --data.ignore_index null; if all is right, "
-            f"--data.mask_values '{list(numbering.numbers)}'"
+            f"nowhere: if {none} is that class, add --data.mask_values '{values}' --data.ignore_index null{right}"
         )
     if train or doubtful:
         held = f"the class {names[there[0]]!r} alone" if there else "no class at all"
