@@ -84,14 +84,14 @@ def check_meaning(path: Path, ids: Sequence[int], boxes: Rows, sizes: Rows) -> N
     for looks_wrong, cure in _MISTAKES:
         wrong = looks_wrong(boxes, sizes)
         if wrong.any():
-            which = f"{wrong.sum()} of {len(boxes)} boxes, such as that of annotation {ids[wrong.argmax()]},"
+            which = f"{wrong.sum()} of {len(boxes)} boxes, such as that of annotation {ids[int(wrong.argmax())]},"
             raise ValueError(f"{path}: {which} {cure}")
 
 
 def _are_shares(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
     """Return which boxes lie within 0 … 1, if more than one in ten do: the first pixel holds no objects."""
     wrong = ((boxes >= 0) & (boxes <= 1)).all(1) & (boxes[:, 2:] > 0).all(1) & (sizes > 2).all(1)
-    return wrong & (wrong.mean() > 0.1)
+    return wrong & bool(wrong.mean() > 0.1)
 
 
 def _are_parts(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
@@ -113,7 +113,7 @@ def _are_corners(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
     """Return which boxes stick out, if many do, and nearly all fit as left, top, right and bottom."""
     fit = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, 2:] <= sizes + 2).all(1)
     wrong = fit & _stick_out(boxes, sizes, 0.1)
-    return wrong & (wrong.mean() >= 0.3) & (fit.mean() >= 0.95)
+    return wrong & bool(wrong.mean() >= 0.3 and fit.mean() >= 0.95)
 
 
 def _are_centres(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
@@ -121,7 +121,7 @@ def _are_centres(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
     halves = boxes[:, 2:] / 2
     fit = (boxes[:, :2] - halves >= -1).all() and (boxes[:, :2] + halves <= sizes + 1).all()
     wrong = _stick_out(boxes, sizes, 0.02)
-    return wrong & fit & (len(boxes) >= 3) & (wrong.mean() >= 0.02)
+    return wrong & bool(fit and len(boxes) >= 3 and wrong.mean() >= 0.02)
 
 
 _CUT = f"{_WANTED}; if they are that, cut them to their images"

@@ -8,7 +8,7 @@ import re
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from flatten_transformer.printable import printable
 
@@ -66,7 +66,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def is_id(value: Any) -> bool:
+def is_id(value: Any) -> TypeGuard[int]:
     """Tell whether a value can be an id: a whole number of 64 bits, and neither true nor false."""
     return type(value) is int and value in _IDS
 

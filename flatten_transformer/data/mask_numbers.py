@@ -75,12 +75,12 @@ class Seen(NamedTuple):
     """What some masks hold."""
 
     masks: int  # that were looked at
-    pixels: NDArray[np.int64]  # of each class, [K]
-    ignored: int  # pixels of no class
+    holding: NDArray[np.int64]  # how many of them hold each class, [K]
+    ignoring: int  # how many hold pixels of no class
 
 
 def look(count: int, classes_of: Callable[[int], NDArray[np.int64]], classes: int, limit_s: float) -> Seen:
-    """Count the pixels of each class in masks, in any order, until the time is over.
+    """Count the masks that hold each class, in any order, until the time is over.
 
     Args:
         count: How many masks there are.
@@ -89,16 +89,16 @@ def look(count: int, classes_of: Callable[[int], NDArray[np.int64]], classes: in
         limit_s: Seconds after which no further mask is looked at.
 
     Example:
-        >>> look(2, lambda index: np.array([[0, 2, IGNORED]]), classes=3, limit_s=60)
-        Seen(masks=2, pixels=array([2, 0, 2]), ignored=2)
+        >>> look(2, lambda index: np.array([[0, 2, 2, IGNORED]]), classes=3, limit_s=60)
+        Seen(masks=2, holding=array([2, 0, 2]), ignoring=2)
     """
-    pixels, start, done = np.zeros(classes + 1, np.int64), time.monotonic(), 0
+    holding, start, done = np.zeros(classes + 1, np.int64), time.monotonic(), 0
     for index in random.Random(0).sample(range(count), count):
         if time.monotonic() - start > limit_s:
             break
-        pixels += np.bincount(classes_of(index).ravel() - IGNORED, minlength=classes + 1)
+        holding += np.bincount(classes_of(index).ravel() - IGNORED, minlength=classes + 1) > 0
         done += 1
-    return Seen(done, pixels[1:], int(pixels[0]))
+    return Seen(done, holding[1:], int(holding[0]))
 
 
 def check_seen(where: str, seen: Seen, names: Sequence[str], numbering: Numbering, *, train: bool) -> None:
@@ -117,10 +117,10 @@ def check_seen(where: str, seen: Seen, names: Sequence[str], numbering: Numberin
     Raises:
         ValueError: If so.
     """
-    there = [int(label) for label in np.flatnonzero(seen.pixels)]
+    there = [int(label) for label in np.flatnonzero(seen.holding)]
     if len(there) > 1:
         return
-    doubtful = seen.ignored > 0 and numbering.values is None and len(names) == 2
+    doubtful = seen.ignoring > 0 and numbering.values is None and len(names) == 2
     if doubtful and there:
         none, missing = numbering.ignore_index, 1 - there[0]
         values = [none if label == missing else numbering.numbers[label] for label in range(2)]

@@ -200,7 +200,7 @@ def write_scenes(folder: Path, settings: SceneSettings = SceneSettings()) -> Non
 
 def _is_there(folder: Path, made_from: str) -> bool:
     note = folder / "scenes.json"
-    if folder.exists() and not (note.is_file() and note.read_bytes() == made_from.encode()):
+    if folder.exists() and not (note.is_file() and note.read_text("utf-8") == made_from):
         raise ValueError(f"{folder} is there already and holds no scenes of these settings: name another folder, or remove it")
     return folder.exists()
 

@@ -177,6 +177,7 @@ class SegmentationData(DataModule):
         used = {file for source in found.splits.values() for pair in source.pairs for file in pair}
         self.left_out = unused_files(folder / "images", folder / ("annotations" if dataset == "ade20k" else "masks"), used)
         self._datasets: dict[Split, MaskedSamples] = {}
+        self._counts: dict[Split, list[int] | None] = {}
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test) needs, and look at their masks.
@@ -196,6 +197,7 @@ class SegmentationData(DataModule):
         source, names = self._sources[split], self.class_names
         seen = look(len(source), self._classes_or_none(source), len(names), _PATIENCE_S)
         complete = seen.masks == len(source)
+        self._counts[split] = seen.holding.tolist() if complete else None
         where = f"the {split} masks, such as {source.pairs[0][1]},"
         check_seen(where, seen, names, source.numbering, train=split == "train" and complete)
         if not complete:
@@ -230,6 +232,10 @@ class SegmentationData(DataModule):
     def count(self, split: Split) -> int:
         """Return how many images a split has."""
         return len(self._sources[split])
+
+    def counts(self, split: Split) -> Sequence[int] | None:
+        """Return how many masks of a split that is open hold each class; None where there was no time to look at all."""
+        return self._counts[split]
 
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be used and were skipped so far."""

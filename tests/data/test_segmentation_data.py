@@ -214,10 +214,17 @@ def test_a_number_that_is_no_class_is_found_before_the_training(mask_folder: Pat
         opened(mask_folder)
 
 
+def test_the_masks_that_hold_each_class_are_counted(mask_folder: Path) -> None:
+    Image.new("L", (40, 30), 1).save(mask_folder / "masks" / "train" / "0.png")
+    data = opened(mask_folder)
+    assert [data.counts(split) for split in ("train", "val")] == [[2, 3], [1, 1]]
+
+
 def test_a_look_at_masks_has_an_end(mask_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(segmentation_data, "_PATIENCE_S", 0.0)
     with caplog.at_level("INFO"):
-        opened(mask_folder)
+        data = opened(mask_folder)
+    assert data.counts("train") is None
     assert "0 of 3 train masks were looked at, as there were 0 s for it" in caplog.text
 
 
