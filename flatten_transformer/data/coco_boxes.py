@@ -90,7 +90,7 @@ def check_meaning(path: Path, ids: Sequence[int], boxes: Rows, sizes: Rows) -> N
 
 def _are_shares(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
     """Return which boxes lie within 0 … 1, if more than one in ten do: the first pixel holds no objects."""
-    wrong = ((boxes >= 0) & (boxes <= 1)).all(1) & (boxes[:, 2:] > 0).all(1) & (sizes > 2).all(1)
+    wrong = np.asarray(((boxes >= 0) & (boxes <= 1)).all(1) & (boxes[:, 2:] > 0).all(1) & (sizes > 2).all(1))
     return wrong & bool(wrong.mean() > 0.1)
 
 
@@ -106,7 +106,7 @@ def _are_parts(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
 
 def _stick_out(boxes: Rows, sizes: Rows, share: float) -> NDArray[np.bool_]:
     """Return which boxes leave their image on the right or below by more than a share of its side, and two pixels."""
-    return (boxes[:, :2] + boxes[:, 2:] > (1 + share) * sizes + 2).any(1)
+    return np.asarray((boxes[:, :2] + boxes[:, 2:] > (1 + share) * sizes + 2).any(1))
 
 
 def _are_corners(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:

@@ -134,7 +134,7 @@ def _numbering(root: Path, names: Sequence[str], ignore_index: int | None, value
         wanted = f"a number for each of the {len(names)} classes of {root / 'classes.txt'}, no two alike, from 0 on"
         raise ValueError(f"mask_values must hold {wanted}, got {list(values)}")
     numbering = Numbering(len(names), ignore_index, values=values)
-    if ignore_index in numbering.numbers:
+    if ignore_index is not None and ignore_index in numbering.numbers:
         name = names[list(numbering.numbers).index(ignore_index)]
         cure = "take a number that is no class, such as data.ignore_index 255, or null for none"
         raise ValueError(f"ignore_index {ignore_index} is the class {name!r} of {root / 'classes.txt'}: {cure}")

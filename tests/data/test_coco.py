@@ -145,7 +145,7 @@ ODD = [None, "", "0", "1", 1.0, 0.5, True, -1, 10**400, 2**63, float("nan"), flo
 @pytest.mark.parametrize("key", ["id", "image_id", "category_id", "iscrowd", "area", "bbox", "segmentation"])
 @pytest.mark.parametrize("odd", ODD, ids=str)
 def test_an_annotation_is_right_or_refused_with_its_id(key: str, odd: Any, tmp_path: Path) -> None:
-    right = {"iscrowd": [True], "area": [None, 1.0, 0.5, 0], "id": [-1], "segmentation": [[]]}
+    right: dict[str, list[Any]] = {"iscrowd": [True], "area": [None, 1.0, 0.5, 0], "id": [-1], "segmentation": [[]]}
     entry = {**annotation(7, 100, 3, (1, 1, 9, 9)), key: odd}
     if any(odd is each or (odd == each and type(odd) is type(each)) for each in right.get(key, [])):
         read(tmp_path, annotations=[entry, *objects()[2:]])
@@ -162,19 +162,19 @@ def test_an_image_or_category_is_right_or_refused_with_its_id(kind: str, key: st
     entries: list[dict[str, Any]] = content()[kind]
     if key not in entries[0]:
         return
-    changed = [{**entries[0], key: odd}, *entries[1:]]
+    changed: dict[str, Any] = {kind: [{**entries[0], key: odd}, *entries[1:]]}
     if key in ("file_name", "name") and odd in ("0", "1"):
-        read(tmp_path, **{kind: changed})
+        read(tmp_path, **changed)
         return
     with pytest.raises(ValueError, match=r"^[^\n]*boxes\.json: (image|category|annotation) [^\n]{,400}$"):
-        read(tmp_path, **{kind: changed})
+        read(tmp_path, **changed)
 
 
 @pytest.mark.parametrize("kind", ["images", "annotations", "categories"])
 @pytest.mark.parametrize("odd", [None, True, 1, "a", [], {}], ids=str)
 def test_an_entry_that_is_no_object_is_refused(kind: str, odd: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"boxes\.json: \w+ number 0 has no whole number as its id, got None"):
-        read(tmp_path, **{kind: [odd]})
+        read(tmp_path, **{kind: [odd]})  # type: ignore[arg-type]  # masks is no kind
 
 
 def test_masks_are_not_looked_at_where_boxes_are_learned(tmp_path: Path) -> None:

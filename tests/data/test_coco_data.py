@@ -108,7 +108,7 @@ def test_images_of_another_split_in_the_same_folder_are_not_left_out(root: Path,
         lists[name] = tmp_path / f"{name}.json"
         entries = [each for each in objects() if each["image_id"] in {image["id"] for image in images}]
         lists[name].write_text(json.dumps(content(images=images, annotations=entries)))
-    places = {f"{name}_annotations": path for name, path in lists.items()} | {"val_images": root / "train2017"}
+    places: dict[str, Any] = {f"{name}_annotations": path for name, path in lists.items()} | {"val_images": root / "train2017"}
     assert "images that no annotation file lists" not in dict(opened(root, **places).left_out)
 
 

@@ -80,7 +80,7 @@ def test_a_file_that_does_not_say_its_model_is_refused(tmp_path: Path) -> None:
         ({"model_args": SIZES | {"embed_dim": 32}}, r"do not fit its model .*size mismatch"),
         ({"class_names": ["a"]}, "do not fit its model .*size mismatch"),
         ({"name": "flatten_diet"}, "timm knows no model 'flatten_diet'"),
-        ({"category_ids": [1]}, "the description in .* cannot be read .*category_ids must hold a whole number for each class"),
+        ({"category_ids": [1]}, "the description in .* cannot be read .*category_ids must hold a whole number for each of 2"),
         ({"category_ids": [1, 1]}, "category_ids must hold"),
         ({"category_ids": [1, True]}, "category_ids must hold"),
         ({"category_ids": 7}, "the description in .* cannot be read"),

@@ -205,4 +205,4 @@ def test_ids_of_annotations_change_nothing(truth: dict[str, Any], first: int) ->
     ids = [image["id"] for image in truth["images"]]
     moved = {**truth, "annotations": [{**entry, "id": first + n} for n, entry in enumerate(truth["annotations"])]}
     for kind in ("bbox", "segm"):
-        assert evaluate(moved, found, ids, kind) == evaluate(truth, found, ids, kind)  # type: ignore[arg-type]  # one of two
+        assert evaluate(moved, found, ids, kind) == evaluate(truth, found, ids, kind)
