@@ -32,6 +32,10 @@ class ModelInfo:
         class_names: Name of each output.
         preprocessing: What is done to an image first.
         task: What it does.
+        category_ids: Of a detector: COCO's id of each class, as in its data; None for 1 and so on.
+
+    Raises:
+        ValueError: If ``category_ids`` do not fit the classes.
     """
 
     name: str
@@ -39,6 +43,12 @@ class ModelInfo:
     class_names: Sequence[str]
     preprocessing: Any  # the dataclass of the kind
     task: Kind = "classify"
+    category_ids: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        ids = self.category_ids
+        if ids is not None and not (len(set(ids)) == len(ids) == len(self.class_names) and set(map(type, ids)) <= {int}):
+            raise ValueError(f"category_ids must hold a whole number for each of {len(self.class_names)} classes, no two alike")
 
     def build(self) -> nn.Module:
         """Return the model with fresh weights."""
@@ -115,6 +125,6 @@ def _info(path: Path, metadata: dict[str, str]) -> ModelInfo:
         entry = json.loads(metadata[_KEY])
         task = entry.get("task", "classify")
         preprocessing = load(KINDS[task].preprocessing)(**entry["preprocessing"])
-        return ModelInfo(entry["name"], entry["model_args"], entry["class_names"], preprocessing, task)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        return ModelInfo(entry["name"], entry["model_args"], entry["class_names"], preprocessing, task, entry.get("category_ids"))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the description in {path} cannot be read ({error!r}): was it written by another version?") from None

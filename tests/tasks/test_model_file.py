@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def test_a_model_comes_back_as_it_was(info: ModelInfo, tmp_path: Path) -> None:
     assert not loaded.training
     assert (read.name, read.model_args, list(read.class_names)) == (info.name, info.model_args, list(info.class_names))
     assert read.preprocessing(_grey()).equal(info.preprocessing(_grey()))
+
+
+def test_category_ids_come_back_and_older_files_have_none(tmp_path: Path) -> None:
+    for ids in (None, (90, 7)):
+        save_model(tmp_path / "model", INFO.build(), replace(INFO, category_ids=ids))
+        assert load_model(tmp_path / "model")[1].category_ids == (None if ids is None else [90, 7])
 
 
 def _grey() -> Any:
@@ -73,6 +80,10 @@ def test_a_file_that_does_not_say_its_model_is_refused(tmp_path: Path) -> None:
         ({"model_args": SIZES | {"embed_dim": 32}}, r"do not fit its model .*size mismatch"),
         ({"class_names": ["a"]}, "do not fit its model .*size mismatch"),
         ({"name": "flatten_diet"}, "timm knows no model 'flatten_diet'"),
+        ({"category_ids": [1]}, "the description in .* cannot be read .*category_ids must hold a whole number for each of 2"),
+        ({"category_ids": [1, 1]}, "category_ids must hold"),
+        ({"category_ids": [1, True]}, "category_ids must hold"),
+        ({"category_ids": 7}, "the description in .* cannot be read"),
         ({"preprocessing": {}}, "the description in .* cannot be read"),
         ({"preprocessing": {"img_size": 16, "in_chans": 2, "mean": [], "std": []}}, "in_chans must be 1"),
     ],

@@ -63,8 +63,8 @@ def predict_files(
 ) -> None:
     """Write what a detector finds into a folder: ``detections.json``, and a picture ``<stem>.png`` of each image.
 
-    The JSON is a data set in COCO's format: the images by their paths, the classes with ids from 1, and an annotation
-    with a ``score`` for each detection. Its annotations are what COCO's tools take as results.
+    The JSON is a data set in COCO's format: the images by their paths, the classes with the ids of the data that were
+    learned from, and an annotation with a ``score`` for each detection. Its annotations are what COCO's tools take as results.
 
     Args:
         model: From :func:`load_model`.
@@ -78,7 +78,7 @@ def predict_files(
         ValueError: If a file is not an image, ``threshold`` is out of range, or a picture would take the place of an image.
     """
     _check(threshold)
-    pictures = overlay_paths(files, output)
+    pictures, category_ids = overlay_paths(files, output), info.category_ids or range(1, len(info.class_names) + 1)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     with patience_bar(len(files)) as advance:
@@ -86,12 +86,12 @@ def predict_files(
             image = read_image(file)
             found = _find(model, info, image, threshold)
             images.append({"id": number, "file_name": str(file), "width": image.width, "height": image.height})
-            for result in coco_results(number, found, range(1, len(info.class_names) + 1)):
+            for result in coco_results(number, found, category_ids):
                 area = result["bbox"][2] * result["bbox"][3]
                 annotations.append({"id": len(annotations) + 1, **result, "area": area, "iscrowd": 0})
             write_png(picture, draw_detections(image, found, info.class_names, threshold))
             advance()
-    categories = [{"id": number, "name": name} for number, name in enumerate(info.class_names, 1)]
+    categories = [{"id": number, "name": name} for number, name in zip(category_ids, info.class_names, strict=True)]
     content = {"images": images, "categories": categories, "annotations": annotations}
     write_atomically(output / "detections.json", json.dumps(content).encode())
     where = f"What was found on {len(files)} image{'s' * (len(files) != 1)} is in {escape(str(output))}"

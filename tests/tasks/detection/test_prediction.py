@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,17 @@ def test_cocos_tools_read_the_file(model: Detector, files: list[Path], tmp_path:
         assert each.mask is not None
         assert torch.equal(torch.from_numpy(rle.decode(entry["segmentation"])).bool(), each.mask)
     assert len(data.loadRes([dict(entry) for entry in entries]).anns) == len(entries)
+
+
+def test_the_data_sets_own_category_ids_come_back(model: Detector, files: list[Path], tmp_path: Path) -> None:
+    info = replace(INFO, category_ids=(7, 90, 3))
+    predict_files(model, info, files, tmp_path / "own", 0.0)
+    predict_files(model, INFO, files, tmp_path / "counted", 0.0)
+    own, counted = (json.loads((tmp_path / name / "detections.json").read_text()) for name in ("own", "counted"))
+    assert own["categories"] == [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}, {"id": 3, "name": "bird"}]
+    found = [entry["category_id"] for entry in own["annotations"]]
+    assert found == [(7, 90, 3)[entry["category_id"] - 1] for entry in counted["annotations"]]
+    assert len(set(found)) > 1
 
 
 def test_every_image_gets_a_picture_of_its_own(model: Detector, files: list[Path], tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flatten_transformer.data.mask_folder import open_mask_folder, read_mask
+from flatten_transformer.data.mask_file import read_mask
+from flatten_transformer.data.mask_folder import open_mask_folder
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
