@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -24,19 +25,19 @@ DEEP = "flatten_deep"  # in Image.info: the file has 16 bits a colour, of which 
 
 # Pillow would try all of its forty, among them PostScript, which starts Ghostscript.
 _FORMATS = {
-    "AVIF": (".avif",),
     "BMP": (".bmp",),
     "GIF": (".gif",),
-    "HEIF": (".heic", ".heif"),
-    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),
+    "JPEG": (".jpeg", ".jpg", ".jfif", ".jpe"),
     "PNG": (".png",),
-    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
 }
 _HEIF_PLUGINS = [name for name in ("pillow_heif", "pi_heif") if find_spec(name)]
 _HAS = {"AVIF": find_spec("PIL.AvifImagePlugin") is not None and features.check("avif"), "HEIF": bool(_HEIF_PLUGINS)}
-SUFFIXES = tuple(sorted(suffix for name, suffixes in _FORMATS.items() if _HAS.get(name, True) for suffix in suffixes))
+SUFFIXES = tuple(suffix for name, suffixes in _FORMATS.items() if _HAS.get(name, True) for suffix in suffixes)
 UNREAD = {suffix: name for name, suffixes in _FORMATS.items() if not _HAS.get(name, True) for suffix in suffixes}
 
 _METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # they would turn the image again
@@ -71,7 +72,7 @@ def decode_image(file: Path | BinaryIO, name: str) -> Image.Image:
     """Return the image in a file or in bytes, upright and fully read; of an animation the first frame.
 
     Its format is one of those that training means: AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WebP, and HEIF where
-    pillow-heif is installed. The environment variable ``FLATTEN_MAX_PIXELS`` changes how large it may be.
+    `pillow-heif` is installed. The environment variable ``FLATTEN_MAX_PIXELS`` changes how large it may be.
 
     Args:
         file: A path, or bytes such as ``io.BytesIO``.
@@ -113,7 +114,7 @@ def max_pixels() -> int:
     return int(text)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading, unless it is a pipe, a device or a socket, which could make us wait for ever.
 
     Raises:
@@ -122,7 +123,7 @@ def open_regular(path: Path) -> BinaryIO:
     """
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says so itself
-        raise _RefusedError(f"{path} is a pipe or a device, not a file with an image: save the image in a file")
+        raise _RefusedError(f"{path} is a pipe or a device: save what comes out of it in a file")
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
 
 

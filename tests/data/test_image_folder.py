@@ -39,7 +39,7 @@ def test_a_folder_without_splits_is_all_training(draw_folder: DrawFolder) -> Non
 
 
 def test_a_class_may_be_called_like_a_split(draw_folder: DrawFolder) -> None:
-    assert open_folder(draw_folder({"car": 1, "train": 1, "test": 1})).class_names == ["car", "test", "train"]
+    assert open_folder(draw_folder({"car": 1, "bus": 1, "train": 1})).class_names == ["bus", "car", "train"]
 
 
 def test_images_are_found_in_folders_of_folders_but_not_where_they_are_hidden(draw_folder: DrawFolder) -> None:
