@@ -13,7 +13,7 @@ from PIL import Image
 from flatten_transformer.data.image_files import SUFFIXES as SUFFIXES
 from flatten_transformer.data.image_files import read_image
 from flatten_transformer.data.source import Source, Split, Splits
-from flatten_transformer.data.split_names import mentioned_split, split_of
+from flatten_transformer.data.split_names import mentioned_split, piece_of, split_of
 from flatten_transformer.data.walk import MADE_HERE, Identity, Walk, Without, identities, look, tell, walk
 
 _LOOSE = "image in no class folder"
@@ -141,7 +141,7 @@ def _check_flat(root: Path, flat: dict[Path, Split], alone: bool) -> None:
 
 def _check_mentions(root: Path, folders: Sequence[Path]) -> None:
     """Refuse folders that seem to be splits by names which say more: all of them, or some with classes in common."""
-    mentions = {folder: split for folder in folders if (split := mentioned_split(folder.name))}
+    mentions = {folder: split for folder in folders if (split := mentioned_split(folder.name) or piece_of(folder.name))}
     inside = {folder: {each.name for each in look(folder).folders} for folder in mentions}
     pairs = [(a, b) for a in mentions for b in mentions if mentions[a] < mentions[b]]
     for one, other in pairs:
@@ -169,6 +169,8 @@ def _check_classes(train: Path, walks: dict[str, Walk]) -> None:
     layout = f"put the images of each class into a folder of its name, such as {train}/cat/1.jpg"
     if not walks:
         raise ValueError(f"{train} {'has no class folders' if any(train.iterdir()) else 'is empty'}: {layout}")
+    if len(walks) == 1 and any(split_of(folder.name) for folder in look(train / next(iter(walks))).folders):
+        raise ValueError(f"{train} has no splits or class folders, but {train / next(iter(walks))} has: set data.root to that")
     if len(walks) == 1:
         raise ValueError(f"{train} has one class, {next(iter(walks))!r}, but it takes two to tell apart: {layout}")
     alike: dict[str, str] = {}

@@ -18,6 +18,7 @@ _AFFIXES = (
     *("sample", "samples", "example", "examples", "my", "the", "final", "full"),
 )
 _GLUED = re.compile(rf"(?:{'|'.join(_AFFIXES)})?({'|'.join(_WORDS)})(?:{'|'.join(_AFFIXES)})?")
+_PIECE = re.compile(r"(fold|split|part|batch|chunk|subset)s?[ _-]?(\d+)")
 
 
 def split_of(name: str) -> Split | None:
@@ -41,6 +42,17 @@ def mentioned_split(name: str) -> Split | None:
         ('test', None)
     """
     return next((split for split in map(_split, _words(name)) if split), None)
+
+
+def piece_of(name: str) -> str | None:
+    """Return which piece of a data set a name says, as those of a cross-validation; None for any other name.
+
+    Example:
+        >>> piece_of("fold_2"), piece_of("folder")
+        ('fold 2', None)
+    """
+    found = _PIECE.fullmatch(name.lower())
+    return f"{found[1]} {found[2]}" if found else None
 
 
 def _words(name: str) -> list[str]:

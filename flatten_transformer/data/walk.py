@@ -87,22 +87,25 @@ def look(folder: Path, seen: set[Identity] | None = None, linked: bool = False) 
 
     Args:
         folder: Where to look.
-        seen: Folders that count already, to which those found are added; by default those that ``folder`` lies in.
+        seen: Folders that count already, to which those found are added; by default those that ``folder`` lies in,
+            and none is added.
         linked: A link led here.
 
     Raises:
         OSError: If the folder cannot be read.
     """
-    found, seen = Listing([], [], []), _above(folder) if seen is None else seen
+    found, above = Listing([], [], []), _above(folder) if seen is None else seen
     with os.scandir(folder) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     for entry in listed:
         path, is_folder = folder / entry.name, entry.is_dir()
-        reason = _reason(entry) or (is_folder and _reason_of_folder(path, seen))
+        reason = _reason(entry) or (is_folder and _reason_of_folder(path, above))
         if reason:
             found.left_out.append(Without(reason, f"{path}{'/' * is_folder}"))
         elif is_folder:
             found.folders.append(path)
+            if seen is not None:
+                seen.add(_identity(path))
         else:
             found.images.append(Found(path, 0 if linked or entry.is_symlink() else entry.inode()))
     return found
@@ -127,11 +130,7 @@ def _reason(entry: os.DirEntry[str]) -> str | None:
 
 
 def _reason_of_folder(folder: Path, seen: set[Identity]) -> str | None:
-    identity = _identity(folder)
-    if identity in seen:
-        return _LOOP
-    seen.add(identity)
-    return _made(folder)
+    return _LOOP if _identity(folder) in seen else _made(folder)
 
 
 def not_an_image(name: str) -> str:
