@@ -173,6 +173,9 @@ def _entries(shard: Path, headers: _Headers) -> Iterator[tarfile.TarInfo]:
                 end = file.offset_data
                 tar.members.clear()  # they are of no more use
                 yield file
+            headers.seek(tar.offset)
+            if headers.read(tarfile.BLOCKSIZE).strip(b"\0"):  # what comes after it tarfile would pass over in silence
+                raise tarfile.ReadError("a damaged or truncated header")
     except Exception as error:  # a damaged header raises what its numbers and letters bring about
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{shard} is not a plain .tar file, or a damaged one ({reason}): pack it anew") from None
