@@ -93,6 +93,8 @@ def decode_image(file: Path | BinaryIO, name: str) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise ValueError(f"{name} is not an image that Pillow can read: give it a PNG, JPEG, WebP or TIFF") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name} has far more than {limit:,} pixels: {_allow()}") from None
     except Exception as error:  # decoders raise what they like: struct.error, KeyError, SyntaxError, MemoryError
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} cannot be read as an image ({reason}): save it anew or leave it out") from None
@@ -148,8 +150,9 @@ def _decode(file: BinaryIO, name: str, limit: int) -> Image.Image:
     return upright
 
 
-def _allow(pixels: int) -> str:
-    return f"shrink it, or, if you trust it, set the environment variable FLATTEN_MAX_PIXELS={pixels}"
+def _allow(pixels: int | None = None) -> str:
+    variable = "FLATTEN_MAX_PIXELS" + (f"={pixels}" if pixels else "")
+    return f"shrink it, or, if you trust it, set the environment variable {variable}"
 
 
 def _check_size(image: Image.Image, name: str, limit: int) -> None:

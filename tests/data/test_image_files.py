@@ -1,7 +1,6 @@
 import io
 import os
 import struct
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -134,8 +133,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_head(size: tuple[int, int
     bomb = bytearray(encode(Image.new("1", (8, 8)), "PNG"))
     bomb[16:24] = struct.pack(">II", *size)
     bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
-    with warnings.catch_warnings(), pytest.raises(ValueError, match=r"x\.png (has|cannot be read).* pixels"):
-        warnings.simplefilter("error")
+    with pytest.raises(ValueError, match=r"x\.png has .* pixels.*: shrink it, or, if you trust it, set .* FLATTEN_MAX_PIXELS"):
         decode(bytes(bomb))
 
 
@@ -211,9 +209,9 @@ def test_a_tiff_of_twelve_bits_a_pixel_is_as_bright_as_it_is() -> None:
         encode(Image.fromarray(GREY_12), "TIFF"),
         encode(Image.fromarray(GREY_12), "TIFF", tiffinfo={281: 3071}),  # the brightest pixel's, not the camera's
         encode(Image.fromarray(GREY_12.astype(np.int32)), "TIFF"),
-        deep_png(np.repeat(GREY_12, 3, 1), colour=2),
-        deep_png(np.repeat(GREY_12, 2, 1), colour=4),
-        deep_png(np.repeat(GREY_12, 3, 1), colour=2, before=chunk(b"sBIT", b"\x0c\x0c\x0c")),
+        deep_png(np.stack([GREY_12] * 3, -1), colour=2),
+        deep_png(np.stack([GREY_12] * 2, -1), colour=4),
+        deep_png(np.stack([GREY_12] * 3, -1), colour=2, before=chunk(b"sBIT", b"\x0c\x0c\x0c")),
     ],
     ids=["png", "8 in 16", "tiff", "tiff with a maximum", "tiff of 32", "colour", "alpha", "colour that says so"],
 )
@@ -223,9 +221,9 @@ def test_a_picture_that_would_be_black_by_an_unknown_depth_is_refused(content: b
         to_mode(decode(content), in_chans)
 
 
-@pytest.mark.parametrize("values", [np.zeros((2, 2), np.uint16), np.full((2, 2), 4096, np.uint16)])
-def test_black_and_dark_pictures_of_sixteen_bits_are_read(values: np.ndarray) -> None:
-    assert np.asarray(to_mode(decode(deep_png(values)), 1)).tolist() == (values // 257).tolist()
+@pytest.mark.parametrize(("value", "grey"), [(0, 0), (4096, 16)])
+def test_black_and_dark_pictures_of_sixteen_bits_are_read(value: int, grey: int) -> None:
+    assert np.asarray(to_mode(decode(deep_png(np.full((1, 2), value, np.uint16))), 1)).tolist() == [[grey, grey]]
 
 
 @pytest.mark.parametrize("values", [[-1, 40_000], [0, 65_536]])
