@@ -92,7 +92,7 @@ def open_folder(root: Path) -> Splits:
     splits = _splits(root, folders)
     train = splits.get("train", root)
     classes, left_out = _classes(train, splits)
-    walks = {"train": classes}
+    walks: dict[Split, dict[str, Walk]] = {"train": classes}
     if train != root:
         left_out += _beside(root, [folder for folder in folders if folder not in splits.values()])
     for split in splits.keys() - {"train"}:

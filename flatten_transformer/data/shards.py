@@ -171,7 +171,7 @@ def _entries(shard: Path, headers: _Headers) -> Iterator[tarfile.TarInfo]:
                 if file.size < 0 or file.offset_data <= end:
                     raise tarfile.ReadError("a file that ends before it begins")
                 end = file.offset_data
-                tar.members.clear()  # they are of no more use
+                tar.members.clear()  # type: ignore[attr-defined]  # documented, unannotated; they are of no more use
                 yield file
             headers.seek(tar.offset)
             if headers.read(tarfile.BLOCKSIZE).strip(b"\0"):  # what comes after it tarfile would pass over in silence
