@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -62,6 +63,8 @@ class CocoData(DataModule):
         ValueError: If an annotation file is not as it should be, or a number is out of range.
         FileNotFoundError: If a file or folder is missing.
     """
+
+    counted = "objects"
 
     def __init__(
         self,
@@ -144,6 +147,16 @@ class CocoData(DataModule):
     def entry(self, split: Split, index: int) -> CocoImage:
         """Return what the annotation file says of an image of a split that is open."""
         return self._datasets[split].source.entry(index)
+
+    def count(self, split: Split) -> int:
+        """Return how many images a split has that is open."""
+        return len(self._datasets[split])
+
+    def counts(self, split: Split) -> list[int]:
+        """Return how many objects each class has in a split that is open."""
+        source = self._datasets[split].source
+        found = Counter(each.label for index in range(len(source)) for each in source.entry(index).objects)
+        return [found[label] for label in range(self.num_classes)]
 
     def skipped(self, split: Split) -> list[str]:
         """Return the paths of the images of a split that could not be read and were skipped so far."""

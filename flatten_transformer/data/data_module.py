@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from flatten_transformer.data.contents import Contents
 from flatten_transformer.data.source import LeftOut, Split
 
 
@@ -103,6 +104,7 @@ class DataModule(LightningDataModule):
     class_names: Sequence[str]
     preprocessing: Any  # a dataclass, kept in the file of a model
     left_out: Sequence[LeftOut] = ()
+    counted = "images"  # what ``counts`` counts
 
     def __init__(self, batch_size: int, device_batch_size: int | None, num_workers: int) -> None:
         super().__init__()
@@ -150,6 +152,32 @@ class DataModule(LightningDataModule):
     @abstractmethod
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be read and were skipped so far."""
+
+    @abstractmethod
+    def count(self, split: Split) -> int:
+        """Return how many images a split has that is open."""
+
+    def counts(self, split: Split) -> Sequence[int] | None:
+        """Return how many images each class has in a split that is open, objects in detection; None where it is unknown."""
+        return None
+
+    def contents(self, *splits: Split) -> Contents:
+        """Return what splits that are open hold, and what is left out: what a training prints before it starts.
+
+        Args:
+            splits: Such as ``"train"`` and ``"val"``.
+
+        Example:
+            >>> from flatten_transformer.data.image_data import ImageData
+            >>> digits = ImageData("digits")
+            >>> digits.setup("fit")
+            >>> contents = digits.contents("train", "val")
+            >>> contents.images, contents.counts["val"][:3]
+            ({'train': 1257, 'val': 180}, [18, 18, 18])
+        """
+        counts = {split: numbers for split in splits if (numbers := self.counts(split)) is not None}
+        images = {split: self.count(split) for split in splits}
+        return Contents(self.class_names, images, counts, self.counted, self.left_out)
 
     @property
     def share(self) -> Share:

@@ -11,11 +11,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
 
 from flatten_transformer.data.data_module import DataModule, epoch_seed
 from flatten_transformer.data.source import Split
 from flatten_transformer.tasks.model_file import save_model
 from flatten_transformer.tasks.task import Task
+
+_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
 class KeepBatchSize(Callback):
@@ -80,6 +83,26 @@ class SaveModel(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.best = state_dict["best"]
+
+
+class TellData(Callback):
+    """Say what the data hold, and what is left out of them, before anything is done with them."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print tables of the splits that are open now; what follows in the same process gets a line."""
+        splits = _SPLITS.get(stage, ())
+        if not (splits and trainer.is_global_zero):
+            return
+        contents = datamodule(trainer).contents(*splits)
+        console = Console(stderr=True)
+        if self.told:
+            console.print("\n".join(contents.line(split) for split in splits), soft_wrap=True, highlight=False)
+        else:
+            console.print(contents.tables())
+        self.told = True
 
 
 class ReportSkipped(Callback):

@@ -45,7 +45,7 @@ def predict(
     """Print or write what a trained model sees in image files; its file says whether it classifies, detects or segments.
 
     Args:
-        images: Image files, of any format and mode that Pillow reads, or folders, of which all images are taken.
+        images: Image files, PNG, JPEG, WebP, TIFF, AVIF and their like, or folders, of which all images are taken.
         checkpoint: The model.safetensors of a training.
         task: What the model must do; by default whatever it does.
         top_k: A classifier prints so many classes an image, the most probable first; by default 3.

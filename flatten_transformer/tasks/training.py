@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from flatten_transformer.hints import hint
 from flatten_transformer.lazy import load
 from flatten_transformer.tasks.arguments import RaisingParser
-from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs
+from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs, TellData
 from flatten_transformer.tasks.checkpoints import LAST, AtomicCheckpointIO, check_checkpoint, newest_checkpoint
 from flatten_transformer.tasks.history import History
 from flatten_transformer.tasks.kinds import KINDS, Kind
@@ -162,7 +162,15 @@ class TrainingCLI(LightningCLI):
             callbacks.append(keep_last(self.config_init.checkpoint))
         if not (callbacks and config.logger):
             self.save_config_callback = None
-        self.trainer_defaults["callbacks"] = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history, *callbacks]
+        self.trainer_defaults["callbacks"] = [
+            TellData(),
+            KeepBatchSize(),
+            SeedEpochs(),
+            ReportSkipped(),
+            SaveModel(),
+            history,
+            *callbacks,
+        ]
         given = config.plugins or []
         plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
