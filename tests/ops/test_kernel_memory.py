@@ -36,7 +36,7 @@ def memory_left(mib: int) -> Iterator[None]:
 
 
 def inputs(batch: int, heads: int, tokens: int, channels: int, value_channels: int) -> list[torch.Tensor]:
-    return [torch.rand(batch, heads, tokens, size) for size in (channels, channels, value_channels)]
+    return [torch.randn(batch, heads, tokens, size) for size in (channels, channels, value_channels)]
 
 
 def attend(*tensors: torch.Tensor) -> torch.Tensor:
@@ -45,10 +45,10 @@ def attend(*tensors: torch.Tensor) -> torch.Tensor:
 
 def as_ever() -> None:
     """Compare output and gradients with the portable backend's; this also starts the kernel's threads."""
-    tensors = inputs(2, 2, 700, 8, 12)
+    tensors = [x.double() for x in inputs(2, 2, 700, 8, 12)]
     came = output_and_gradients(attend, tensors, tensors[2])
     wanted = output_and_gradients(lambda *x: focused_linear_attention(*x, backend="portable"), tensors, tensors[2])
-    assert max(map(relative_error, came, wanted)) < 1.2e-6
+    assert max(map(relative_error, came, wanted)) < 1e-10  # 3e-14 measured
 
 
 @pytest.mark.parametrize(("sizes", "mib"), [(SHARED, 90), (OWN, 90)])
