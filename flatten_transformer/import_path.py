@@ -18,6 +18,7 @@ def without_working_directory() -> Iterator[None]:
     """Import nothing from the working directory meanwhile, where only the empty entry of ``sys.path`` stands for it.
 
     Example:
+        >>> getfixture("monkeypatch").chdir(getfixture("tmp_path"))
         >>> sys.path.insert(0, "")
         >>> with without_working_directory():
         ...     "" in sys.path
