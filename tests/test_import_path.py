@@ -10,6 +10,7 @@ import pytest
 from flatten_transformer import cli, import_path
 from flatten_transformer.import_path import without_working_directory
 from flatten_transformer.tasks import training  # Lightning logs to the stderr of its first import
+from flatten_transformer.tasks.quiet import quiet
 
 MODULE = "callback_beside_the_recipe"
 RECIPE = """
@@ -52,7 +53,7 @@ def test_a_recipe_imports_nothing_from_the_working_directory(
 
 def test_who_says_so_uses_a_class_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])  # PYTHONPATH=.
-    with without_working_directory():
+    with without_working_directory(), quiet():
         kept = training.TrainingCLI("fit", ["--config", "callbacks.yaml"]).trainer.callbacks  # type: ignore[attr-defined]
     assert "Beside" in [type(callback).__name__ for callback in kept]
 
