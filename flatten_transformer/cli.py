@@ -10,6 +10,7 @@ from typing import NamedTuple, get_args, get_origin, get_type_hints
 
 from flatten_transformer import __version__
 from flatten_transformer.hints import hint
+from flatten_transformer.import_path import without_working_directory
 from flatten_transformer.lazy import load
 from flatten_transformer.ops.dispatch import BackendError
 
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     try:
-        run(list(sys.argv[1:] if argv is None else argv))
+        with without_working_directory():
+            run(list(sys.argv[1:] if argv is None else argv))
     except ModuleNotFoundError as error:
         if error.name is None:  # raised by a library that says itself what to install
             return _fail(str(error))
