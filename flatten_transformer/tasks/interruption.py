@@ -74,7 +74,7 @@ class HeedSignals(Callback):
             return
         path = _last_checkpoint(trainer)
         if path is not None:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
         self._end(trainer, f"in epoch {trainer.current_epoch} after {done} of {trainer.num_training_batches} batches", path)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

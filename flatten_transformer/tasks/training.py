@@ -236,8 +236,8 @@ class TrainingCLI(LightningCLI):
             callbacks.append(keep_last(self.config_init.checkpoint))
         if not (callbacks and config.logger):
             self.save_config_callback = None
-        always = [HeedSignals(), KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history]
-        self.trainer_defaults["callbacks"] = [*always, *callbacks]
+        always = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history]
+        self.trainer_defaults["callbacks"] = [*always, *callbacks, HeedSignals()]
         given = config.plugins or []
         plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
