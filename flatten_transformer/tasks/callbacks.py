@@ -54,6 +54,10 @@ class SeedEpochs(Callback):
         """Take up what was kept."""
         kept = checkpoint.get(_RANDOM, {"states": [], "batches": None})
         self._states, self._batches = kept["states"], kept["batches"]
+        now = random_state()
+        for state in self._states:
+            set_random_state(state)  # raises what is odd in it now
+        set_random_state(now)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that a resumed epoch goes on where it was.

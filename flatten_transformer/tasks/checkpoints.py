@@ -17,6 +17,7 @@ from flatten_transformer.printable import printable
 
 LAST = "last"  # instead of a path: the newest checkpoint of the runs of that name
 _CURE = "give --ckpt_path a .ckpt file of an earlier run, from runs/"
+_SHOWN = 3  # checkpoints named in an error
 _FIT: dict[str, type] = {  # what it takes to go on, beside the weights
     "epoch": int,
     "global_step": int,
@@ -148,7 +149,8 @@ def check_checkpoint(path: Path, *, resume: bool = False) -> None:
     if flaw is None:
         return
     others = [other for other in _newest_first(path.parent) if other != path and find_flaw(other, resume=resume) is None]
-    cure = f"whole beside it: {', '.join(printable(str(other)) for other in others)}" if others else _CURE
+    shown = ", ".join(printable(str(other)) for other in others[:_SHOWN]) + (" …" if len(others) > _SHOWN else "")
+    cure = f"whole beside it: {shown}" if others else _CURE
     raise ValueError(f"{printable(str(path))} is {flaw}: {cure}")
 
 

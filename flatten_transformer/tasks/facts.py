@@ -103,11 +103,11 @@ def compare_groups(kept: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str
     """
     shapes = [[len(group["params"]) for group in groups] for groups in (kept, here)]
     if shapes[0] != shapes[1]:
-        sizes = [f"groups of {', '.join(map(str, shape))} parameters" for shape in shapes]
+        sizes = [f"an optimizer with groups of {', '.join(map(str, shape))} parameters" for shape in shapes]
         raise ValueError(other_optimizer(*sizes))
     missing = sorted({name for a, b in zip(kept, here, strict=True) for name in b.keys() - a.keys()} - {"initial_lr"})
     if missing:
-        raise ValueError(other_optimizer("another optimizer", f"one that has {', '.join(missing)}"))
+        raise ValueError(other_optimizer(f"an optimizer without {', '.join(missing)}", "one with it"))
 
 
 def compare_length(kept: Mapping[str, Any], max_epochs: int | None, max_steps: int) -> None:

@@ -142,3 +142,10 @@ def remove_drafts(folders: Iterable[Path]) -> None:
         if drafts(folder):
             with suppress(ValueError, OSError), locked([folder]):
                 pass
+
+
+def check_idle(folder: Path) -> None:
+    """Raise ValueError if a training is writing into a folder now."""
+    if (folder / _NAME).is_file():
+        with locked([folder]):
+            pass

@@ -31,7 +31,7 @@ from flatten_transformer.tasks.checkpoints import (
 from flatten_transformer.tasks.history import History
 from flatten_transformer.tasks.interruption import HeedSignals
 from flatten_transformer.tasks.kinds import KINDS, Kind
-from flatten_transformer.tasks.lock import locked, remove_drafts
+from flatten_transformer.tasks.lock import check_idle, locked, remove_drafts
 from flatten_transformer.tasks.logs import CurvesAsCSV, CurvesForTensorBoard
 from flatten_transformer.tasks.memory import keep_freed_memory
 from flatten_transformer.tasks.quiet import quiet
@@ -152,6 +152,8 @@ class TrainingCLI(LightningCLI):
         if path is None and self.stage != "fit":
             raise FileNotFoundError(f"no last.ckpt in {self.runs_folder()}/version_*/checkpoints: train first, or give a path")
         begin = f"There is no checkpoint in {self.runs_folder()} yet: from the beginning"
+        if path is not None and self.stage == "fit" and _is_first_process():
+            check_idle(path.parent)
         passed = f"Warning: {choice.said()}. " if flaws else ""
         rank_zero_info(f"{passed}Going on from {path}" if path else begin)
         return None if path is None else str(path)
@@ -169,7 +171,8 @@ class TrainingCLI(LightningCLI):
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             if not _restoring(error):
                 raise
-            reason = str(error) if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {error}"
+            plain = isinstance(error, (ValueError, RuntimeError))
+            reason = str(error) if plain else f"it is not what a training writes ({type(error).__name__}: {error})"
             raise ValueError(f"{printable(path)} cannot be used: {reason}") from error
         except SystemExit as leave:
             if isinstance(leave.__context__, KeyboardInterrupt):  # Lightning's answer, with another status
