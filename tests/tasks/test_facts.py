@@ -128,9 +128,7 @@ def test_averages_must_be_on_both_sides_or_on_none() -> None:
     plain, averaged = {"model.head.bias": 0}, {"model.head.bias": 0, "ema.module.head.bias": 0}
     compare_averages(plain, plain)
     compare_averages(averaged, averaged)
-    with pytest.raises(
-        ValueError, match="trained with a moving average, and this is a training without one: set model.ema_decay"
-    ):
+    with pytest.raises(ValueError, match="trained with a moving average, and this is a training without one"):
         compare_averages(averaged, plain)
     with pytest.raises(ValueError, match="trained without a moving average, and this is a training with one"):
         compare_averages(plain, averaged)
