@@ -166,12 +166,8 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     [
         ("loops", {}, r"it is not what a training writes \(KeyError: 'fit_loop'\)"),
         ("callbacks", {"History": 3}, "it is not what a training writes"),
-        ("optimizer_states", [3], "it is not what a training writes"),
-        ("lr_schedulers", [3], "it is not what a training writes"),
         ("ImageData", {}, r"it is not what a training writes \(KeyError: 'seed'\)"),
-        ("flatten_transformer", {}, "it is not what a training writes"),
         ("flatten_transformer.random", {"states": [3], "batches": 1}, "it is not what a training writes"),
-        ("pytorch-lightning_version", 3, "Invalid version"),
     ],
 )
 def test_whatever_cannot_be_taken_up_ends_in_one_line(
@@ -192,8 +188,6 @@ def test_whatever_cannot_be_taken_up_ends_in_one_line(
         (["--trainer.max_epochs", "1"], "the checkpoint has done 2 epochs, and trainer.max_epochs is 1: raise it"),
         (["--model.optim.opt", "sgd"], "the checkpoint is of a training by adamw, and here it is sgd"),
         (["--model.ema_decay", "0.9"], "the checkpoint was trained without a moving average, and this is a training with one"),
-        (["--model.name", "deit_tiny_patch16_224"], f"model.name is {NAME} in the checkpoint and deit_tiny_patch16_224 here"),
-        (["--model.model_args.depth", "2"], "this checkpoint is not of ClassificationTask in this size"),
     ],
 )
 def test_a_training_by_another_recipe_does_not_go_on(options: list[str], message: str, folder: Path) -> None:
@@ -210,7 +204,7 @@ def test_classes_are_compared_where_a_checkpoint_is_judged(folder: Path, capfd: 
     assert kept["flatten_transformer"]["class_names"] == list("0123456789")
     kept["flatten_transformer"]["class_names"] = list("1023456789")
     AtomicCheckpointIO().save_checkpoint(kept, folder / "last.ckpt")
-    for stage in ("validate", "test", "fit"):
+    for stage in ("test", "fit"):
         assert main([stage, *SHORT, "--ckpt_path", "last"]) == 2
         assert "the checkpoint has the data's classes in another order (1, 0, 2, 3, 4" in capfd.readouterr().err
 

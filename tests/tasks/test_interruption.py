@@ -22,7 +22,7 @@ FIT = [
     *("--data.img_size", "16", "--data.augmentation.auto_augment", "rand-m5-n1", "--seed_everything", "0"),
     *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4"),
     *("--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),
-    *("--data.batch_size", "16", "--data.device_batch_size", "8", "--data.num_workers", "1"),
+    *("--data.batch_size", "16", "--data.device_batch_size", "8"),
 ]
 
 
@@ -61,9 +61,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("name", "epoch", "batch", "when"),
     [
-        ("SIGTERM", 0, 0, "in epoch 0 after 2 of 4 batches"),
-        ("SIGINT", 1, 1, "in epoch 1 after 2 of 4 batches"),
-        ("SIGHUP", 0, 3, "before epoch 1"),
+        ("SIGTERM", 0, 0, "in epoch 0 after 2 of 4 batches"),  # the first step takes two
+        ("SIGINT", 0, 3, "before epoch 1"),
     ],
 )
 def test_it_goes_on_where_it_was(
