@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class SeedEpochs(Callback):
 
 def random_state() -> dict[str, Any]:
     """Return the state of all generators of this process, in plain types, as files of weights hold them."""
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))
     gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {}
     return {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state(), **gpu}
 

@@ -111,7 +111,7 @@ def choose_checkpoint(folders: Iterable[Path], *, resume: bool) -> Choice:
         folders: With checkpoints of one training each, the newest training first.
         resume: To go on from it, which takes more than its weights.
     """
-    flaws = {}
+    flaws: dict[Path, str] = {}
     for folder in folders:
         for path in _newest_first(folder):
             flaw = find_flaw(path, resume=resume)

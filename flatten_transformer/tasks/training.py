@@ -197,7 +197,7 @@ class TrainingCLI(LightningCLI):
 
     def _folders(self) -> list[Path]:
         """Return the folders that a fit writes into: that of its checkpoints first, if it keeps any, and those of its logs."""
-        if self.stage != "fit" or self.trainer.fast_dev_run:
+        if self.stage != "fit" or self.config_init.trainer.fast_dev_run:
             return []
         callback = self.trainer.checkpoint_callback
         kept = [callback.dirpath] if isinstance(callback, ModelCheckpoint) else []

@@ -4,6 +4,8 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from flatten_transformer.cli import main
+from flatten_transformer.models.files import read_tensors
+from flatten_transformer.tasks.classification.build import build_model, weights_args
 from flatten_transformer.tasks.checkpoints import AtomicCheckpointIO, check_checkpoint, choose_checkpoint
 from flatten_transformer.tasks.lock import locked
 from flatten_transformer.tasks.training import train
@@ -116,6 +120,20 @@ def test_damage_is_noticed_when_lightning_loads(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"last.ckpt is damaged \(its digest does not fit\)"):
         AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_damage_is_noticed_wherever_weights_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "last.ckpt")
+    assert list(read_tensors(path)) == ["weight"]
+    assert weights_args(path)["pretrained"]
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+    readers: list[Callable[[Any], object]] = [read_tensors, weights_args]
+    readers.append(partial(build_model, NAME, {"checkpoint_path": str(path)}, 2))
+    for read in readers:
+        with pytest.raises(ValueError, match=r"last.ckpt is damaged \(its digest does not fit\): copy it anew, or take another"):
+            read(path)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def weights(root: Path) -> dict[str, Tensor]:
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, number: int, epoch: int, batch: int) -> None:
     """Send this process a signal behind a batch, once."""
-    genuine, sent = History.on_train_batch_end, []
+    genuine = History.on_train_batch_end
+    sent: list[int] = []
 
     def send(self: History, trainer: Any, *args: Any) -> None:
         genuine(self, trainer, *args)
