@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.digest import check_whole
 from flatten_transformer.models.checkpoint import grids_from_header, grids_to_header, unwrap
 
 # timm reads checkpoint_path= with PyTorch's restricted unpickler, which refuses the configuration object in the
@@ -92,6 +93,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}: check the path")
+    check_whole(path)
     tensors = unwrap(_load(path))
     if not tensors:
         raise ValueError(

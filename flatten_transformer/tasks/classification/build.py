@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from flatten_transformer.digest import check_whole
 from flatten_transformer.hints import hint
 
 
@@ -17,6 +18,7 @@ def weights_args(pretrained: bool | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is a damaged checkpoint.
 
     Example:
         >>> weights_args(True), weights_args(False)
@@ -26,6 +28,7 @@ def weights_args(pretrained: bool | Path) -> dict[str, Any]:
         return {"pretrained": True} if pretrained else {}
     if not pretrained.is_file():
         raise FileNotFoundError(f"no file of weights {pretrained}: check the path, or take the published ones by true")
+    check_whole(pretrained)
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(pretrained)}}
 
 
@@ -82,3 +85,5 @@ def _check(name: str, model_args: Mapping[str, Any]) -> None:
         raise FileNotFoundError(
             f"no weights {begin} to begin with: give model.model_args.checkpoint_path, such as an earlier run's model.safetensors"
         )
+    if begin:
+        check_whole(Path(begin))
