@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -21,8 +22,7 @@ _CURE = "build the model with the img_size it was trained with, give it the tens
 SQUARE = "square"  # stands there for a grid whose sides are known to be equal
 
 
-class UnknownGridWarning(UserWarning):
-    """What was learned on a grid came without it, and was taken for one of several."""
+_LOGGER = logging.getLogger(__name__)
 
 
 class LearnsOnGrid:
@@ -87,7 +87,7 @@ def source_grid(name: str, count: int, own: Sequence[int], known: Any, *, fixed_
     """Return the grid that so many tokens come from.
 
     Weights come from squares unless somebody says otherwise, and a module's own checkpoint from its own grid. Where both
-    could be, or where only the first is left, a warning says what was taken.
+    could be, or where only the first is left and the module's grid is no square, the log says what was taken.
 
     Args:
         name: Of the tensor.
@@ -126,14 +126,17 @@ def source_grid(name: str, count: int, own: Sequence[int], known: Any, *, fixed_
 
 
 def _warn(count: int, own: Grid, *, likely: Grid) -> None:
-    if len(set(own)) == 1 and (likely == own or len(own) == 1):
-        return  # a square for a square, the rule; a line has one length
-    warnings.warn(
+    if len(set(own)) == 1:
+        return  # a square for a square is the rule, and a line has one length
+    _say_once(
         f"encodings of {count} tokens come without their grid and are taken for {likely}, where the model has the grid {own}: "
-        f"if they are of another, {_CURE}",
-        UnknownGridWarning,
-        stacklevel=2,
+        f"if they are of another, {_CURE}"
     )
+
+
+@lru_cache  # the blocks of a stage have the same to say
+def _say_once(text: str) -> None:
+    _LOGGER.warning(text)
 
 
 def _is_grid(known: Any, axes: int) -> bool:

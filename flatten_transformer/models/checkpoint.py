@@ -63,7 +63,7 @@ def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> Sta
     """Resize what was learned on another grid than the model's: key and position encodings, position biases.
 
     The grid is the one that came with the tensors, see :class:`StateDict`. Where none did, a number of tokens that is a
-    square is taken for a square, with a warning if they must be resized.
+    square is taken for a square, and the log says so if the model's grid is none.
 
     Args:
         state_dict: Tensors by the model's own names; encodings are ``[1, tokens, channels]``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from flatten_transformer.layers import learned_grids
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.learned_grids import LearnsOnGrid, UnknownGridWarning
+from flatten_transformer.layers.learned_grids import LearnsOnGrid
 from flatten_transformer.models.checkpoint import fit_key_encodings
 from flatten_transformer.models.files import convert_checkpoint, read_tensors
 from flatten_transformer.tasks.backbone import load_backbone
@@ -121,11 +121,17 @@ def test_a_model_that_was_given_another_size_says_so_in_its_file(tmp_path: Path)
     assert_resized(model, source)
 
 
-def test_own_rectangle_without_its_grid_is_resumed_with_a_warning(tmp_path: Path) -> None:
+def said_once(caplog: pytest.LogCaptureFixture) -> str:
+    (record,) = caplog.records
+    return record.getMessage()
+
+
+def test_own_rectangle_without_its_grid_is_resumed_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, model = build("deit", WIDE), build("deit", WIDE)
     save_file(source.state_dict(), tmp_path / "x.safetensors")
-    with pytest.warns(UnknownGridWarning, match=r"64 tokens come without their grid and are taken for \(4, 16\)"):
-        model.load_state_dict(load_file(tmp_path / "x.safetensors"))
+    learned_grids._say_once.cache_clear()
+    model.load_state_dict(load_file(tmp_path / "x.safetensors"))
+    assert "64 tokens come without their grid and are taken for (4, 16)" in said_once(caplog)
     assert_resized(model, source)
 
 
@@ -137,14 +143,22 @@ def test_where_a_rectangle_may_be_a_square_a_beginning_is_refused_with_the_cure(
         fit_key_encodings(read_tensors(tmp_path / "x.safetensors"), build("deit", WIDE))
 
 
-def test_a_square_without_its_grid_is_taken_for_one_and_resizing_it_says_so() -> None:
-    source = build("deit", (128, 128))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        build("deit", (128, 128)).load_state_dict(dict(source.state_dict()))
-    model = build("deit", (224, 224))
-    with pytest.warns(UnknownGridWarning, match=r"64 tokens .* are taken for \(8, 8\), where the model has the grid \(14, 14\)"):
-        model.load_state_dict(dict(source.state_dict()))
+@pytest.mark.parametrize("size", [(128, 128), (224, 224)])
+def test_a_square_without_its_grid_is_taken_for_one_by_a_square_without_a_word(
+    size: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    source, model = build("deit", (128, 128)), build("deit", size)
+    learned_grids._say_once.cache_clear()
+    model.load_state_dict(dict(source.state_dict()))
+    assert_resized(model, source)
+    assert not caplog.records
+
+
+def test_a_square_without_its_grid_is_taken_for_one_by_a_rectangle_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    source, model = build("deit", (128, 128)), build("deit", (96, 160))
+    learned_grids._say_once.cache_clear()
+    model.load_state_dict(dict(source.state_dict()))
+    assert "64 tokens come without their grid and are taken for (8, 8), where the model has the grid (6, 10)" in said_once(caplog)
     assert_resized(model, source)
 
 
