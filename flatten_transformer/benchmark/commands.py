@@ -158,12 +158,13 @@ def _finish(report: Report, file: Path) -> None:
     from rich.console import Console
 
     from flatten_transformer.benchmark.table import tables
+    from flatten_transformer.terminal import say
 
     write_report(file, report)
     picture.draw(report, file.with_suffix(".png"))
     console = Console() if sys.stdout.isatty() else Console(width=110)
     console.print(*tables(report), sep="\n")
-    console.print(f"Report: {file}, picture: {file.with_suffix('.png')}", soft_wrap=True)
+    say(f"Report: {file}, picture: {file.with_suffix('.png')}")
     if red := report.failed_checks():
         raise FloatingPointError(
             f"{len(red)} results of ours differ from the released form, so their speed is not reported: see {file}; "

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser
+import yaml  # type: ignore[import-untyped]  # ships no annotations
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from flatten_transformer.hints import hint
 from flatten_transformer.import_path import advice
 
+ANY_TEXT = "flatten"  # a mode of parsers that takes a file's name which is no text, where YAML's own gives up
+set_loader(ANY_TEXT, get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
 _UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)")
 _UNKNOWN = re.compile(r"unrecognized arguments: (?P<option>[^\s=]+)|Group '(?P<group>.+)' does not accept option '(?P<key>.+)'")
 _MODULE = re.compile(r"No module named '(?P<name>[^']+)'")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flatten_transformer.models.checkpoint import fit_checkpoint, with_grids_of
 from flatten_transformer.models.files import read_tensors
+from flatten_transformer.printable import printable
 
 
 class BackboneReport(NamedTuple):
@@ -77,7 +78,7 @@ def load_backbone(features: nn.Module, name: str, args: Mapping[str, Any], path:
     missing = [short for short in names.values() if short not in tensors and short not in bent]
     report = BackboneReport(list(tensors), missing, bent, unused)
     for line in report.lines(path):
-        rank_zero_info(line)
+        rank_zero_info(printable(line))
     return report
 
 

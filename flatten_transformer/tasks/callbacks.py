@@ -16,6 +16,7 @@ from rich.console import Console
 
 from flatten_transformer.data.data_module import DataModule, epoch_seed
 from flatten_transformer.data.source import Split
+from flatten_transformer.printable import printable
 from flatten_transformer.tasks.model_file import save_model
 from flatten_transformer.tasks.task import Task
 
@@ -137,7 +138,7 @@ class SaveModel(Callback):
         """Write the model, and say how to use it."""
         path = self._save(trainer, pl_module, "model.safetensors")
         if path is not None:
-            rank_zero_info(f"The model is in {path}; use it: flatten predict IMAGE --checkpoint {path}")
+            rank_zero_info(printable(f"The model is in {path}; use it: flatten predict IMAGE --checkpoint {path}"))
 
     def _save(self, trainer: Trainer, task: LightningModule, name: str) -> Path | None:
         """Write a file, where checkpoints are wanted at all, and return its path."""
@@ -206,7 +207,7 @@ class ReportSkipped(Callback):
         new = [name for name in datamodule(trainer).skipped(split) if name not in said]
         if new:
             said.update(new)
-            names = ", ".join(new[: self.shown]) + (" …" if len(new) > self.shown else "")
+            names = ", ".join(map(printable, new[: self.shown])) + (" …" if len(new) > self.shown else "")
             rank_zero_info(f"Warning: {split} images skipped because they cannot be read: {len(new)} ({names})")
 
 

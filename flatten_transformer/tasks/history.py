@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.atomic_file import write_figure
 from flatten_transformer.data.data_module import DataModule
 
 Row = dict[str, float]  # "epoch", and the last value of every metric by its name
@@ -100,6 +99,4 @@ def draw_curves(rows: Sequence[Row], monitor: str, path: Path) -> None:
             axis.axvline(best["epoch"], color="gray", linestyle="--", linewidth=1, label=f"best {monitor}")
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120, format="png")
-    write_atomically(path, content.getvalue())
+    write_figure(path, figure)

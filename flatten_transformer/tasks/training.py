@@ -155,7 +155,7 @@ class TrainingCLI(LightningCLI):
         if path is not None and self.stage == "fit" and _is_first_process():
             check_idle(path.parent)
         passed = f"Warning: {choice.said()}. " if flaws else ""
-        rank_zero_info(f"{passed}Going on from {path}" if path else begin)
+        rank_zero_info(printable(f"{passed}Going on from {path}" if path else begin))
         return None if path is None else str(path)
 
     def run(self) -> None:
