@@ -77,8 +77,11 @@ def test_a_data_module_tells_what_it_holds(tmp_path: Path, mask_folder: Path) ->
     assert contents.images == {"train": 3, "val": 3}
     assert contents.counts == {"train": [2, 1], "val": [0, 3]}
     assert contents.left_out == [LeftOut("no image that is read, by its suffix .txt", ["notes.txt"])]
-    masks = SegmentationData("folder", root=mask_folder).contents("train")
-    assert (masks.images, masks.counts, masks.class_names) == ({"train": 3}, {}, ["sky", "ground"])
+    segmentation = SegmentationData("folder", root=mask_folder)
+    segmentation.setup("fit")
+    masks = segmentation.contents("train", "val")
+    assert (masks.images, masks.class_names) == ({"train": 3, "val": 1}, ["sky", "ground"])
+    assert masks.counts == {"train": [3, 3], "val": [1, 1]}  # images that hold the class
 
 
 @pytest.mark.parametrize(("left_out", "words"), [([], "nothing left out"), ([LeftOut("hidden", ["a", "b"])], "2 left out")])
