@@ -87,7 +87,7 @@ def test_a_compiler_that_fails_is_quoted_asked_once_and_leaves_nothing_behind(
     broken, compile_once, calls = tmp_path / "broken.cpp", compiler.compile_kernel, []
     broken.write_text("this is no program")
     monkeypatch.setattr(compiler, "SOURCE", broken)
-    monkeypatch.setattr(build, "compile_kernel", lambda *given: calls.append(given) or compile_once(*given))
+    monkeypatch.setattr(build, "compile_kernel", lambda *given: calls.append(given) or compile_once(*given))  # type: ignore[func-returns-value]
     for _ in range(3):
         assert "error" in str(build.unavailable())
     assert len(calls) == 1

@@ -31,7 +31,8 @@ def find_compiler() -> list[str]:
     if named:
         return named
     for name in ("c++", "g++", "clang++"):
-        if path := shutil.which(name):
+        path = shutil.which(name)
+        if path and os.path.isabs(path):  # an empty entry of PATH means the working directory
             return [path]
     raise OSError("there is no C++ compiler (c++, g++, clang++ or the one named by CXX)")
 
@@ -66,8 +67,15 @@ def compile_kernel(compiler: list[str], folder: Path) -> Path:
 def _run(command: list[str], folder: Path | None = None) -> bytes:
     """Return what a command prints, of which there is a limit as there is for its time; Ctrl-C ends it too."""
     variables = {**os.environ, "LC_ALL": "C", **({} if folder is None else {"TMPDIR": str(folder)})}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, **pipes, env=variables, start_new_session=True) as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=variables,
+        start_new_session=True,  # its children are ended with it
+    ) as process:
+        assert process.stdout is not None
         timer = threading.Timer(SECONDS, _kill, [process])
         timer.start()
         try:
