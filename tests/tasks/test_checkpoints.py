@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from flatten_transformer.cli import main
 from flatten_transformer.models.files import read_tensors
-from flatten_transformer.tasks.classification.build import build_model, weights_args
 from flatten_transformer.tasks.checkpoints import AtomicCheckpointIO, check_checkpoint, choose_checkpoint
+from flatten_transformer.tasks.classification.build import build_model, weights_args
 from flatten_transformer.tasks.lock import locked
 from flatten_transformer.tasks.training import train
 
