@@ -1,5 +1,6 @@
 # The commands of the README. Each makes .venv first if it is missing or older than what defines it.
 PYTHON ?= python3
+HASHED ?= # 1: install only files whose digests are known; not for other builds of torch than the package index has
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -24,10 +25,12 @@ bench-gpu:  ## measure on this machine's GPU (under 8 minutes; needs torch, trit
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+$(VENV)/installed: pyproject.toml constraints.txt requirements-hashed.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "flatten-transformer needs Python 3.10 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(if $(strip $(HASHED)),$(PIP) --require-hashes --only-binary :all: --requirement requirements-hashed.txt)
+	$(PIP) $(if $(strip $(HASHED)),--no-deps --no-build-isolation) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:

@@ -1,19 +1,42 @@
-"""Writing a file so that nobody ever meets half of it."""
+"""Writing files so that nobody ever meets half of one, and that nothing which is there already is lost.
+
+Every file of this package is written here. Links are followed. What is no regular file (a FIFO, a device, /dev/stdout) is
+written into. A regular file is replaced by a whole new one, which has its mode and, where the system lets us, its owner; where
+the folder may not be changed but the file may, it is written in place. A file that may not be written is not replaced either.
+"""
 
 from __future__ import annotations
 
+import errno
 import io
+import itertools
 import os
 import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL import Image
+    from typing_extensions import Self
+
+_IN_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}  # why a file that may be written cannot be replaced
+_AS_IT_IS = 100  # bytes of a name that a draft bears whole
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside ``path``, bring it to the disk, and only then give it the name; make missing folders.
+
+    Args:
+        path: Where to; of links their target. What is no regular file is written into.
+        content: All of it.
+
+    Raises:
+        OSError: If it cannot be written, whatever the reason; its ``filename`` is ``path``.
 
     Example:
         >>> file = getfixture("tmp_path") / "folder" / "file"
@@ -21,16 +44,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         >>> file.read_bytes()
         b'whole'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with naming(path):
+        place = _find(path)
+        if place.stream is not None:
+            with _closing(place.stream()) as descriptor:
+                _write_all(descriptor, content)
+            return
+        try:
+            _replace(place, content)
+        except OSError as error:
+            if place.old is None or error.errno not in _IN_PLACE:
+                raise
+            _write_in_place(place.target, content)
 
 
 def write_png(path: Path, image: Image.Image) -> None:
@@ -47,3 +72,306 @@ def write_png(path: Path, image: Image.Image) -> None:
     content = io.BytesIO()
     image.save(content, "PNG")
     write_atomically(path, content.getvalue())
+
+
+def write_figure(path: Path, figure: Figure, dpi: int = 120, *, tight: bool = False) -> None:
+    """Write a figure of matplotlib as a PNG file, whole or not at all; make missing folders.
+
+    Args:
+        path: Where to.
+        figure: What is drawn.
+        dpi: Pixels an inch.
+        tight: Cut the margins.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight" if tight else None)
+    write_atomically(path, content.getvalue())
+
+
+class GrowingFile:
+    """A file to which pieces come one at a time, each in the file as soon as it is written.
+
+    Nothing is touched before the first piece. Where there is no file yet, pieces go into it at once. Where there is one, they
+    go into a new ``<name>.part`` beside it, which takes its place at the end of a ``with`` block that no exception leaves:
+    until then the older one is whole. Either way whatever is written stays, also if the process is killed.
+
+    Args:
+        path: Where to, as of :func:`write_atomically`.
+
+    Attributes:
+        place: Where the pieces are.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "file"
+        >>> with GrowingFile(path) as file:
+        ...     file.write(b"one ")
+        ...     file.write(b"two")
+        >>> path.read_bytes()
+        b'one two'
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = path
+        self._target: Path | None = None  # what ``place`` will replace
+        self._descriptor: int | None = None
+        self._size: int | None = None  # of the whole pieces in a regular file
+
+    def write(self, piece: bytes) -> None:
+        """Append a piece; of one that does not fit on the disk nothing stays.
+
+        Raises:
+            OSError: If it cannot be written; its ``filename`` is that of the file.
+        """
+        with naming(self.place):
+            if self._descriptor is None:
+                self._descriptor = self._begin()
+            try:
+                _write_all(self._descriptor, piece)
+            except BaseException:
+                if self._size is not None:
+                    os.ftruncate(self._descriptor, self._size)
+                raise
+            if self._size is not None:
+                self._size += len(piece)
+
+    def _begin(self) -> int:
+        place = _find(self.path)
+        if place.stream is not None:
+            return place.stream()
+        self._size = 0
+        if place.old is None:
+            place.target.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(place.target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            self.place, descriptor = _open_part(place)
+        except OSError as error:
+            if error.errno not in _IN_PLACE:
+                raise
+            return os.open(place.target, os.O_WRONLY | os.O_TRUNC)
+        self._target = place.target
+        return descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._descriptor is None:
+            return
+        with naming(self.place), _closing(self._descriptor):
+            if self._size is not None:
+                os.fsync(self._descriptor)
+        if kind is None and self._target is not None:
+            self._take_place(self._target)
+
+    def _take_place(self, target: Path) -> None:
+        with naming(self.path):
+            try:
+                os.replace(self.place, target)
+            except OSError as error:
+                if error.errno not in _IN_PLACE:
+                    raise
+                _write_in_place(target, self.place.read_bytes())
+                self.place.unlink()
+        self.place = self.path
+
+
+def draft_of(path: Path) -> Path:
+    """Return a hidden name beside ``path``, of a file or a folder in the making, that nobody else has.
+
+    Example:
+        >>> draft_of(Path("runs/a.json")).name[:8]
+        '.a.json.'
+    """
+    return path.with_name(f".{_shortened(path.name, 14)}.{secrets.token_hex(4)}.tmp")
+
+
+def free_part(path: Path) -> Path:
+    """Return the name beside ``path``, ``<name>.part`` or ``<name>.2.part`` and so on, that no file has.
+
+    Example:
+        >>> free_part(getfixture("tmp_path") / "a.json").name
+        'a.json.part'
+    """
+    name = _shortened(path.name, 9)
+    names = (f"{name}.part" if number == 1 else f"{name}.{number}.part" for number in itertools.count(1))
+    return next(part for part in map(path.with_name, names) if not os.path.lexists(part))
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise an error, before any work, if a file cannot be written or is one of those that are read.
+
+    Args:
+        outputs: Files that will be written.
+        inputs: Files that must stay as they are, by whatever name: other spellings, symbolic and hard links count.
+
+    Raises:
+        ValueError: If an output is an input, or a folder.
+        OSError: If an output or its folder cannot be.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "cat.png"
+        >>> file.touch()
+        >>> check_outputs([file.parent / "classes.csv"], [file])
+        >>> check_outputs([file], [file])
+        Traceback (most recent call last):
+        ValueError: ...cat.png is read by this command, which would write over it: choose another name for what is written
+    """
+    outputs = list(outputs)
+    if lost := same_file(outputs, inputs):
+        raise ValueError(f"{lost} is read by this command, which would write over it: choose another name for what is written")
+    for path in outputs:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: remove it, or choose another name for the file that is written")
+        with naming(path):
+            _find(path)
+    for folder in {path.parent for path in outputs}:
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists() or parent == parent.parent)
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether what is written to a path goes on to somebody: a FIFO, a terminal, a device, /dev/stdout.
+
+    Example:
+        >>> is_stream(Path("/dev/null")), is_stream(getfixture("tmp_path") / "new.csv")
+        (True, False)
+    """
+    return _own_descriptor(path) is not None or (path.exists() and not path.is_file())
+
+
+def same_file(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
+    """Return the first regular file among ``outputs`` that is also one of ``inputs``, whatever it is called there.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> (folder / "a").touch()
+        >>> (folder / "b").hardlink_to(folder / "a")
+        >>> same_file([folder / "c", folder / "b"], [folder / "a"]).name
+        'b'
+    """
+    read = {_identity(path) for path in inputs} - {None}
+    return next((path for path in outputs if _identity(path) in read), None) if read else None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # missing, or no name at all
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the operating system, such as "No space left on device", the name of the file it is about.
+
+    Example:
+        >>> with naming(Path("big.bin")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'big.bin'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.strerror is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+class _Place(NamedTuple):
+    """Where a path leads."""
+
+    target: Path  # past all links
+    old: os.stat_result | None  # of the regular file that is there
+    stream: Callable[[], int] | None  # opens what is no regular file, and returns its descriptor
+
+
+def _find(path: Path) -> _Place:
+    """Say where a path leads, and raise the error of the system if a file there may not be written."""
+    target = Path(os.path.realpath(path))
+    own = _own_descriptor(path)
+    if own is not None:  # also where it is a file: to append to what is in it
+        return _Place(target, None, lambda: os.dup(own))
+    try:
+        old = os.stat(path)
+    except FileNotFoundError:
+        return _Place(target, None, None)
+    if stat.S_ISREG(old.st_mode):
+        os.close(os.open(target, os.O_WRONLY))
+        return _Place(target, old, None)
+    if stat.S_ISDIR(old.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return _Place(target, None, lambda: os.open(path, os.O_WRONLY))
+
+
+def _own_descriptor(path: Path) -> int | None:
+    """Return which of the open files of this process a path stands for, as /dev/stdout does for 1."""
+    mine = f"/proc/{os.getpid()}/fd"
+    for _ in range(40):
+        if path.name.isdigit() and os.path.realpath(path.parent) == mine:
+            return int(path.name)
+        if not path.is_symlink():
+            break
+        path = path.parent / os.readlink(path)
+    return None
+
+
+def _replace(place: _Place, content: bytes) -> None:
+    place.target.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(place.target)
+    try:
+        with _closing(_create(draft, place.old)) as descriptor:
+            _write_all(descriptor, content)
+            os.fsync(descriptor)
+        os.replace(draft, place.target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _shortened(name: str, bytes_added: int) -> str:
+    """Return a name that is no longer than before when so much is added, unless it was short: file systems have their limits."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= _AS_IT_IS else raw[: max(_AS_IT_IS, len(raw) - bytes_added)].decode("utf-8", "ignore")
+
+
+def _open_part(place: _Place) -> tuple[Path, int]:
+    while True:
+        part = free_part(place.target)
+        with suppress(FileExistsError):  # somebody was quicker
+            return part, _create(part, place.old)
+
+
+def _create(path: Path, like: os.stat_result | None) -> int:
+    """Open a new file, with the mode and the owner of another where there is one, else as the umask has it."""
+    mode = 0o666 if like is None else stat.S_IMODE(like.st_mode) & 0o777
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    if like is not None and hasattr(os, "fchown"):
+        for owner in ((like.st_uid, -1), (-1, like.st_gid)):
+            with suppress(OSError):
+                os.fchown(descriptor, *owner)
+        with suppress(OSError):  # of file systems without modes
+            os.fchmod(descriptor, mode)
+    return descriptor
+
+
+def _write_in_place(target: Path, content: bytes) -> None:
+    with _closing(os.open(target, os.O_WRONLY | os.O_TRUNC)) as descriptor:
+        _write_all(descriptor, content)
+        os.fsync(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+@contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, get_args, get_origin, get_type_hints
 
 from flatten_transformer import __version__
 from flatten_transformer.hints import hint
+from flatten_transformer.import_path import without_working_directory
 from flatten_transformer.lazy import load
 from flatten_transformer.ops.dispatch import BackendError
+from flatten_transformer.printable import printable
+from flatten_transformer.stopping import StoppedError, UnfinishedError
 
 
 class Command(NamedTuple):
@@ -56,21 +62,29 @@ _EXTRAS = {
     **dict.fromkeys(_DENSE, "dense"),
     "matplotlib": "plots",
 }  # which extra holds which module
+_LONGEST = 4000  # characters of a message
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status: 0, or 2 for a user's error, said in one line on stderr.
+    """Run a command line and return its exit status; all but success is said in one line on stderr.
 
     Args:
         argv: Arguments without the program's name; by default those of the process.
+
+    Returns:
+        0, or 2 for a user's error; 1 if some of what was asked for was left out; 128 and the number of a signal that ended
+        it, which are 130 for Ctrl-C and 141 where nobody reads any more what is printed.
 
     Example:
         >>> main(["--version"])
         flatten 0.1.0
         0
     """
+    _print_anything()
     try:
-        run(list(sys.argv[1:] if argv is None else argv))
+        with without_working_directory():
+            run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
     except ModuleNotFoundError as error:
         if error.name is None:  # raised by a library that says itself what to install
             return _fail(str(error))
@@ -78,7 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return _fail(f"this command needs {error.name}, which is not installed: pip install 'flatten-transformer[{extra}]'")
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, StoppedError) else signal.SIGINT
+        return _say(str(stop) or "interrupted", 128 + number)
+    except UnfinishedError as error:
+        return _say(str(error), 1)
     except (ValueError, OSError, FloatingPointError, BackendError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         if os.environ.get("FLATTEN_DEBUG"):
             raise
         return _fail(str(error))
@@ -86,8 +107,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"flatten: error: {' '.join(message.split())}\n")
-    return 2
+    return _say(f"error: {message}", 2)
+
+
+def _say(message: str, status: int) -> int:
+    line = printable(" ".join(message.split()))
+    sys.stderr.write(f"flatten: {line if len(line) <= _LONGEST else line[:_LONGEST] + ' …'}\n")
+    return status
+
+
+def _print_anything() -> None:
+    """Let stdout escape what its encoding lacks, as stderr does, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _nobody_reads() -> bool:
+    """Return whether stdout is a pipe that was closed, and if so, let Python's last flush go nowhere."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        closed = bool(poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # no file at all, or a system without poll
+        return False
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
 
 
 def run(argv: list[str]) -> None:
@@ -175,11 +220,11 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
     """
     from docstring_parser import parse  # slow to import, as the next, and not needed for `flatten --help`
 
-    from flatten_transformer.tasks.arguments import RaisingParser
+    from flatten_transformer.tasks.arguments import ANY_TEXT, RaisingParser
 
     docstring = parse(function.__doc__ or "")
     explained = {parameter.arg_name: parameter.description for parameter in docstring.params}
-    parser = RaisingParser(prog=f"flatten {name}", description=docstring.short_description)
+    parser = RaisingParser(prog=f"flatten {name}", description=docstring.short_description, parser_mode=ANY_TEXT)
     hints = get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
     positional_only = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from flatten_transformer.analysis.choice import inkiest_token
 from flatten_transformer.analysis.explanation import draw_explanation, explain
+from flatten_transformer.atomic_file import write_png
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.tasks.quiet import quiet
@@ -107,7 +108,7 @@ def _comparison(runs: dict[str, Run]) -> Table:
 def _explain(runs: dict[str, Run], digit: int, block: int, head: int, image_file: Path, picture: Path) -> None:
     flatten, softmax = runs.values()
     image, _ = Digits("test", flatten.data.preprocessing.img_size)[digit]
-    image.save(image_file)
+    write_png(image_file, image)
     pixels = flatten.data.preprocessing(image)[None]  # [1, C, size, size]
     grid_size = flatten.model.patch_embed.grid_size
     query = inkiest_token(pixels[0, 0], grid_size)

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from flatten_transformer.atomic_file import write_png
 from flatten_transformer.demo import Run, run_recipe
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.detection.pictures import draw_detections, draw_truth
@@ -37,7 +38,7 @@ def demo_dense(scenes: int = 4, max_epochs: int | None = None) -> None:
     draw_scenes(detector, segmenter, scenes, folder / "scenes.png")
     console.print(f"Truth and findings, objects on the left, pixels on the right: {folder / 'scenes.png'}", soft_wrap=True)
     image = folder / "test_scene_0.png"
-    detector.data.image("test", 0).save(image)
+    write_png(image, detector.data.image("test", 0))
     for run in (detector, segmenter):
         _use(console, image, run.model_file)
 

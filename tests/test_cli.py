@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 import flatten_transformer
 from flatten_transformer import cli
 from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.stopping import StoppedError, UnfinishedError, stopped_like_ctrl_c
 from flatten_transformer.tasks import training  # noqa: F401  # Lightning logs to the stderr of its first import
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
 
@@ -207,3 +210,58 @@ def test_asking_for_help_loads_nothing_heavy_but_the_library() -> None:
     script = "import sys; from flatten_transformer.cli import main; main(['--help']); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"lightning", "torchmetrics", "jsonargparse", "sklearn", "tensorboard", "matplotlib", "rich"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "flatten: interrupted"),
+        (StoppedError(15), 143, "flatten: stopped by SIGTERM"),
+        (UnfinishedError("1 of 2 images skipped: a\x1b.png"), 1, r"flatten: 1 of 2 images skipped: a\x1b.png"),
+        (
+            ValueError("\x1b]0;owned\x07 \u202e\udce9\nflatten: fine"),
+            2,
+            r"flatten: error: \x1b]0;owned\x07 \u202e\udce9 flatten: fine",
+        ),
+        (ValueError("n" * 100_000), 2, "flatten: error: " + "n" * 3993 + " …"),
+        (BrokenPipeError(32, "Broken pipe", "pipe"), 2, "flatten: error: [Errno 32] Broken pipe: 'pipe'"),
+    ],
+)
+def test_whatever_ends_a_command_is_one_printable_line(
+    error: BaseException, status: int, line: str, flatten: Flatten, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "run", end)
+    assert flatten("predict") == (status, "", f"{line}\n")
+
+
+def test_a_reader_of_stdout_may_leave(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert cli.main(["--help"]) == 141
+        monkeypatch.undo()
+    assert capfd.readouterr().err == ""
+
+
+def test_stdout_escapes_what_its_encoding_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "out").open("w", encoding="ascii") as narrow:
+        monkeypatch.setattr("sys.stdout", narrow)
+        monkeypatch.setattr(cli, "overview", lambda: "猫")
+        assert cli.main(["--help"]) == 0
+        monkeypatch.undo()
+    assert (tmp_path / "out").read_text() == r"\u732b"
+
+
+def test_signals_that_somebody_else_handles_are_left_alone() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with stopped_like_ctrl_c():
+            signal.raise_signal(signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)

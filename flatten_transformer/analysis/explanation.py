@@ -14,6 +14,7 @@ from flatten_transformer.analysis.capture import capture
 from flatten_transformer.analysis.choice import check_index, choose_look
 from flatten_transformer.analysis.looks import GridLook
 from flatten_transformer.analysis.measures import numerical_rank
+from flatten_transformer.atomic_file import write_figure
 
 
 class AttentionView(NamedTuple):
@@ -105,4 +106,4 @@ def draw_explanation(image: Tensor, grid_size: Sequence[int], query: int, views:
         axis.set_yticks([])
         axis.title.set_fontsize(10)
     figure.colorbar(heat, ax=axes, shrink=0.6, label="weight of each token")
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    write_figure(path, figure, dpi=150, tight=True)

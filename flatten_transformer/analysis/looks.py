@@ -7,12 +7,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flatten_transformer.layers import FocusedLinearAttentionCore, GridAttention
 from flatten_transformer.layers.layout import Decomposition, Layout
+from flatten_transformer.layers.rank_restoration import is_depthwise
 
 _LARGEST_CHUNK = 2**24  # elements of the impulses that are convolved at once
 
@@ -127,7 +129,9 @@ class GridLook(Look):
     @torch.no_grad()
     def convolution(self, channels: Sequence[int]) -> Tensor | None:
         """Return rank restoration as matrices, see :meth:`Look.convolution`: the answers to an impulse at each token."""
-        restore = self._restore_all if self.attention.dwc is None or _restores_itself(self.attention) else self._restore_some
+        dwc = self.attention.dwc
+        plain = dwc is not None and is_depthwise(dwc) and not _restores_itself(self.attention)
+        restore = self._restore_some if plain else self._restore_all
         batch, channel_count = self.output.shape[0], self.output.shape[2]
         bias = restore(torch.zeros(batch, 1, self.keys).to(self.output), channels)
         if bias is None:
@@ -151,11 +155,11 @@ class GridLook(Look):
 
     def _restore_some(self, values: Tensor, channels: Sequence[int]) -> Tensor | None:
         """Return the same where ``dwc`` is all there is: by the kernels of these channels alone, 50 times as fast."""
-        dwc = self.attention.dwc
-        assert dwc is not None
-        narrow = copy.copy(dwc)
-        kernels = nn.Parameter(dwc.weight[[channel % dwc.weight.shape[0] for channel in channels]])
-        narrow._parameters = {"weight": kernels, "bias": None}
+        dwc, count = self.attention.dwc, len(channels)
+        assert isinstance(dwc, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        options: dict[str, Any] = {"padding": dwc.padding, "groups": count, "bias": False, "device": "meta"}
+        narrow = type(dwc)(count, count, dwc.kernel_size, **options)  # type: ignore[arg-type]  # as many sides as axes
+        narrow.weight = nn.Parameter(dwc.weight[[channel % dwc.weight.shape[0] for channel in channels]])
         v = values.flatten(0, 1)[:, None, :, None].expand(-1, -1, -1, len(channels))  # [B·J, 1, M, channels]
         restored = _changed(self.attention, dwc=narrow).restore(v, self.layout, None)
         return None if restored is None else restored.unflatten(0, values.shape[:2])

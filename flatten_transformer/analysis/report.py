@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from html import escape
+from html import escape as escape_html
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flatten_transformer.analysis.angles import Angles
 from flatten_transformer.analysis.study import Options, Study
 from flatten_transformer.analysis.summary import LayerNumbers
 from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.printable import printable
 
 _MEASURES = {
     "rank": ("rank", "{:.0f}"),
@@ -97,6 +98,11 @@ def to_html(image: Path, studies: Sequence[Study], pictures: Mapping[str, bytes]
         f'<meta name="viewport" content="width=device-width"><title>{title}</title><style>{_STYLE}</style></head>'
         f"<body><h1>{title}</h1><ul>{models}</ul>{figures}<h2>Numbers</h2>{notes}{tables}</body></html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Return text for HTML: neither markup nor control characters, nor what is no character at all."""
+    return escape_html(printable(text))
 
 
 def _figure(caption: str, content: bytes) -> str:

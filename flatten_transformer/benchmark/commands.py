@@ -99,7 +99,7 @@ def model(
         dtypes: Some of float32, bfloat16, float16, float64, of images and weights; by default float32 on the CPU and
             bfloat16 on a GPU.
         directions: Some of forward (inference) and forward+backward (a training step without the optimiser).
-        contenders: Some of ours, released, softmax, softmax-projected, and with
+        contenders: Some of ours, released, softmax, and with
             `--compiled true` ours-compiled and so on; or all.
         compiled: Race each under torch.compile too, which needs a minute or more a point to start.
         device: cpu, cuda, or auto: a GPU where there is one.
@@ -158,12 +158,13 @@ def _finish(report: Report, file: Path) -> None:
     from rich.console import Console
 
     from flatten_transformer.benchmark.table import tables
+    from flatten_transformer.terminal import say
 
     write_report(file, report)
     picture.draw(report, file.with_suffix(".png"))
     console = Console() if sys.stdout.isatty() else Console(width=110)
     console.print(*tables(report), sep="\n")
-    console.print(f"Report: {file}, picture: {file.with_suffix('.png')}", soft_wrap=True)
+    say(f"Report: {file}, picture: {file.with_suffix('.png')}")
     if red := report.failed_checks():
         raise FloatingPointError(
             f"{len(red)} results of ours differ from the released form, so their speed is not reported: see {file}; "

@@ -21,11 +21,9 @@ from flatten_transformer.benchmark.released import on_released_form
 from flatten_transformer.benchmark.report import RELEASED, SOFTMAX, Point
 from flatten_transformer.benchmark.timing import Run
 from flatten_transformer.hints import hint
-from flatten_transformer.layers.projection import use_projections
 
 TOLERANCE = 1e-4  # ‖ours - released‖ / ‖released‖ of scores and gradients in float32, 2 images
 _CLASSES = 1000
-_PROJECTED = f"{SOFTMAX}-projected"
 
 
 class Namesake(NamedTuple):
@@ -101,16 +99,15 @@ def make_cases(
 def contender_names(*, compiled: bool, graphed: bool = False) -> list[str]:
     """Return the names of all contenders: ours, the same model on the released form, and the softmax namesake.
 
-    The last one also with our linear layers, which tells what of a difference they make (``_PROJECTED``).
     With ``compiled`` all three also under torch.compile, with ``graphed`` also recorded as CUDA graphs.
 
     Example:
         >>> contender_names(compiled=True)
-        ['ours', 'released', 'softmax', 'softmax-projected', 'ours-compiled', 'released-compiled', 'softmax-compiled']
+        ['ours', 'released', 'softmax', 'ours-compiled', 'released-compiled', 'softmax-compiled']
     """
     eager = [OURS, RELEASED, SOFTMAX]
     ways = ["compiled"] * compiled + ["graphed"] * graphed
-    return [*eager, _PROJECTED, *(f"{name}-{way}" for way in ways for name in eager)]
+    return [*eager, *(f"{name}-{way}" for way in ways for name in eager)]
 
 
 def measure(plan: Plan) -> Iterator[list[Point]]:
@@ -169,8 +166,6 @@ def _build_run(name: str, plan: Plan, case: Case) -> Run:
     if kind == SOFTMAX:
         namesake = NAMESAKES[case.model]
         model = build_model(namesake.name, case.image_px, namesake.options)
-        if name == _PROJECTED:
-            use_projections(model)
     else:
         model = build_flatten(case)
     model = model.to(plan.device, case.dtype).train(case.direction != FORWARD)

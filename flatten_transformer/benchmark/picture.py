@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flatten_transformer.atomic_file import write_figure
 from flatten_transformer.benchmark.growth import crossover, fastest
 from flatten_transformer.benchmark.report import ATTENTION, RELEASED, SOFTMAX, Point, Report
 
@@ -58,8 +59,7 @@ def draw(report: Report, path: Path) -> None:
         figure = _sweep(report) if _is_sweep(report.points) else _bars(report)
         FigureCanvasAgg(figure)
         _add_legend(figure, _caption(report))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160, bbox_inches="tight", facecolor="white")
+        write_figure(path, figure, dpi=160, tight=True)
 
 
 _RC: Any = {
@@ -70,6 +70,7 @@ _RC: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#999999",
+    "savefig.facecolor": "white",
     "axes.labelcolor": _INK,
     "xtick.color": _INK,
     "ytick.color": _INK,

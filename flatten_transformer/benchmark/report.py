@@ -87,7 +87,7 @@ RED = "check red"  # how the reason of such a point begins
 
 def write_report(path: Path, report: Report) -> None:
     """Write a report into a JSON file."""
-    write_atomically(path, (json.dumps(_plain(report), indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, (json.dumps(_plain(report), indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def read_report(path: Path) -> Report:

@@ -19,14 +19,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.atomic_file import check_outputs, write_atomically
 from flatten_transformer.benchmark import arguments
 from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.benchmark.timing import Spread
 from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.tasks.quiet import quiet
+from flatten_transformer.tasks.recipes import find_recipe
 from flatten_transformer.tasks.training import TrainingCLI
+from flatten_transformer.terminal import cell, say
 
 _FOLDER = Path("runs/benchmark")
 
@@ -54,13 +56,14 @@ def data(
         folder: Where data.json goes.
     """
     arguments.check_positive(budget_s=budget_s)
+    check_outputs([folder / "data.json"], [Path(find_recipe(recipe))])
     counts = arguments.whole_numbers(workers, "workers", least=0)
     with quiet():
         found = [
             measure_pipeline(_build(recipe, root, f"--data.num_workers={count}").datamodule, budget_s)
             for count in track(counts, "loading", transient=True)
         ]
-    table = Table("processes", "images a second", "first batch", title=f"{recipe}: images of training")
+    table = Table("processes", "images a second", "first batch", title=cell(f"{recipe}: images of training"))
     for row in found:
         table.add_row(str(row.workers), f"{row.images_per_s:.0f}", f"{row.first_batch_s:.2f} s")
     _finish(table, {"recipe": recipe, "pipelines": [asdict(row) for row in found]}, folder / "data.json")
@@ -99,6 +102,7 @@ def loop(recipe: str, /, root: Path | None = None, steps: int = 20, rounds: int 
         folder: Where loop.json goes.
     """
     arguments.check_positive(steps=steps, rounds=rounds - 1)
+    check_outputs([folder / "loop.json"], [Path(find_recipe(recipe))])
     race = BesidePlainLoop(rounds)
     with TemporaryDirectory() as runs, quiet():
         options = {"limit_train_batches": steps, "max_epochs": rounds, "limit_val_batches": 0, "default_root_dir": runs}
@@ -109,7 +113,7 @@ def loop(recipe: str, /, root: Path | None = None, steps: int = 20, rounds: int 
         cli.trainer.callbacks.append(race)  # type: ignore[attr-defined]  # a list, unannotated
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     ratios = Spread.of([ours / plain for ours, plain in zip(race.ours_s[1:], race.plain_s[1:], strict=True)])
-    table = Table("loop", "one round", title=f"{recipe}: {steps} steps of {cli.datamodule.batch_size} images")
+    table = Table("loop", "one round", title=cell(f"{recipe}: {steps} steps of {cli.datamodule.batch_size} images"))
     for name, seconds in (("ours", race.ours_s[1:]), ("plain PyTorch", race.plain_s[1:])):
         table.add_row(name, f"{statistics.median(seconds):.3f} s")
     table.add_row("ours / plain", f"{ratios.median:.3f} ({ratios.q1:.3f}-{ratios.q3:.3f})")
@@ -174,6 +178,5 @@ def _build(recipe: str, root: Path | None, *options: str) -> TrainingCLI:
 def _finish(table: Table, result: Mapping[str, Any], file: Path) -> None:
     header = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     write_atomically(file, json.dumps({"header": header, **result}, indent=1).encode())
-    console = Console()
-    console.print(table)
-    console.print(f"Report: {file}", soft_wrap=True)
+    Console().print(table)
+    say(f"Report: {file}")

@@ -4,10 +4,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import pickle
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from faster_coco_eval import mask as rle
 
+from flatten_transformer.data.coco_boxes import Box, check_area, check_box, check_meaning
+from flatten_transformer.data.coco_json import brief, is_id, load_coco, read_categories, read_images, unique
+from flatten_transformer.data.coco_masks import check_mask, check_unit, encode
+
 _LEAST = 0.01  # pixels: torchvision refuses boxes without a side, and float32 can lose a shorter one
-_WANTED = 'a COCO annotation file is a JSON object with the lists "images", "annotations" and "categories"'
+_CROWDS = "crowds"
 
 
 class CocoObject(NamedTuple):
     """One object of an image."""
 
     annotation_id: int
-    box: tuple[float, float, float, float]  # left, top, right, bottom in pixels, within the image
+    box: Box  # left, top, right, bottom in pixels, within the image
     label: int  # 0 … K - 1
     segmentation: Any  # polygons, or a run-length encoding
 
@@ -48,8 +49,8 @@ class CocoFile:
         class_names: Name of each class, K, in the order of their ids.
         category_ids: COCO's id of each class; there may be holes.
         images: One entry an image, in the order of the file.
-        truth: The file's content, for the evaluation: crowds included, every annotation with its area.
-        left_out: How many annotations are not learned from, by the reason.
+        truth: What the evaluation compares with: the same annotations, and the crowds, each with its area.
+        left_out: Names of the annotations that are not learned from, by the reason.
     """
 
     path: Path
@@ -57,7 +58,7 @@ class CocoFile:
     category_ids: list[int]
     images: Sequence[CocoImage]
     truth: dict[str, Any]
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Packed(Sequence[Any]):
@@ -91,18 +92,19 @@ class Packed(Sequence[Any]):
 def read_coco(path: Path, *, masks: bool) -> CocoFile:
     """Read an annotation file, and check everything in it.
 
-    Boxes are cut to their image. Of no use for learning, and counted, are crowds, boxes without area, and, where masks
-    are wanted, objects of which no polygon has three corners.
+    Boxes are cut to their image. Left out are boxes without area there and, where masks are wanted, objects whose mask has
+    none; crowds are not learned from, but judged by as COCO's tool does.
 
     Args:
         path: A JSON file in COCO's format.
-        masks: Every object must have a mask.
+        masks: Every object must have a mask; without, no mask is looked at.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not such a file, or an entry is not as it must be; the message holds its id.
 
     Example:
+        >>> import json
         >>> path = getfixture("tmp_path") / "boxes.json"
         >>> image = {"id": 7, "file_name": "a.jpg", "height": 4, "width": 6}
         >>> box = {"id": 1, "image_id": 7, "category_id": 90, "bbox": [1, 1, 9, 2], "iscrowd": 0}
@@ -110,150 +112,90 @@ def read_coco(path: Path, *, masks: bool) -> CocoFile:
         >>> read_coco(path, masks=False).images[0].objects
         [CocoObject(annotation_id=1, box=(1.0, 1.0, 6.0, 3.0), label=0, segmentation=None)]
     """
-    truth = _load(path)
-    names = _categories(path, truth["categories"])
+    content = load_coco(path)
+    names = read_categories(path, content["categories"])
+    images = read_images(path, content["images"])
+    found = _annotations(path, content["annotations"], images, names, masks)
     labels = {category: label for label, category in enumerate(names)}
-    images = _images(path, truth["images"])
     objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
-    left_out: Counter[str] = Counter()
-    for annotation in _unique(path, "annotation", truth["annotations"]):
-        image = images.get(annotation.get("image_id", -1))
-        where = f"{path}: annotation {annotation['id']}"
-        if image is None:
-            raise ValueError(f"{where} is of image {annotation.get('image_id')}, which the file does not list")
-        if annotation.get("category_id") not in labels:
-            raise ValueError(f"{where} has the unknown category_id {annotation.get('category_id')}: list it in categories")
-        box, reason = _checked(where, annotation, image, masks)
+    left_out: dict[str, list[str]] = {}
+    for entry, box, reason in found:
         if reason:
-            left_out[reason] += 1
+            left_out.setdefault(reason, []).append(f"annotation {entry['id']}")
         else:
-            label, segmentation = labels[annotation["category_id"]], annotation["segmentation"] if masks else None
-            objects[image["id"]].append(CocoObject(annotation["id"], box, label, segmentation))
+            each = CocoObject(entry["id"], box, labels[entry["category_id"]], entry.get("segmentation"))
+            objects[entry["image_id"]].append(each)
     packed = [CocoImage(key, im["file_name"], im["height"], im["width"], objects[key]) for key, im in images.items()]
+    judged = [entry for entry, _, reason in found if reason in (None, _CROWDS)]
+    categories = [{"id": category, "name": name} for category, name in names.items()]
+    truth = {"images": list(images.values()), "annotations": judged, "categories": categories}
     return CocoFile(path, list(names.values()), list(names), Packed(packed), truth, left_out)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no annotation file {path}: check data.root, or name the file itself")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}): {_WANTED}") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{path} has no list {key!r}: {_WANTED}")
-    if not (content["images"] and content["categories"]):
-        raise ValueError(f"{path} lists no {'categories' if content['images'] else 'images'}: there is nothing to learn")
-    loaded: dict[str, Any] = content
-    return loaded
+class _Annotation(NamedTuple):
+    """An annotation as the evaluation reads it, its box within the image, and why it is not learned from, if so."""
+
+    entry: dict[str, Any]
+    box: Box
+    reason: str | None
 
 
-def _unique(path: Path, kind: str, entries: Sequence[Any]) -> Sequence[dict[str, Any]]:
-    """Return the entries, each with an id of its own."""
-    seen: set[int] = set()
-    for number, entry in enumerate(entries):
-        identity = entry.get("id") if isinstance(entry, dict) else None
-        if type(identity) is not int:
-            raise ValueError(f"{path}: {kind} number {number} has no whole number as its id")
-        if identity in seen:
-            raise ValueError(f"{path}: there are two of {kind} {identity}")
-        seen.add(identity)
-    return entries
+def _annotations(
+    path: Path, entries: Sequence[Any], images: Mapping[int, Any], names: Mapping[int, str], masks: bool
+) -> list[_Annotation]:
+    found = []
+    for annotation in unique(path, "annotation", entries):
+        where, image_id, category_id = f"{path}: annotation {annotation['id']}", *map(annotation.get, ("image_id", "category_id"))
+        if not is_id(image_id) or image_id not in images:
+            raise ValueError(f"{where} is of image {brief(image_id)}, which the file does not list")
+        if not is_id(category_id) or category_id not in names:
+            raise ValueError(f"{where} has the unknown category_id {brief(category_id)}: list it in categories")
+        found.append(_checked(where, annotation, images[image_id], masks))
+    _check_boxes(path, [each.entry for each in found if each.reason != _CROWDS], images)
+    return found
 
 
-def _categories(path: Path, entries: Sequence[Any]) -> dict[int, str]:
-    """Return the names of the classes by their ids, in the order of the ids."""
-    for entry in _unique(path, "category", entries):
-        if not isinstance(entry.get("name"), str):
-            raise ValueError(f"{path}: category {entry['id']} has no name")
-    return {entry["id"]: entry["name"] for entry in sorted(entries, key=lambda entry: entry["id"])}
+def _check_boxes(path: Path, entries: Sequence[Mapping[str, Any]], images: Mapping[int, Mapping[str, Any]]) -> None:
+    """Look at the boxes of a file all together."""
+    if entries:
+        shown = [images[entry["image_id"]] for entry in entries]
+        sizes = np.array([(image["width"], image["height"]) for image in shown], dtype=np.float64)
+        check_meaning(path, [entry["id"] for entry in entries], np.array([entry["bbox"] for entry in entries]), sizes)
 
 
-def _images(path: Path, entries: Sequence[Any]) -> dict[int, dict[str, Any]]:
-    for entry in _unique(path, "image", entries):
-        if not isinstance(entry.get("file_name"), str):
-            raise ValueError(f"{path}: image {entry['id']} has no file_name")
-        sides = [entry.get(side) for side in ("height", "width")]
-        if not all(type(side) is int and side > 0 for side in sides):
-            raise ValueError(f"{path}: image {entry['id']} ({entry['file_name']}) has no height and width in pixels, got {sides}")
-    return {entry["id"]: entry for entry in entries}
-
-
-def _checked(
-    where: str, annotation: dict[str, Any], image: Mapping[str, Any], masks: bool
-) -> tuple[tuple[float, float, float, float], str | None]:
-    """Return the box within the image, and why the object is not learned from, if so; complete what the evaluation reads."""
-    numbers = annotation.get("bbox")
-    if not (isinstance(numbers, list) and len(numbers) == 4 and all(_is_number(number) for number in numbers)):
-        raise ValueError(f"{where} has no bbox of four numbers (left, top, width, height), got {numbers}")
-    left, top, width, height = map(float, numbers)
-    right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
-    box = max(left, 0.0), max(top, 0.0), float(right), float(bottom)
-    segmentation, size = annotation.get("segmentation"), (image["height"], image["width"])
-    if masks or segmentation:
-        segmentation = _segmentation(where, segmentation, image, masks)
-        # an empty mask for the evaluation, which cannot read one of no polygons
-        annotation["segmentation"] = segmentation or encode({"counts": [size[0] * size[1]]}, *size)
-    annotation.setdefault("iscrowd", 0)
-    if not _is_number(annotation.get("area")):
-        annotation["area"] = float(rle.area(encode(segmentation, *size))) if masks and segmentation else width * height
-    if annotation["iscrowd"]:
-        return box, "crowds"
-    if min(box[2] - box[0], box[3] - box[1]) < _LEAST:
-        return box, "boxes without area in their image"
-    return box, "masks without area" if masks and not segmentation else None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < float("inf")
-
-
-def _holds_numbers(polygon: list[Any]) -> bool:
-    try:
-        return math.isfinite(sum(polygon))  # quick: there are tens of millions
-    except TypeError:
-        return False
-
-
-def _segmentation(where: str, segmentation: Any, image: Mapping[str, Any], masks: bool) -> Any:
-    """Return polygons with three corners or more, or a run-length encoding of the image's size."""
-    if isinstance(segmentation, list) and all(isinstance(polygon, list) for polygon in segmentation):
-        if not all(map(_holds_numbers, segmentation)):
-            raise ValueError(f"{where} has a polygon that holds something besides numbers")
-        return [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    size = [image["height"], image["width"]]
-    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), (list, str)):
-        if segmentation.get("size") != size:
-            raise ValueError(
-                f"{where} has a run-length mask of {segmentation.get('size')}, but its image is {size} (height, width)"
-            )
-        return segmentation
+def _checked(where: str, annotation: Mapping[str, Any], image: Mapping[str, Any], masks: bool) -> _Annotation:
+    numbers, crowd, area = check_box(where, annotation.get("bbox")), annotation.get("iscrowd", 0), annotation.get("area")
+    if type(crowd) not in (int, bool) or crowd not in (0, 1):
+        raise ValueError(f"{where} has iscrowd {brief(crowd)}: write 0, or 1 for a crowd")
+    entry = {key: annotation[key] for key in ("id", "image_id", "category_id")} | {"bbox": list(numbers), "iscrowd": int(crowd)}
     if masks:
-        cure = "give it polygons or a run-length encoding, or learn boxes alone: --data.masks false"
-        raise ValueError(f"{where} has no segmentation to learn a mask from: {cure}")
-    return None
+        entry["segmentation"] = check_mask(where, annotation.get("segmentation"), image["height"], image["width"])
+        check_unit(where, entry["segmentation"], numbers)
+    box = _within(numbers, image)
+    reason = _reason(entry, box, masks)
+    if reason in (None, _CROWDS):
+        entry["area"] = _area(where, entry, image) if area is None else check_area(where, area)
+    return _Annotation(entry, box, reason)
 
 
-def encode(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Return the compressed run-length encoding of polygons, or of another such encoding.
+def _area(where: str, entry: Mapping[str, Any], image: Mapping[str, Any]) -> float:
+    """Return the area of the mask in pixels, or of the box where there is none."""
+    if entry.get("segmentation"):
+        return float(rle.area(encode(entry["segmentation"], image["height"], image["width"])))
+    return check_area(where, entry["bbox"][2] * entry["bbox"][3])
 
-    Args:
-        segmentation: As in COCO's files.
-        height: Of the image.
-        width: Of the image.
 
-    Raises:
-        ValueError: If an encoding does not fit the image.
+def _within(numbers: Sequence[float], image: Mapping[str, Any]) -> Box:
+    """Return left, top, right and bottom of what an image holds of a box."""
+    left, top, width, height = numbers
+    right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
+    return max(left, 0.0), max(top, 0.0), float(right), float(bottom)
 
-    Example:
-        >>> encode([[0, 0, 3, 0, 3, 3, 0, 3]], height=4, width=4)
-        {'size': [4, 4], 'counts': b'0310004'}
-    """
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], (str, bytes)):
-        return segmentation
-    if isinstance(segmentation, dict):
-        segmentation = {"size": [height, width], **segmentation}
-    encoded = rle.frPyObjects(segmentation, height, width)
-    merged: dict[str, Any] = rle.merge(encoded) if isinstance(encoded, list) else encoded
-    return merged
+
+def _reason(entry: Mapping[str, Any], box: Box, masks: bool) -> str | None:
+    """Return why an object is not learned from, if so."""
+    if min(box[2] - box[0], box[3] - box[1]) < _LEAST:
+        return "boxes without area in their image"
+    if masks and not entry["segmentation"]:
+        return "masks without area"
+    return _CROWDS if entry["iscrowd"] else None

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -18,9 +19,10 @@ from flatten_transformer.data.coco_images import CocoImages, CocoSource, collate
 from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.data.data_sets import fill_in
 from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
+from flatten_transformer.data.image_folder import find_images
 from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.scenes import SCENES, write_scenes
-from flatten_transformer.data.source import Split
+from flatten_transformer.data.source import LeftOut, Split
 
 SIZES = tuple(range(480, 801, 32))
 
@@ -45,6 +47,7 @@ class CocoData(DataModule):
         empty_images: Learn from images without objects too; COCO's records leave them out.
         on_bad_image: What is done with an image that cannot be read: ``"raise"`` stops with its name, ``"skip"`` learns
             from the next one instead, or leaves it out of the evaluation; a line at the end of the epoch says which.
+        outside_links: Follow links among the images that lead out of their folder and of ``root``.
         in_chans: 1 for grey, 3 for colour; images are converted.
         mean: Subtracted from the values in 0 … 1, one number a channel; None for that of ImageNet.
         std: Divides the difference, one number a channel; None for that of ImageNet.
@@ -61,6 +64,8 @@ class CocoData(DataModule):
         FileNotFoundError: If a file or folder is missing.
     """
 
+    counted = "objects"
+
     def __init__(
         self,
         root: str | Path | None = None,
@@ -75,6 +80,7 @@ class CocoData(DataModule):
         masks: bool = True,
         empty_images: bool = True,
         on_bad_image: OnBadImage = "raise",
+        outside_links: bool = False,
         in_chans: int = 3,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -106,6 +112,7 @@ class CocoData(DataModule):
         self.masks = masks
         self.empty_images = empty_images
         self.on_bad_image = on_bad_image
+        self._links = None if outside_links else [Path(root)] if root else []
         pixels = fill_in("folder", None, in_chans, mean, std)
         self.preprocessing = DetectionPreprocessing(in_chans, pixels.mean, pixels.std)
         # not anti-aliased, as the detector resizes in evaluation
@@ -113,7 +120,8 @@ class CocoData(DataModule):
         self._augment = v2.Compose([v2.RandomHorizontalFlip(hflip), resize])
         self._files: dict[Path, CocoFile] = {}
         self._datasets: dict[Split, CocoImages] = {}
-        self.class_names = self._read("val").class_names  # the smaller file
+        val = self._read("val")  # the smaller file
+        self.class_names, self.category_ids = val.class_names, val.category_ids
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test) needs."""
@@ -121,6 +129,7 @@ class CocoData(DataModule):
         for split in splits.get(stage, ()):
             if split not in self._datasets:
                 self._datasets[split] = self._open(split)
+        self.left_out = [*self._left_out_entries(), *self._left_out_images()]
 
     def truth(self, split: Split) -> CocoFile:
         """Return the annotation file of a split that is set up."""
@@ -138,6 +147,16 @@ class CocoData(DataModule):
     def entry(self, split: Split, index: int) -> CocoImage:
         """Return what the annotation file says of an image of a split that is open."""
         return self._datasets[split].source.entry(index)
+
+    def count(self, split: Split) -> int:
+        """Return how many images a split has that is open."""
+        return len(self._datasets[split])
+
+    def counts(self, split: Split) -> list[int]:
+        """Return how many objects each class has in a split that is open."""
+        source = self._datasets[split].source
+        found = Counter(each.label for index in range(len(source)) for each in source.entry(index).objects)
+        return [found[label] for label in range(self.num_classes)]
 
     def skipped(self, split: Split) -> list[str]:
         """Return the paths of the images of a split that could not be read and were skipped so far."""
@@ -159,10 +178,7 @@ class CocoData(DataModule):
         train, file, folder = split == "train", self._read(split), self._places[split][0]
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder} for the images of {file.path}: check data.root, or data.{split}_images")
-        if train and file.left_out:
-            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(file.left_out.items()))
-            rank_zero_info(f"{file.path}: not learned from are {counts}")
-        source = CocoSource(file, folder, empty_images=self.empty_images or not train)
+        source = CocoSource(file, folder, empty_images=self.empty_images or not train, links=self._links)
         # an evaluation compares with the file, not with masks made of it
         return CocoImages(
             source,
@@ -171,6 +187,24 @@ class CocoData(DataModule):
             masks=self.masks and train,
             on_bad_image=self.on_bad_image,
         )
+
+    def _left_out_entries(self) -> list[LeftOut]:
+        """Return the annotations that the open splits do not use."""
+        files = {dataset.file.path: dataset.file for dataset in self._datasets.values()}
+        return [
+            LeftOut(reason, [f"{path}: {name}" for name in names])
+            for path, file in files.items()
+            for reason, names in sorted(file.left_out.items())
+        ]
+
+    def _left_out_images(self) -> list[LeftOut]:
+        """Return the images in the folders of the open splits that no annotation file of theirs lists."""
+        loose: list[str] = []
+        for folder in {self._places[split][0] for split in self._datasets}:
+            files = [self._read(split) for split, (other, _) in self._places.items() if other == folder]
+            listed = {os.path.normpath(folder / entry["file_name"]) for file in files for entry in file.truth["images"]}
+            loose += [str(path) for path in find_images(folder) if os.path.normpath(path) not in listed]
+        return [LeftOut("images that no annotation file lists", loose)] if loose else []
 
     def _read(self, split: Split) -> CocoFile:
         path = self._places[split][1]

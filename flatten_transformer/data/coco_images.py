@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval import mask as rle
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from flatten_transformer.data.coco import CocoFile, CocoImage, CocoObject, encode
+from flatten_transformer.data.coco import CocoFile, CocoImage
+from flatten_transformer.data.coco_json import brief
+from flatten_transformer.data.coco_masks import encode
 from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
+from flatten_transformer.data.inside import check_file, lies_under
 from flatten_transformer.data.loading import OnBadImage, Reading
 from flatten_transformer.data.preprocessing import read_image
 
@@ -34,15 +36,24 @@ class CocoSource:
         file: Says which images there are.
         folder: Where they lie.
         empty_images: Take images without objects too.
+        links: Folders that links in ``folder`` may lead to, besides itself; None for any.
+
+    Raises:
+        ValueError: If the file leaves no object, or an image of it is not in the folder; on access, if an image is not what
+            the file says.
     """
 
-    def __init__(self, file: CocoFile, folder: Path, *, empty_images: bool) -> None:
+    def __init__(self, file: CocoFile, folder: Path, *, empty_images: bool, links: Sequence[Path] | None = ()) -> None:
         self.file = file
         self.folder = folder
+        self._allowed = None if links is None else (folder, *links)
+        _check_objects(file)
+        for entry in file.truth["images"]:
+            if not lies_under(folder / entry["file_name"], folder):
+                where = f"{file.path}: image {entry['id']} has the file_name {brief(entry['file_name'])}"
+                raise ValueError(f"{where}, which leaves the folder of images {folder}: name it as seen from there")
         entries = range(len(file.images))
         self.indices = [index for index in entries if empty_images or file.images[index].objects]
-        if not self.indices:
-            raise ValueError(f"{file.path} has no image with an object: add some, or set data.empty_images to true")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -58,6 +69,7 @@ class CocoSource:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, CocoImage]:
         entry = self.entry(index)
+        check_file(self.folder / entry.file_name, self._allowed)
         image = read_image(self.folder / entry.file_name)
         if image.size != (entry.width, entry.height):
             raise ValueError(
@@ -65,6 +77,15 @@ class CocoSource:
                 f"{self.file.path} says {entry.width} × {entry.height} of image {entry.image_id}: one of them is not the original"
             )
         return image, entry
+
+
+def _check_objects(file: CocoFile) -> None:
+    """Raise an error if there is nothing to learn or to judge by."""
+    if not any(image.objects for image in file.images):
+        reasons = ", ".join(f"{len(names)} {reason}" for reason, names in file.left_out.items())
+        raise ValueError(
+            f"{file.path} holds no object (annotations: {reasons or 'none'}): there is nothing to learn or to judge by"
+        )
 
 
 class CocoImages(Reading):
@@ -79,7 +100,6 @@ class CocoImages(Reading):
 
     Raises:
         BadImageError: On access, as of :class:`Reading`.
-        ValueError: On access, if a mask cannot be read.
     """
 
     source: CocoSource
@@ -119,17 +139,9 @@ class CocoImages(Reading):
         if self.masks:
             masks = np.zeros((len(entry.objects), *size), np.uint8)
             for mask, each in zip(masks, entry.objects, strict=True):
-                mask[:] = self._decode(entry, each)
+                mask[:] = rle.decode(encode(each.segmentation, *size))
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         return target
-
-    def _decode(self, entry: CocoImage, each: CocoObject) -> NDArray[np.uint8]:
-        try:
-            mask: NDArray[np.uint8] = rle.decode(encode(each.segmentation, entry.height, entry.width))
-        except ValueError as error:
-            where = f"{self.file.path}: the mask of annotation {each.annotation_id}"
-            raise ValueError(f"{where} cannot be read ({error}): correct or remove it") from None
-        return mask
 
 
 def collate(samples: Sequence[Sample]) -> tuple[list[Tensor], list[Target], Tensor]:

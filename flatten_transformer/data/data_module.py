@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from flatten_transformer.data.contents import Contents
+from flatten_transformer.data.signals import leave_signals_to_parent
 from flatten_transformer.data.source import LeftOut, Split
 
 
@@ -75,6 +77,26 @@ class EpochSampler(DistributedSampler[Any]):
         self.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank))
 
 
+class EpochLoader(DataLoader[Any]):
+    """Begins its first epoch behind the batches that a resumed training has seen; they are drawn, as they were, and dropped."""
+
+    first_batch = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises its own iterator
+        batches = super().__iter__()
+        return self._rest(batches) if self.first_batch else batches
+
+    def _rest(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for _ in range(self.first_batch):
+            next(batches, None)
+        self.first_batch = 0
+        self.after_seen()
+        yield from batches
+
+    def after_seen(self) -> None:
+        """Do what must be done between the batches that were seen and the others; a training sets it."""
+
+
 def epoch_seed(seed: int, epoch: int, rank: int) -> int:
     """Return a seed for one epoch on one device.
 
@@ -103,6 +125,7 @@ class DataModule(LightningDataModule):
     class_names: Sequence[str]
     preprocessing: Any  # a dataclass, kept in the file of a model
     left_out: Sequence[LeftOut] = ()
+    counted = "images"  # what ``counts`` counts
 
     def __init__(self, batch_size: int, device_batch_size: int | None, num_workers: int) -> None:
         super().__init__()
@@ -118,16 +141,26 @@ class DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = torch.initial_seed() % 2**31
         self.first_epoch = 0
+        self.first_batch = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training must draw its images by."""
         assert self.trainer
-        progress: Any = self.trainer.fit_loop.epoch_progress.current
-        return {"seed": self.seed, "epoch": progress.processed}
+        loop: Any = self.trainer.fit_loop
+        return {"seed": self.seed, "epoch": loop.epoch_progress.current.processed, "batch": self.batches_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Draw images as the training did that is resumed."""
         self.seed, self.first_epoch = state_dict["seed"], state_dict["epoch"]
+        self.first_batch = state_dict.get("batch", 0)
+
+    @property
+    def batches_seen(self) -> int:
+        """Batches of an epoch that has begun and not ended; 0 between two."""
+        assert self.trainer
+        loop: Any = self.trainer.fit_loop
+        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
+        return batches if epochs.started > epochs.processed and batches < self.trainer.num_training_batches else 0
 
     @property
     def num_classes(self) -> int:
@@ -150,6 +183,32 @@ class DataModule(LightningDataModule):
     @abstractmethod
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be read and were skipped so far."""
+
+    @abstractmethod
+    def count(self, split: Split) -> int:
+        """Return how many images a split has that is open."""
+
+    def counts(self, split: Split) -> Sequence[int] | None:
+        """Return how many images each class has in a split that is open, objects in detection; None where it is unknown."""
+        return None
+
+    def contents(self, *splits: Split) -> Contents:
+        """Return what splits that are open hold, and what is left out: what a training prints before it starts.
+
+        Args:
+            splits: Such as ``"train"`` and ``"val"``.
+
+        Example:
+            >>> from flatten_transformer.data.image_data import ImageData
+            >>> digits = ImageData("digits")
+            >>> digits.setup("fit")
+            >>> contents = digits.contents("train", "val")
+            >>> contents.images, contents.counts["val"][:3]
+            ({'train': 1257, 'val': 180}, [18, 18, 18])
+        """
+        counts = {split: numbers for split in splits if (numbers := self.counts(split)) is not None}
+        images = {split: self.count(split) for split in splits}
+        return Contents(self.class_names, images, counts, self.counted, self.left_out)
 
     @property
     def share(self) -> Share:
@@ -182,9 +241,12 @@ class DataModule(LightningDataModule):
         assert isinstance(dataset, Sized)
         rank = self.trainer.global_rank if self.trainer else 0
         options: dict[str, Any] = {"batch_size": self.share.images, "num_workers": self.num_workers, "collate_fn": collate_fn}
+        options["worker_init_fn"] = leave_signals_to_parent
         if train:
             order = EpochSampler(dataset, self._world_size, rank, self.seed, self.first_epoch)
             # A process that lives on would draw other augmentations than one started anew after a resume.
-            return DataLoader(dataset, sampler=order, generator=order.generator, drop_last=drop_last, **options)
+            loader = EpochLoader(dataset, sampler=order, generator=order.generator, drop_last=drop_last, **options)
+            loader.first_batch = self.first_batch
+            return loader
         in_turn = range(rank, len(dataset), self._world_size)
         return DataLoader(dataset, sampler=in_turn, persistent_workers=self.num_workers > 0, **options)

@@ -13,7 +13,7 @@ from flatten_transformer.data.hugging_face import open_hugging_face
 from flatten_transformer.data.image_folder import open_folder
 from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.data.shards import open_shards
-from flatten_transformer.data.source import Source, Split, Splits, split_off
+from flatten_transformer.data.source import LeftOut, Source, Split, Splits, split_off
 from flatten_transformer.data.torchvision_images import TORCHVISION, open_torchvision
 from flatten_transformer.hints import hint
 
@@ -28,10 +28,11 @@ _COLOUR = Preprocessing(224, 3, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 class DataSet(NamedTuple):
-    """Names of the classes, and the images of each split."""
+    """Names of the classes, the images of each split, and what is in none."""
 
     class_names: Sequence[str]
     sources: Mapping[Split, Source]
+    left_out: Sequence[LeftOut] = ()
 
 
 def fill_in(
@@ -102,7 +103,7 @@ def open_data_set(name: str, root: str | Path | None, *, download: bool, val_sha
     else:
         found = open_folder(folder) if kind == "folder" else open_shards(folder, rest)
     train, val = (found.train, found.val) if found.val else split_off(found.train, val_share)
-    return DataSet(found.class_names, {"train": train, "val": val, "test": found.test or val})
+    return DataSet(found.class_names, {"train": train, "val": val, "test": found.test or val}, found.left_out)
 
 
 def _check(name: str, kind: str, rest: str) -> None:

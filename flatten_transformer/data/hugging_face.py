@@ -10,10 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from flatten_transformer.data.preprocessing import decode_image
-from flatten_transformer.data.source import Source, Splits
+from flatten_transformer.data.image_files import decode_image
+from flatten_transformer.data.source import LeftOut, Part, Source, Split, Splits
+from flatten_transformer.data.split_names import split_of
 
-_VAL = ("validation", "val", "valid", "dev")
+_USUAL: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
 
 
 class HuggingFaceImages(Source):
@@ -47,7 +48,8 @@ def open_hugging_face(name: str, cache: Path | None) -> Splits:
     """Find a data set of the Hugging Face Hub.
 
     The images are in its first column of images, the classes in its first column of class labels. Its splits are train,
-    validation and test; a test split whose labels are withheld is left out.
+    validation and test, or called alike; other splits, and images whose labels are withheld, are left out. No code that
+    comes with a data set is run.
 
     Args:
         name: Its name in the Hub, such as ``uoft-cs/cifar10``, or a folder that ``datasets.load_dataset`` can read.
@@ -65,16 +67,42 @@ def open_hugging_face(name: str, cache: Path | None) -> Splits:
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"hfds/{name} cannot be opened ({reason}): check its name") from None
-    if "train" not in found:
+    splits = _splits(list(found))
+    if "train" not in splits:
         raise ValueError(f"hfds/{name} has no split train, only {', '.join(found)}: choose another data set")
-    features = found["train"].features
+    features = found[splits["train"]].features
     image = _column(name, features, datasets.Image)
     label = _column(name, features, datasets.ClassLabel)
     found = found.cast_column(image, datasets.Image(decode=False))  # the errors of a damaged image are ours to say
-    splits = {split: HuggingFaceImages(rows, image, label, f"hfds/{name} ({split})") for split, rows in found.items()}
-    val = next((splits[split] for split in _VAL if split in splits), None)
-    test = splits.get("test")
-    return Splits(features[label].names, splits["train"], val, test if test and min(test.labels) >= 0 else None)
+    left_out = [LeftOut("split that is not used", [title]) for title in found if title not in splits.values()]
+    sources: dict[Split, Source | None] = {}
+    for split, title in splits.items():
+        images = HuggingFaceImages(found[title], image, label, f"hfds/{name} ({title})")
+        sources[split], withheld = _labelled(images, len(features[label].names))
+        left_out += [LeftOut(f"without a label, in {title}", withheld)] if withheld else []
+    train = sources["train"]
+    if train is None:
+        raise ValueError(f"hfds/{name} has no training image with a label: choose another data set")
+    return Splits(features[label].names, train, sources.get("val"), sources.get("test"), left_out)
+
+
+def _splits(titles: list[str]) -> dict[Split, str]:
+    """Return what a data set calls the splits, the usual names first."""
+    found = {split: title for title, split in _USUAL.items() if title in titles}
+    for title in titles:
+        split = split_of(title)
+        if split:
+            found.setdefault(split, title)
+    return found
+
+
+def _labelled(images: HuggingFaceImages, classes: int) -> tuple[Source | None, list[str]]:
+    """Return the images of a split that have a label, and the names of the others; None for the first if there is none."""
+    indices = [index for index, label in enumerate(images.labels) if label is not None and 0 <= label < classes]
+    if len(indices) == len(images):
+        return (images if indices else None), []
+    rest = sorted(set(range(len(images))) - set(indices))
+    return (Part(images, indices) if indices else None), [f"image {index}" for index in rest]
 
 
 def _column(name: str, features: Any, kind: type) -> str:

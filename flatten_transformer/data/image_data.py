@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ class ImageData(DataModule):
             ``"torch/<name>"``, torchvision's by timm's name, such as ``"torch/fashion_mnist"``.
         root: Folder of the data: images in ``root/<class>/``, or in ``root/train/<class>/`` and, if you like,
             ``root/val/<class>/`` and ``root/test/<class>/``; without the last, validation images are the test images.
+            ``left_out`` says what in it is in no split, and why.
             Tar files say their split by their names, see ``open_shards``. For torchvision's, where they lie or are
             downloaded to; for Hugging Face's, where they are kept. None for the digits, for Hugging Face's own cache, and
             for Fashion-MNIST where Debian's package dataset-fashion-mnist is installed.
@@ -91,7 +93,7 @@ class ImageData(DataModule):
         self.preprocessing = replace(fill_in(dataset, img_size, in_chans, mean, std), crop_pct=crop_pct)
         size = self.preprocessing.img_size
         found = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
-        self.class_names, self._sources = found
+        self.class_names, self._sources, self.left_out = found
         self._train_transform = augmentation.transform(self.preprocessing)
         self._datasets: dict[Split, Transformed] = {}
 
@@ -113,6 +115,15 @@ class ImageData(DataModule):
         """Return an image of a split that is open, as it is in its file."""
         image, _ = self._datasets[split].source[index]
         return image
+
+    def count(self, split: Split) -> int:
+        """Return how many images a split has."""
+        return len(self._sources[split])
+
+    def counts(self, split: Split) -> list[int]:
+        """Return how many images each class has in a split."""
+        found = Counter(self._sources[split].labels)
+        return [found[label] for label in range(self.num_classes)]
 
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be read and were skipped so far."""

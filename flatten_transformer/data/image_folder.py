@@ -4,17 +4,24 @@
 
 from __future__ import annotations
 
-import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.data.source import Source, Splits
+from flatten_transformer.data.image_files import SUFFIXES as SUFFIXES
+from flatten_transformer.data.image_files import read_image
+from flatten_transformer.data.source import Source, Split, Splits
+from flatten_transformer.data.split_names import mentioned_split, piece_of, split_of
+from flatten_transformer.data.walk import MADE_HERE, Identity, Walk, Without, identities, look, tell, walk
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_VAL = ("val", "valid", "validation")
+_LOOSE = "image in no class folder"
+_BESIDE = "in a folder beside the splits"
+_FLAT = "in a split without class folders"
+_EMPTY = "class folder without images"
+_TWICE = "file that counts already under another name"
+_IN_TRAIN = "file that is among the training images too"
 
 
 class ImageFiles(Source):
@@ -26,8 +33,8 @@ class ImageFiles(Source):
     """
 
     def __init__(self, files: Sequence[Path], labels: Sequence[int]) -> None:
-        self.files = files
-        self.labels = labels
+        self.files = list(files)
+        self.labels: list[int] = list(labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return read_image(self.files[index]), self.labels[index]
@@ -41,7 +48,7 @@ def find_images(folder: Path) -> list[Path]:
     """Return the image files in a folder and the folders in it, sorted by path; hidden ones are left out.
 
     Args:
-        folder: Where to look; links are followed.
+        folder: Where to look; links are followed, but to no folder twice. What this library made is left out.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -50,26 +57,23 @@ def find_images(folder: Path) -> list[Path]:
         >>> [path.name for path in find_images(folder)]
         ['a.jpg', 'b.PNG']
     """
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-    return sorted(found)
+    return [image.path for image in walk(folder).images]
 
 
 def open_folder(root: Path) -> Splits:
     """Find classes and images in ``root/train/<class>/``, ``root/val/<class>/`` and ``root/test/<class>/``.
 
-    Without a folder ``train``, the classes are the folders in ``root`` itself. A folder ``train``, ``val``
-    (or ``valid``, ``validation``) or ``test`` that holds images but no folders is a class like any other.
+    The splits may be called in other usual ways, such as ``Training_Set`` or ``validation``. Without a folder for
+    training, the classes are the folders in ``root`` itself. A file counts once, whatever links lead to it. What is in no
+    split is told in ``left_out``; what cannot be meant is refused.
 
     Args:
         root: The folder.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it has fewer than two classes, a class has no image to learn from, or a class is in ``val`` or
-            ``test`` alone.
+        ValueError: If it has fewer than two classes, a class has no image to learn from, a class is in ``val`` or
+            ``test`` alone, or if it is not clear what is a split and what a class.
 
     Example:
         >>> root = getfixture("tmp_path")
@@ -84,47 +88,188 @@ def open_folder(root: Path) -> Splits:
         raise FileNotFoundError(f"no folder {root}: check data.root")
     if not root.is_dir():
         raise ValueError(f"{root} is a file: data.root must be a folder with one folder of images a class")
-    splits = {path.name: path for path in _folders(root) if path.name in ("train", *_VAL, "test") and _folders(path)}
-    val = next((splits[name] for name in _VAL if name in splits), None)
-    if val is not None and "train" not in splits:
-        raise ValueError(
-            f"{root} has class folders in {val.name} but none in train: put the images to learn from into {root}/train"
-        )
+    folders = look(root).folders
+    splits = _splits(root, folders)
     train = splits.get("train", root)
-    class_names = _class_names(train, set(splits))
-    images = _images(train, class_names)
-    for label, name in enumerate(class_names):
-        if label not in images.labels:
-            raise ValueError(f"class folder {train / name} holds no image ({', '.join(SUFFIXES)}): add some, or remove it")
-    judged = [None if path is None else _judged(path, class_names, train) for path in (val, splits.get("test"))]
-    return Splits(class_names, images, val=judged[0], test=judged[1])
+    classes, left_out = _classes(train, splits)
+    walks: dict[Split, dict[str, Walk]] = {"train": classes}
+    if train != root:
+        left_out += _beside(root, [folder for folder in folders if folder not in splits.values()])
+    for split in splits.keys() - {"train"}:
+        walks[split], more = _judged(splits[split], list(classes), train)
+        left_out += more
+    images, more = _once(walks)
+    for split, folder in splits.items():
+        if not images[split].labels:
+            besides = f" besides those of {train}" if any(each.reason == _IN_TRAIN for each in more) else ""
+            raise ValueError(f"{folder} holds no image ({', '.join(SUFFIXES)}){besides}: add some, or remove it")
+    return Splits(list(classes), images["train"], images.get("val"), images.get("test"), tell(root, left_out + more))
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _splits(root: Path, folders: Sequence[Path]) -> dict[Split, Path]:
+    """Return the folders that are splits: those that are called so and have class folders."""
+    named = [(folder, split) for folder in folders if (split := split_of(folder.name))]
+    found: dict[Split, Path] = {}
+    flat: dict[Path, Split] = {}
+    for folder, split in named:
+        if not look(folder).folders:
+            flat[folder] = split
+        elif split in found:
+            raise ValueError(f"{found[split]} and {folder} are both the split {split}: merge them, or move one elsewhere")
+        else:
+            found[split] = folder
+    if "train" in found:
+        return found
+    _check_flat(root, flat, alone=not found)
+    if "val" in found:
+        missing = f"put the images to learn from into {root}/train"
+        raise ValueError(f"{root} has class folders in {found['val'].name} but none in train: {missing}")
+    _check_mentions(root, [folder for folder in folders if folder not in found.values()])
+    return found
 
 
-def _class_names(folder: Path, splits: set[str]) -> list[str]:
-    names = [path.name for path in _folders(folder) if path.name not in splits]
-    layout = f"put the images of each class into a folder of its name, such as {folder}/cat/1.jpg"
-    if not names:
-        raise ValueError(f"{folder} {'has no class folders' if any(folder.iterdir()) else 'is empty'}: {layout}")
-    if len(names) == 1:
-        raise ValueError(f"{folder} has one class, {names[0]!r}, but it takes two to tell apart: {layout}")
-    return names
+def _check_flat(root: Path, flat: dict[Path, Split], alone: bool) -> None:
+    """Refuse folders that are called like splits and have no class folders, except for trains among other vehicles."""
+    if not flat or (alone and len(flat) == 1 and next(iter(flat)).name.lower() == "train"):
+        return
+    folder = next(iter(flat))
+    raise ValueError(
+        f"{folder} is called like a split but has no class folders: put the images of each class into a folder of its name, "
+        f"such as {folder}/cat/1.jpg; if it is a class, move all classes into {root}/train, or else move it elsewhere"
+    )
 
 
-def _images(folder: Path, class_names: Sequence[str]) -> ImageFiles:
-    found = [(path, label) for label, name in enumerate(class_names) for path in find_images(folder / name)]
-    return ImageFiles([path for path, _ in found], [label for _, label in found])
+def _check_mentions(root: Path, folders: Sequence[Path]) -> None:
+    """Refuse folders that seem to be splits by names which say more: all of them, or some with classes in common."""
+    mentions = {folder: split for folder in folders if (split := mentioned_split(folder.name) or piece_of(folder.name))}
+    inside = {folder: {each.name for each in look(folder).folders} for folder in mentions}
+    pairs = [(a, b) for a in mentions for b in mentions if mentions[a] < mentions[b]]
+    for one, other in pairs:
+        if len(mentions) == len(folders) or inside[one] & inside[other]:
+            cure = f"rename them train, val and test; if they are classes, move all classes into {root}/train"
+            raise ValueError(f"{one.name} and {other.name} in {root} seem to be splits, not classes: {cure}")
 
 
-def _judged(folder: Path, class_names: Sequence[str], train: Path) -> ImageFiles:
-    """Return the images of ``folder``, whose classes must be among those of ``train``, though it may lack some."""
-    unknown = [path.name for path in _folders(folder) if path.name not in class_names]
-    if unknown:
-        raise ValueError(f"{folder} has the class {unknown[0]!r}, which {train} lacks: rename it, or add it to {train}")
-    images = _images(folder, class_names)
-    if not images.labels:
-        raise ValueError(f"{folder} holds no image ({', '.join(SUFFIXES)}): add some, or remove it")
-    return images
+def _classes(train: Path, splits: dict[Split, Path]) -> tuple[dict[str, Walk], list[Without]]:
+    """Return what lies in the folder of each class, and what is left out in and beside them."""
+    listing = look(train)
+    left_out = [*listing.left_out, *(Without(_LOOSE, str(image.path)) for image in listing.images)]
+    walks = {folder.name: walk(folder) for folder in listing.folders if folder not in splits.values()}
+    for name in [name for name, found in walks.items() if _holds_only_what_was_made(found)]:
+        left_out += walks.pop(name).left_out
+    _check_classes(train, walks)
+    return walks, left_out + [each for found in walks.values() for each in found.left_out]
+
+
+def _holds_only_what_was_made(found: Walk) -> bool:
+    return not found.images and any(each.reason == MADE_HERE for each in found.left_out)
+
+
+def _check_classes(train: Path, walks: dict[str, Walk]) -> None:
+    layout = f"put the images of each class into a folder of its name, such as {train}/cat/1.jpg"
+    if not walks:
+        raise ValueError(f"{train} {'has no class folders' if any(train.iterdir()) else 'is empty'}: {layout}")
+    if len(walks) == 1 and any(split_of(folder.name) for folder in look(train / next(iter(walks))).folders):
+        raise ValueError(f"{train} has no splits or class folders, but {train / next(iter(walks))} has: set data.root to that")
+    if len(walks) == 1:
+        raise ValueError(f"{train} has one class, {next(iter(walks))!r}, but it takes two to tell apart: {layout}")
+    alike: dict[str, str] = {}
+    for name, found in walks.items():
+        other = alike.setdefault(_plain(name), name)
+        if other != name:
+            raise ValueError(f"the classes {other!a} and {name!a} in {train} look the same: merge or rename them")
+        if not found.images:
+            others = sorted({each.reason for each in found.left_out})
+            only = f" but left out is: {'; '.join(others)}" if others else ""
+            raise ValueError(f"class folder {train / name} holds no image ({', '.join(SUFFIXES)}){only}: add some, or remove it")
+        _check_inside(train / name, found)
+
+
+def _plain(name: str) -> str:
+    """Return what is left of a name without case, form of Unicode and spaces; letters may be classes of their own."""
+    normal = " ".join(unicodedata.normalize("NFKC", name).split())
+    return normal if len(normal) == 1 else normal.casefold()
+
+
+def _check_inside(folder: Path, found: Walk) -> None:
+    """Refuse a class whose folders are splits: what is kept for the test would be learned."""
+    parts = {parent.relative_to(folder).parts[0] for parent in {image.path.parent for image in found.images} - {folder}}
+    splits = {split: name for name in sorted(parts) if (split := split_of(name))}
+    if splits.keys() - {"train"}:
+        name = next(name for split, name in splits.items() if split != "train")
+        cure = f"splits belong above the classes, such as {folder.parent}/{name}/{folder.name}"
+        raise ValueError(f"class folder {folder} has a folder {name}, whose images would be learned: {cure}")
+
+
+def _beside(root: Path, folders: Sequence[Path]) -> list[Without]:
+    """Return what is left out in a folder with splits: loose files, and other folders."""
+    listing = look(root)
+    left_out = [*listing.left_out, *(Without(_LOOSE, str(image.path)) for image in listing.images)]
+    for folder in folders:
+        found = walk(folder)
+        if _holds_only_what_was_made(found):
+            left_out += found.left_out
+        else:
+            reason = _FLAT if split_of(folder.name) else _BESIDE
+            left_out += [Without(reason, str(image.path)) for image in found.images] or [Without(reason, f"{folder}/")]
+    return left_out
+
+
+def _judged(folder: Path, class_names: Sequence[str], train: Path) -> tuple[dict[str, Walk], list[Without]]:
+    """Return what lies in the class folders of ``folder``, which must be among those of ``train``, though some may lack."""
+    listing = look(folder)
+    left_out = [*listing.left_out, *(Without(_LOOSE, str(image.path)) for image in listing.images)]
+    walks: dict[str, Walk] = {}
+    for path in listing.folders:
+        found = walk(path)
+        left_out += found.left_out
+        if not found.images:
+            left_out += [] if _holds_only_what_was_made(found) else [Without(_EMPTY, f"{path}/")]
+        elif path.name in class_names:
+            walks[path.name] = found
+        else:
+            raise ValueError(f"{folder} has the class {_unknown(path.name, class_names)}, which {train} lacks: {_CURE} {train}")
+    return {name: walks[name] for name in class_names if name in walks}, left_out
+
+
+_CURE = "rename it, or add it to"
+
+
+def _unknown(name: str, class_names: Sequence[str]) -> str:
+    like = next((other for other in class_names if _plain(other) == _plain(name)), None)
+    return repr(name) if like is None else f"{name!a}, which is not quite {like!a}"
+
+
+def _once(walks: dict[Split, dict[str, Walk]]) -> tuple[dict[Split, ImageFiles], list[Without]]:
+    """Return the images of each split, each file once and none both in training and elsewhere, and what that leaves out.
+
+    Raises:
+        ValueError: If a file is in two classes.
+    """
+    numbers = {name: number for number, name in enumerate(walks["train"])}
+    placed = [
+        (split, name, image) for split, classes in walks.items() for name, found in classes.items() for image in found.images
+    ]
+    known: dict[Split, dict[Identity, tuple[str, Path]]] = {split: {} for split in walks}
+    kept: dict[Split, ImageFiles] = {split: ImageFiles([], []) for split in walks}
+    left_out: list[Without] = []
+    for (split, name, image), identity in zip(placed, identities([image for _, _, image in placed]), strict=True):
+        reason = identity and _counted(split, name, image.path, identity, known)
+        if reason:
+            left_out.append(Without(reason, str(image.path)))
+        else:
+            kept[split].files.append(image.path)
+            kept[split].labels.append(numbers[name])
+    return kept, left_out
+
+
+def _counted(
+    split: Split, name: str, path: Path, identity: Identity, known: dict[Split, dict[Identity, tuple[str, Path]]]
+) -> str | None:
+    """Return why a file must not count again, and note it where it counts."""
+    if split != "train" and identity in known["train"]:
+        return _IN_TRAIN
+    other, first = known[split].setdefault(identity, (name, path))
+    if other != name:
+        raise ValueError(f"{first} and {path} are one file, which cannot be both {other!r} and {name!r}: remove one")
+    return None if first == path else _TWICE

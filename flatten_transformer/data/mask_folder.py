@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import glob
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,52 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 
+from flatten_transformer.data.class_list import read_class_names, read_text
 from flatten_transformer.data.image_folder import SUFFIXES, find_images
+from flatten_transformer.data.inside import check_file
+from flatten_transformer.data.mask_file import read_mask
+from flatten_transformer.data.mask_numbers import Numbering
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.source import Split
 
-IGNORED = -1  # the class of pixels that nothing is learned from and nothing is judged by
 _VAL = ("val", "valid", "validation")
-
-
-class Numbering(NamedTuple):
-    """What the numbers in the masks of a data set mean."""
-
-    classes: int  # K
-    ignore_index: int = 255  # the number that means no class
-    zero_is_no_class: bool = False  # so that the classes are 1 … K, as ADE20K's
-
-    @property
-    def first(self) -> int:
-        """The number of class 0."""
-        return int(self.zero_is_no_class)
-
-    def classes_of(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the class of each pixel, int64, IGNORED where there is none.
-
-        Args:
-            numbers: Of a mask, ``[height, width]``.
-
-        Raises:
-            ValueError: If a number means nothing; the message holds it.
-
-        Example:
-            >>> Numbering(2, zero_is_no_class=True).classes_of(np.array([[0, 1, 2, 255]])).tolist()
-            [[-1, 0, 1, -1]]
-        """
-        found = numbers.astype(np.int64) - self.first
-        nothing = (numbers == self.ignore_index) | ((numbers == 0) & self.zero_is_no_class)
-        unknown = numbers[(found >= self.classes) & ~nothing]
-        if unknown.size:
-            most = self.first + self.classes - 1
-            raise ValueError(
-                f"the class number {unknown[0]} is in {unknown.size} pixels, but the classes are {self.first} … {most} "
-                f"and {self.ignore_index} means none: add the class to the list, or repair the mask"
-            )
-        return np.where(nothing, IGNORED, found)
 
 
 class MaskedImages:
@@ -65,11 +33,13 @@ class MaskedImages:
     Args:
         pairs: n files of images, each with that of its mask.
         numbering: What the numbers in the masks mean.
+        folders: Where links among the files may lead to; None for anywhere.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], numbering: Numbering) -> None:
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], numbering: Numbering, folders: Sequence[Path] | None = None) -> None:
         self.pairs = pairs
         self.numbering = numbering
+        self._folders = folders
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -81,12 +51,24 @@ class MaskedImages:
             ValueError: If a file cannot be used; the message names it.
         """
         image_file, mask_file = self.pairs[index]
-        image, numbers = read_image(image_file), read_mask(mask_file)
-        if (image.height, image.width) != numbers.shape:
-            sizes = f"{numbers.shape[1]} × {numbers.shape[0]} pixels, its image {image.width} × {image.height}"
+        check_file(image_file, self._folders)
+        image, classes = read_image(image_file), self.classes(index)
+        if (image.height, image.width) != classes.shape:
+            sizes = f"{classes.shape[1]} × {classes.shape[0]} pixels, its image {image.width} × {image.height}"
             raise ValueError(f"the mask {mask_file} has {sizes}: save it in the size of {image_file}")
+        return image, tv_tensors.Mask(torch.from_numpy(classes))
+
+    def classes(self, index: int) -> NDArray[np.int64]:
+        """Return the class of each pixel of a mask, ``[height, width]``; IGNORED where there is none.
+
+        Raises:
+            ValueError: If the file cannot be used; the message names it.
+        """
+        mask_file = self.pairs[index][1]
+        check_file(mask_file, self._folders)
+        numbers = read_mask(mask_file)
         try:
-            return image, tv_tensors.Mask(torch.from_numpy(self.numbering.classes_of(numbers)))
+            return self.numbering.classes_of(numbers)
         except ValueError as error:
             raise ValueError(f"in the mask {mask_file} {error}") from None
 
@@ -102,25 +84,14 @@ class MaskFolder(NamedTuple):
     splits: Mapping[Split, MaskedImages]
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Return the numbers in a mask, ``[height, width]``: the indices of a palette, or values of grey of 8 or 16 bits.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not an image, or one in colour.
-    """
-    mask = read_image(path)
-    if mask.mode == "1":
-        return np.asarray(mask).astype(np.uint8)
-    if mask.mode not in ("L", "P") and not mask.mode.startswith("I"):
-        raise ValueError(
-            f"the mask {path} is in colour ({mask.mode}), which names no class: save it as a PNG of one channel or with a "
-            f"palette, whose values are the numbers of the classes"
-        )
-    return np.asarray(mask)
-
-
-def open_mask_folder(root: Path, ignore_index: int = 255, val_share: float = 0.2) -> MaskFolder:
+def open_mask_folder(
+    root: Path,
+    ignore_index: int | None = 255,
+    val_share: float = 0.2,
+    mask_values: Sequence[int] | None = None,
+    *,
+    outside_links: bool = False,
+) -> MaskFolder:
     """Find images in ``root/images/<split>/``, masks in ``root/masks/<split>/``, class names in ``root/classes.txt``.
 
     The splits are ``train``, ``val`` (or ``valid``, ``validation``) and ``test``. Without a validation folder a share of
@@ -129,8 +100,10 @@ def open_mask_folder(root: Path, ignore_index: int = 255, val_share: float = 0.2
 
     Args:
         root: The folder.
-        ignore_index: The number in the masks that means no class.
+        ignore_index: The number in the masks that means no class; None for no number.
         val_share: Share of the training images kept for validation, at random but always the same.
+        mask_values: The number of each class in the masks, in the order of ``classes.txt``; None for 0, 1 and so on.
+        outside_links: Follow links among the files that lead out of ``root``.
 
     Raises:
         FileNotFoundError: If the folder or a part of it is missing.
@@ -144,27 +117,36 @@ def open_mask_folder(root: Path, ignore_index: int = 255, val_share: float = 0.2
         >>> class_names[:3], len(splits["train"]), splits["test"][0][1].shape
         (['background', '0', '1'], 3, torch.Size([96, 128]))
     """
-    names = _class_names(_folder(root) / "classes.txt")
-    if 0 <= ignore_index < len(names):
-        cure = "take a number that is no class, such as data.ignore_index 255"
-        raise ValueError(f"ignore_index {ignore_index} is the class {names[ignore_index]!r} of {root / 'classes.txt'}: {cure}")
-    numbering = Numbering(len(names), ignore_index)
+    names = read_class_names(_folder(root) / "classes.txt")
+    numbering = _numbering(root, names, ignore_index, mask_values)
     folders = {path.name for path in _folder(root / "images").iterdir() if path.is_dir()}
     train = _pairs(root, "images", "masks", "train")
     val_folder = next((name for name in _VAL if name in folders), None)
     train, val = (train, _pairs(root, "images", "masks", val_folder)) if val_folder else _split_off(train, val_share)
     test = _pairs(root, "images", "masks", "test") if "test" in folders else val
-    return MaskFolder(
-        names,
-        {
-            "train": MaskedImages(train, numbering),
-            "val": MaskedImages(val, numbering),
-            "test": MaskedImages(test, numbering),
-        },
-    )
+    allowed = None if outside_links else _allowed(root, "images", "masks")
+    splits: tuple[tuple[Split, list[tuple[Path, Path]]], ...] = (("train", train), ("val", val), ("test", test))
+    return MaskFolder(names, {split: MaskedImages(pairs, numbering, allowed) for split, pairs in splits})
 
 
-def open_ade20k(root: Path) -> MaskFolder:
+def _numbering(root: Path, names: Sequence[str], ignore_index: int | None, values: Sequence[int] | None) -> Numbering:
+    if values is not None and not (len(set(values)) == len(values) == len(names) and min(values) >= 0):
+        wanted = f"a number for each of the {len(names)} classes of {root / 'classes.txt'}, no two alike, from 0 on"
+        raise ValueError(f"mask_values must hold {wanted}, got {list(values)}")
+    numbering = Numbering(len(names), ignore_index, values=values)
+    if ignore_index is not None and ignore_index in numbering.numbers:
+        name = names[list(numbering.numbers).index(ignore_index)]
+        cure = "take a number that is no class, such as data.ignore_index 255, or null for none"
+        raise ValueError(f"ignore_index {ignore_index} is the class {name!r} of {root / 'classes.txt'}: {cure}")
+    return numbering
+
+
+def _allowed(root: Path, images: str, masks: str) -> list[Path]:
+    """Return where links among the files may lead to: into the data set, the parts of which may be links themselves."""
+    return [root, *(path for kind in (images, masks) for path in (root / kind, *(root / kind).glob("*")) if path.is_dir())]
+
+
+def open_ade20k(root: Path, *, outside_links: bool = False) -> MaskFolder:
     """Find ADE20K's 150 classes as its authors publish them, in ``ADEChallengeData2016``.
 
     That is ``images/`` and ``annotations/``, both with ``training/`` and ``validation/``. The numbers 1 … 150 in the
@@ -173,6 +155,7 @@ def open_ade20k(root: Path) -> MaskFolder:
 
     Args:
         root: The folder.
+        outside_links: Follow links among the files that lead out of ``root``.
 
     Raises:
         FileNotFoundError: If the folder or a part of it is missing.
@@ -180,7 +163,9 @@ def open_ade20k(root: Path) -> MaskFolder:
     """
     numbering = Numbering(150, zero_is_no_class=True)
     names = _ade20k_names(_folder(root) / "objectInfo150.txt", numbering.classes)
-    train, val = (MaskedImages(_pairs(root, "images", "annotations", split), numbering) for split in ("training", "validation"))
+    allowed = None if outside_links else _allowed(root, "images", "annotations")
+    pairs = (_pairs(root, "images", "annotations", split) for split in ("training", "validation"))
+    train, val = (MaskedImages(each, numbering, allowed) for each in pairs)
     return MaskFolder(names, {"train": train, "val": val, "test": val})
 
 
@@ -190,21 +175,6 @@ def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"{path} is a file: data.root must be a folder with images/, masks/ and classes.txt")
     return path
-
-
-def _class_names(file: Path) -> list[str]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no list of classes {file}: write one with a name a line, that of number 0 first")
-    names = [line.strip() for line in file.read_text("utf-8").splitlines()]
-    while names and not names[-1]:
-        names.pop()
-    if len(names) < 2:
-        raise ValueError(f"{file} names {len(names)} classes, but it takes two to tell apart: write a name a line")
-    if "" in names:
-        raise ValueError(
-            f"line {names.index('') + 1} of {file} is empty: name the class of number {names.index('')}, or remove it"
-        )
-    return names
 
 
 def _pairs(root: Path, images: str, masks: str, split: str) -> list[tuple[Path, Path]]:
@@ -218,7 +188,13 @@ def _pairs(root: Path, images: str, masks: str, split: str) -> list[tuple[Path, 
     if lonely:
         image, mask = lonely[0]
         more = f" and {len(lonely) - 1} more images" if len(lonely) > 1 else ""
-        raise ValueError(f"the image {image}{more} has no mask {mask}: add it, or leave the image out")
+        others = sorted(mask.parent.glob(f"{glob.escape(mask.stem)}.*"))
+        cure = f"save {others[0].name} as PNG" if others else "add it, or leave the image out"
+        raise ValueError(f"the image {image}{more} has no mask {mask}: {cure}")
+    owners: dict[Path, Path] = {}
+    for image, mask in pairs:
+        if owners.setdefault(mask, image) != image:
+            raise ValueError(f"the images {owners[mask]} and {image.name} share the mask {mask}: rename one, and its mask")
     return pairs
 
 
@@ -234,7 +210,7 @@ def _ade20k_names(file: Path, count: int) -> list[str]:
     """Return the first word for each class; the file lists synonyms in its last column, the number in its first."""
     if not file.is_file():
         return [f"class {number}" for number in range(1, count + 1)]
-    rows = [line.split("\t") for line in file.read_text("utf-8").splitlines()[1:] if line.strip()]
+    rows = [line.split("\t") for line in read_text(file).split("\n")[1:] if line.strip()]
     names = {row[0].strip(): row[-1].split(",")[0].strip() for row in rows}
     if sorted(names) != sorted(str(number) for number in range(1, count + 1)):
         raise ValueError(f"{file} does not name the classes 1 … {count}, a line each: fetch it anew, or remove it")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from flatten_transformer.data.image_files import DEEP, WHITE
+from flatten_transformer.data.image_files import decode_image as decode_image
+from flatten_transformer.data.image_files import read_image as read_image
+
 Transform = Callable[[Image.Image], Tensor]
 _MODES = {1: "L", 3: "RGB"}
+_STRIP = 2**22  # pixels
 
 
 @dataclass(frozen=True)
@@ -82,62 +86,72 @@ def check_channels(preprocessing: Any) -> None:
         raise ValueError(f"std must be positive, got {list(preprocessing.std)}")
 
 
-def read_image(path: Path) -> Image.Image:
-    """Return the image in a file, upright and fully read; of an animation the first frame.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not an image, or a damaged one, or holds floating-point values.
-    """
-    try:
-        return decode_image(path, str(path))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image {path}: check the path") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder: give it the images themselves, such as {path}/*.png") from None
-
-
-def decode_image(file: Path | BinaryIO, name: str) -> Image.Image:
-    """Return the image in a file or in bytes, upright and fully read; of an animation the first frame.
-
-    Args:
-        file: A path, or bytes such as ``io.BytesIO``.
-        name: What an error calls it.
-
-    Raises:
-        ValueError: If it is not an image, or a damaged one, or holds floating-point values.
-    """
-    try:
-        with Image.open(file) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except (FileNotFoundError, IsADirectoryError):
-        raise
-    except UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image that Pillow can read: give it a PNG, JPEG, WebP or TIFF") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for broken PNG
-        raise ValueError(f"{name} cannot be read as an image ({error}): save it anew or leave it out") from None
-    if upright.mode == "F":
-        raise ValueError(f"{name} is a floating-point image, which has no fixed range: save it with 8 or 16 bits a channel")
-    return upright
-
-
 def to_mode(image: Image.Image, in_chans: int) -> Image.Image:
-    """Return the image in grey (1) or RGB (3): 16 bits scaled to 8, transparent parts on white, as viewers show them.
+    """Return the image in grey (1) or RGB (3), transparent parts on white, as viewers show them, 16 bits scaled to 8.
+
+    White is 65535, or what the file calls so: PNG's ``sBIT``, TIFF's ``MaxSampleValue`` and 12-bit TIFF, PPM's greatest
+    value. Cameras keep 10, 12 or 14 bits in 16 as well; where the file does not tell and the picture would be as good as
+    black, its brightest value below 4096, it is refused: by a guess one picture would be brighter than the next.
 
     Raises:
-        ValueError: If the image holds floating-point values: they have no fixed range.
+        ValueError: If it is not known which value is white: that of floating-point values, of numbers below 0 or above
+            65535, and of 16 bits that all lie below 4096.
 
     Example:
         >>> to_mode(Image.new("I;16", (1, 1), 65535), in_chans=3).getpixel((0, 0))
         (255, 255, 255)
     """
-    if image.mode == "F":
-        raise ValueError("a floating-point image has no fixed range: save it with 8 or 16 bits a channel")
-    if image.mode.startswith("I"):  # 16 bits; Pillow also holds them in 32
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    white = _white(image)
+    rows = max(1, _STRIP // max(1, image.width))
+    if image.height <= rows:
+        return _convert(image, in_chans, white)
+    flat = Image.new(_MODES[in_chans], image.size)
+    for top in range(0, image.height, rows):  # what is in between takes several times the memory of an image
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        flat.paste(_convert(strip, in_chans, white), (0, top))
+    return flat
+
+
+def _convert(image: Image.Image, in_chans: int, white: int) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _to_eight_bits(image, white)
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        layer = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert(_MODES[in_chans])
+
+
+def _to_eight_bits(image: Image.Image, white: int) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32)
+    scaled = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        scaled.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return scaled
+
+
+def _white(image: Image.Image) -> int:
+    """Return the value that is white in an image of 16 bits, and see to it that an image has a range at all."""
+    if image.mode == "F":
+        raise ValueError("a floating-point image has no fixed range: save it with 8 or 16 bits a channel")
+    said, deep = image.info.get(WHITE, 0), image.info.get(DEEP, False)
+    if not (deep or image.mode.startswith("I")):
+        return 255
+    low, high = _extrema(image)
+    if low < 0 or high > 65535:
+        raise ValueError(f"its values reach from {low} to {high}, which is no fixed range: save it with 8 or 16 bits a channel")
+    if high < 4096 and (deep or (high > 0 and not said)) and said != 65535:
+        raise ValueError(
+            f"its 16 bits hold no value above {high}, so that it would be black, and the file does not say which is white: "
+            f"save it with 8 bits, or scaled to 0 … 65535, or, if grey, with its depth (PNG: sBIT, TIFF: MaxSampleValue)"
+        )
+    return said if said and high <= said else 65535
+
+
+def _extrema(image: Image.Image) -> tuple[int, int]:
+    """Return the least and greatest value of an image of 16 bits; of colours only the upper 8 bits are known."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        return int(values.min()), int(values.max())
+    bands = image.getextrema()[: 1 if image.mode in ("L", "LA") else 3]
+    return 0, max(int(high) for _, high in bands) * 256 + 255  # type: ignore[misc]  # one pair a band

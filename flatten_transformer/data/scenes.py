@@ -11,7 +11,6 @@ from __future__ import annotations
 import colorsys
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from flatten_transformer.atomic_file import draft_of, naming
 from flatten_transformer.data import digits
 from flatten_transformer.data.source import Split
 
@@ -182,15 +182,15 @@ def write_scenes(folder: Path, settings: SceneSettings = SceneSettings()) -> Non
     made_from = json.dumps(asdict(settings), indent=1)
     if _is_there(folder, made_from):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    draft = draft_of(folder)
     try:
-        for split in _COLUMNS:
-            _write_split(draft, split, settings)
-        (draft / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", "utf-8")
-        (draft / "scenes.json").write_text(made_from, "utf-8")
-        draft.chmod(0o755)  # temporary folders are private
-        draft.rename(folder)
+        with naming(folder):
+            draft.mkdir(parents=True)
+            for split in _COLUMNS:
+                _write_split(draft, split, settings)
+            (draft / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", "utf-8")
+            (draft / "scenes.json").write_text(made_from, "utf-8")
+            draft.rename(folder)
     except OSError:
         if not _is_there(folder, made_from):  # another process may have been quicker
             raise

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from flatten_transformer.data.mask_folder import IGNORED
+from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
 
 _CROPS = 10  # tries to find one that no class fills

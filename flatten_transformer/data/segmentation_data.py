@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -16,15 +19,18 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from flatten_transformer.data.data_module import DataModule
-from flatten_transformer.data.loading import OnBadImage, Reading
+from flatten_transformer.data.loading import BadImageError, OnBadImage, Reading
 from flatten_transformer.data.mask_folder import MaskedImages, open_ade20k, open_mask_folder
+from flatten_transformer.data.mask_numbers import check_seen, look
 from flatten_transformer.data.scenes import SCENES, write_scenes
 from flatten_transformer.data.segmentation_augmentation import Augmentation
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
 from flatten_transformer.data.source import Split
+from flatten_transformer.data.unused_files import unused_files
 from flatten_transformer.hints import hint
 
 DataSet = Literal["scenes", "folder", "ade20k"]
+_PATIENCE_S = 5.0  # for the masks of a split before a training
 
 
 class MaskedBatch(NamedTuple):
@@ -75,11 +81,14 @@ class SegmentationData(DataModule):
             name for each image, whose values are class numbers, and ``root/classes.txt`` with a name a line; ``val`` and
             ``test`` likewise, if you like. For ADE20K: ADEChallengeData2016. For the scenes: where they are written to,
             once; None for runs/scenes.
-        ignore_index: The number in the masks of ``"folder"`` that means no class.
+        ignore_index: The number in the masks of ``"folder"`` that means no class; None for no number.
+        mask_values: The number of each class in the masks of ``"folder"``, in the order of ``classes.txt``, such as
+            ``[0, 255]`` for masks in black and white; None for 0, 1 and so on.
         val_share: Share of the training images that is kept for validation, at random but always the same, where the
             folder has none.
         on_bad_image: What is done with an image or mask that cannot be used: ``"raise"`` stops with its name, ``"skip"``
             takes the next one in its place; a line at the end of the epoch says which.
+        outside_links: Follow links among the files that lead out of ``root``.
         in_chans: 1 for grey, 3 for colour; images are converted.
         mean: Subtracted from the values in 0 … 1, one number a channel; None for ImageNet's.
         std: Divides the difference, one number a channel; None for ImageNet's.
@@ -115,9 +124,11 @@ class SegmentationData(DataModule):
         dataset: DataSet = "scenes",
         *,
         root: str | Path | None = None,
-        ignore_index: int = 255,
+        ignore_index: int | None = 255,
+        mask_values: Sequence[int] | None = None,
         val_share: float = 0.2,
         on_bad_image: OnBadImage = "raise",
+        outside_links: bool = False,
         in_chans: int = 3,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -156,17 +167,54 @@ class SegmentationData(DataModule):
         folder = _root(dataset, root)
         if dataset == "scenes":
             write_scenes(folder)
-        found = open_ade20k(folder) if dataset == "ade20k" else open_mask_folder(folder, ignore_index, val_share)
+        if dataset == "ade20k":
+            if mask_values is not None:
+                raise ValueError("mask_values serves the data set folder; ADE20K's masks have their own numbers: leave it out")
+            found = open_ade20k(folder, outside_links=outside_links)
+        else:
+            found = open_mask_folder(folder, ignore_index, val_share, mask_values, outside_links=outside_links)
         self.class_names, self._sources = found
+        used = {file for source in found.splits.values() for pair in source.pairs for file in pair}
+        self.left_out = unused_files(folder / "images", folder / ("annotations" if dataset == "ade20k" else "masks"), used)
         self._datasets: dict[Split, MaskedSamples] = {}
+        self._counts: dict[Split, list[int] | None] = {}
 
     def setup(self, stage: str) -> None:
-        """Open the splits that ``stage`` (fit, validate, test) needs."""
+        """Open the splits that ``stage`` (fit, validate, test) needs, and look at their masks.
+
+        Raises:
+            ValueError: If the numbers in the masks are no classes, or mean something else than the list of classes says.
+        """
         splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in splits.get(stage, ()):
             if split not in self._datasets:
+                self._look(split)
                 transform = self._augmentation if split == "train" else self.preprocessing
                 self._datasets[split] = MaskedSamples(self._sources[split], transform, self.in_chans, self.on_bad_image)
+
+    def _look(self, split: Split) -> None:
+        """Raise an error if the masks of a split cannot be meant as they are numbered."""
+        source, names = self._sources[split], self.class_names
+        seen = look(len(source), self._classes_or_none(source), len(names), _PATIENCE_S)
+        complete = seen.masks == len(source)
+        self._counts[split] = seen.holding.tolist() if complete else None
+        where = f"the {split} masks, such as {source.pairs[0][1]},"
+        check_seen(where, seen, names, source.numbering, train=split == "train" and complete)
+        if not complete:
+            rank_zero_info(f"{seen.masks} of {len(source)} {split} masks were looked at, as there were {_PATIENCE_S:g} s for it")
+
+    def _classes_or_none(self, source: MaskedImages) -> Callable[[int], NDArray[np.int64]]:
+        """Return what reads a mask; one that cannot be used has no pixel where it is to be skipped, else raises."""
+
+        def read(index: int) -> NDArray[np.int64]:
+            try:
+                return source.classes(index)
+            except (ValueError, OSError) as error:
+                if self.on_bad_image == "skip":
+                    return np.zeros(0, np.int64)
+                raise BadImageError(f"{error}; or go on without it: --data.on_bad_image skip") from None
+
+        return read
 
     def names(self, batch: MaskedBatch) -> list[str]:
         """Return the names of the images of a training batch: their files."""
@@ -184,6 +232,10 @@ class SegmentationData(DataModule):
     def count(self, split: Split) -> int:
         """Return how many images a split has."""
         return len(self._sources[split])
+
+    def counts(self, split: Split) -> Sequence[int] | None:
+        """Return how many masks of a split that is open hold each class; None where there was no time to look at all."""
+        return self._counts[split]
 
     def skipped(self, split: Split) -> list[str]:
         """Return the names of the images of a split that could not be used and were skipped so far."""

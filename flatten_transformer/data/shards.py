@@ -4,21 +4,25 @@
 
 from __future__ import annotations
 
-import re
+import io
 import tarfile
 from collections.abc import Iterator, Sequence
+from glob import escape
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image
 
-from flatten_transformer.data.image_folder import SUFFIXES
-from flatten_transformer.data.preprocessing import decode_image
-from flatten_transformer.data.source import Source, Splits
+from flatten_transformer.data.image_files import SUFFIXES, decode_image, max_pixels, open_regular
+from flatten_transformer.data.source import Source, Split, Splits
+from flatten_transformer.data.split_names import mentioned_split
+from flatten_transformer.data.walk import HIDDEN, Without, not_an_image, tell
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _CLASS_FILES = ("classnames.txt", "classes.txt")
+_MOST_OF_A_NAME = 1024  # bytes of a .cls
+_MOST_OF_A_HEADER = 2**20  # bytes of one that says what no plain header can
+_NOT_A_FILE = "in a tar file, but no plain file: a link, a device"
 
 
 class Member(NamedTuple):
@@ -47,8 +51,10 @@ class ShardImages(Source):
         self.labels = labels
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        member = self.members[index]
-        with member.shard.open("rb") as file:
+        member, most = self.members[index], 8 * max_pixels()
+        if member.size > most:
+            raise ValueError(f"{self.name(index)} has {member.size:,} bytes, more than an image needs: leave it out")
+        with open_regular(member.shard) as file:
             file.seek(member.offset)
             content = file.read(member.size)
         return decode_image(BytesIO(content), self.name(index)), self.labels[index]
@@ -62,9 +68,9 @@ def open_shards(root: Path, beginning: str = "") -> Splits:
     """Find classes and images in the tar files of a folder and the folders in it.
 
     An image is of the class that the file ``.cls`` of its name says, by number or word, or else of that of its folder in
-    the tar file. The tar files whose names, or folders', hold the word train, val (or valid, validation) or test are of
-    that split; without any such word all are for training. Numbers get names where the folder has a file
-    ``classnames.txt`` or ``classes.txt``, one name a line.
+    the tar file. The tar files whose names, or folders', hold the word train, val or test, or what else these splits are
+    called, are of that split; those without any such word are for training. Numbers get names where the folder has a file
+    ``classnames.txt`` or ``classes.txt``, one name a line. Nothing but plain files is read, and nothing is unpacked.
 
     Args:
         root: The folder.
@@ -76,38 +82,103 @@ def open_shards(root: Path, beginning: str = "") -> Splits:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: check data.root, the folder of the .tar files")
-    shards = sorted(path for path in root.rglob("*.tar") if path.name.startswith(beginning))
+    shards = sorted(path for path in root.rglob(f"{escape(beginning)}*.tar") if not (path.name.startswith(".") or path.is_dir()))
     if not shards:
         raise ValueError(f"{root} holds no file {beginning}*.tar: check data.root, the folder of the .tar files")
-    found: dict[str, list[Member]] = {"train": [], "val": [], "test": []}
+    found: dict[Split, list[Member]] = {"train": [], "val": [], "test": []}
+    left_out: list[Without] = []
+    _check_once(shards)
     for shard in shards:
-        found[_split(shard.relative_to(root))] += _members(shard)
+        found[_split(shard.relative_to(root))] += _members(shard, left_out)
     if not found["train"]:
         raise ValueError(f"{root} has no image to learn from: name the .tar files for training such as train-0000.tar")
-    class_names = _class_names(root, [member.class_ for member in found["train"]])
+    class_names = _class_names(root, found["train"])
     train, val, test = (_images(members, class_names) for members in found.values())
     assert train is not None
-    return Splits(list(class_names.values()), train, val, test)
+    return Splits(list(class_names.values()), train, val, test, tell(root, left_out))
 
 
-def _split(path: Path) -> str:
-    words = re.split("[^a-z]+", path.as_posix().lower())
-    return next((_SPLITS[word] for word in words if word in _SPLITS), "train")
+def _check_once(shards: Sequence[Path]) -> None:
+    files: dict[tuple[int, int], Path] = {}
+    for shard in shards:
+        found = shard.stat()
+        first = files.setdefault((found.st_dev, found.st_ino or id(shard)), shard)
+        if first is not shard:
+            raise ValueError(f"{first} and {shard} are one file, whose images would count twice: remove one")
 
 
-def _members(shard: Path) -> Iterator[Member]:
+def _split(path: Path) -> Split:
+    """Return the split that a tar file's name says, or else its folder's, or that one's."""
+    return next((split for name in (path.stem, *reversed(path.parent.parts)) if (split := mentioned_split(name))), "train")
+
+
+class _Headers(io.BufferedReader):
+    """A tar file of which headers are read, so that no number in it asks for all the memory there is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes, no more than a header may have."""
+        if size is None or not 0 <= size <= _MOST_OF_A_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
+def _members(shard: Path, left_out: list[Without]) -> Iterator[Member]:
+    """Return the images of a tar file."""
+    files: dict[str, tarfile.TarInfo] = {}
+    classes: dict[str, str] = {}
+    with _Headers(open_regular(shard).detach()) as headers:
+        for file in _plain_files(shard, headers, left_out):
+            if file.name.endswith(".cls"):
+                classes[_key(file.name)] = _text(shard, headers, file)
+            elif file.name in files:
+                raise ValueError(f"{shard} holds two files {file.name}: pack it anew, each once")
+            else:
+                files[file.name] = file
+    for name, file in files.items():
+        class_ = classes.get(_key(name)) or PurePosixPath(name).parent.name
+        if class_ in ("", ".."):
+            raise ValueError(f"{shard}/{name} says no class: add {_key(name)}.cls, or put it into a folder")
+        yield Member(shard, name, file.offset_data, file.size, class_)
+
+
+def _plain_files(shard: Path, headers: _Headers, left_out: list[Without]) -> Iterator[tarfile.TarInfo]:
+    """Return the images and ``.cls`` of a tar file in their order."""
+    for file in _entries(shard, headers):
+        path = PurePosixPath(file.name)
+        reason = None
+        if path.name.startswith("."):
+            reason = HIDDEN
+        elif file.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            reason = _NOT_A_FILE
+        elif not file.name.endswith(".cls") and not file.name.lower().endswith(SUFFIXES):
+            reason = not_an_image(file.name)
+        if reason is None:
+            yield file
+        elif not file.isdir():
+            left_out.append(Without(reason, f"{shard}/{file.name}"))
+
+
+def _entries(shard: Path, headers: _Headers) -> Iterator[tarfile.TarInfo]:
+    """Return whatever a tar file lists, each further on in it than the one before.
+
+    Raises:
+        ValueError: If it is damaged, or made to be.
+    """
+    end = -1
     try:
-        with tarfile.open(shard, "r:") as tar:
-            files = [file for file in tar if file.isfile() and not PurePosixPath(file.name).name.startswith(".")]
-            classes = {_key(file.name): _text(tar, file) for file in files if file.name.endswith(".cls")}
-    except tarfile.TarError as error:
-        raise ValueError(f"{shard} is not a plain .tar file, or a damaged one ({error}): pack it anew") from None
-    for file in files:
-        if file.name.lower().endswith(SUFFIXES):
-            class_ = classes.get(_key(file.name)) or PurePosixPath(file.name).parent.name
-            if not class_:
-                raise ValueError(f"{shard}/{file.name} says no class: add {_key(file.name)}.cls, or put it into a folder")
-            yield Member(shard, file.name, file.offset_data, file.size, class_)
+        with tarfile.open(fileobj=headers, mode="r:") as tar:
+            while (file := tar.next()) is not None:
+                if file.size < 0 or file.offset_data <= end:
+                    raise tarfile.ReadError("a file that ends before it begins")
+                end = file.offset_data
+                tar.members.clear()  # type: ignore[attr-defined]  # documented, unannotated; they are of no more use
+                yield file
+            headers.seek(tar.offset)
+            if headers.read(tarfile.BLOCKSIZE).strip(b"\0"):  # what comes after it tarfile would pass over in silence
+                raise tarfile.ReadError("a damaged or truncated header")
+    except Exception as error:  # a damaged header raises what its numbers and letters bring about
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{shard} is not a plain .tar file, or a damaged one ({reason}): pack it anew") from None
 
 
 def _key(name: str) -> str:
@@ -116,26 +187,50 @@ def _key(name: str) -> str:
     return str(path.with_name(path.name.partition(".")[0]))
 
 
-def _text(tar: tarfile.TarFile, file: tarfile.TarInfo) -> str:
-    content = tar.extractfile(file)
-    assert content is not None  # it is a regular file
-    return content.read().decode().strip()
+def _text(shard: Path, headers: _Headers, file: tarfile.TarInfo) -> str:
+    if file.size > _MOST_OF_A_NAME:
+        raise ValueError(f"{shard}/{file.name} has {file.size:,} bytes, where a number or the name of a class was wanted")
+    place = headers.tell()
+    headers.seek(file.offset_data)
+    content = headers.read(file.size)
+    headers.seek(place)
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{shard}/{file.name} holds {content[:20]!r}, which is no text in UTF-8: write a number or a name"
+        ) from None
 
 
-def _class_names(root: Path, classes: Sequence[str]) -> dict[str, str]:
+def _class_names(root: Path, members: Sequence[Member]) -> dict[str, str]:
     """Return the name of each class by what the shards call it, in the order of the classes' numbers."""
-    kinds = set(classes)
+    kinds = {member.class_: member for member in members}
     if len(kinds) < 2:
-        raise ValueError(f"{root} has one class, {kinds.pop()!r}, but it takes two to tell apart")
-    if not all(kind.isdecimal() for kind in kinds):
+        raise ValueError(f"{root} has one class, {next(iter(kinds))!r}, but it takes two to tell apart")
+    for kind, member in kinds.items():
+        if kind.startswith("-") and _is_number(kind[1:]):
+            raise ValueError(
+                f"{member.shard}/{member.name} is of the class {kind}, but classes are numbered from 0: leave it out"
+            )
+    if not all(_is_number(kind) for kind in kinds):
         return {kind: kind for kind in sorted(kinds)}
-    count = max(int(kind) for kind in kinds) + 1
+    last = max(kinds, key=int)
     file = next((root / name for name in _CLASS_FILES if (root / name).is_file()), None)
-    names = [str(number) for number in range(count)] if file is None else file.read_text("utf-8").split("\n")
+    if file is None and int(last) >= _FEW * len(kinds):
+        where = f"{kinds[last].shard}/{kinds[last].name} is of the class {last}"
+        raise ValueError(f"{where}, but {root} has only {len(kinds)} classes: correct it, or name all in {root}/classnames.txt")
+    names = map(str, range(int(last) + 1)) if file is None else file.read_text("utf-8").split("\n")
     names = [name.strip() for name in names if name.strip()]
-    if len(names) < count:
-        raise ValueError(f"{file} names {len(names)} classes, but the images have {count}: write one name a line")
+    if len(names) <= int(last):
+        raise ValueError(f"{file} names {len(names)} classes, but the images have {int(last) + 1}: write one name a line")
     return {str(number): name for number, name in enumerate(names)}
+
+
+_FEW = 10  # so many times as many numbers as classes may a data set skip
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and text.isascii()
 
 
 def _images(members: Sequence[Member], class_names: dict[str, str]) -> ShardImages | None:
@@ -147,4 +242,4 @@ def _images(members: Sequence[Member], class_names: dict[str, str]) -> ShardImag
 
 
 def _number(member: Member) -> str:
-    return str(int(member.class_)) if member.class_.isdecimal() else member.class_  # 007 is 7
+    return str(int(member.class_)) if _is_number(member.class_) else member.class_  # 007 is 7

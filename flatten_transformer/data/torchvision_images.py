@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from PIL import Image
 from timm.data import create_dataset
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
+from flatten_transformer.data.image_files import read_image
 from flatten_transformer.data.source import Source, Splits
 from flatten_transformer.hints import hint
 
 TRAIN_AND_TEST = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist")  # these have no validation images
 TORCHVISION = (*(f"torch/{name}" for name in TRAIN_AND_TEST), "torch/imagenet", "torch/places365")
+_MOST_BYTES = 2**28  # five times the 60,000 images of MNIST
 _PACKED = {"torch/fashion_mnist": FashionMNIST, "torch/kmnist": KMNIST, "torch/mnist": MNIST}
 _INSTALLED = {"torch/fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}  # by Debian's dataset-fashion-mnist
 
@@ -49,6 +53,8 @@ class TorchvisionImages(Source):
             raise ValueError(
                 f"{name} cannot be opened in {root} ({error}): check data.root, or add --data.download true"
             ) from None
+        if hasattr(self.dataset, "loader"):  # of image files: torchvision's own takes all of Pillow's formats
+            self.dataset.loader = read_image
         self._title = f"{name} ({split})"
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
@@ -74,6 +80,8 @@ class PackedImages(Source):
     def __init__(self, root: Path, part: str) -> None:
         self.images = _unpack(root / f"{part}-images-idx3-ubyte.gz")  # [n, height, width]
         self.labels = _unpack(root / f"{part}-labels-idx1-ubyte.gz").tolist()
+        if max(self.labels, default=0) > 9:
+            raise ValueError(f"{root} has a label {max(self.labels)} in {part}, but the classes are 0 … 9: copy it anew")
         if len(self.images) != len(self.labels):
             raise ValueError(f"{root} holds {len(self.images)} images {part}, but {len(self.labels)} labels: copy it anew")
         self._title = f"{root}/{part}"
@@ -89,13 +97,16 @@ class PackedImages(Source):
 def _unpack(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return the array in an IDX file: two zeros, 8 for bytes, the number of axes, their sizes, the bytes."""
     try:
-        content = gzip.decompress(path.read_bytes())
-        axes = content[3]
-        shape = np.frombuffer(content, ">u4", count=axes, offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+        with gzip.open(path) as file:
+            axes = file.read(4)[3]
+            shape = np.frombuffer(file.read(4 * axes), ">u4", count=axes).tolist()
+            size = math.prod(shape)
+            if size > _MOST_BYTES:
+                raise ValueError(f"it says that it holds {size:,} bytes")
+            return np.frombuffer(file.read(size), np.uint8).reshape(shape)
     except FileNotFoundError:
         raise ValueError(f"no file {path}: copy the data set anew, or give another data.root") from None
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}): copy the data set anew") from None
 
 

@@ -19,6 +19,16 @@ from flatten_transformer.ops.peers import reference
 _BLOCK = 7  # side of the coarse biases, as released
 
 
+class Lines(nn.ParameterList):
+    """What is learned along each axis of a grid, ``[H, length, A]`` each; a list that is called, so that wrappers see it."""
+
+    __call__ = nn.Module.__call__
+
+    def forward(self, grid_size: Sequence[int]) -> list[Tensor]:
+        """Return the lines at the lengths of a grid."""
+        return [resize_line(line, size) for line, size in zip(self, grid_size, strict=True)]
+
+
 class PositionBias(nn.Module):
     """The bias between tokens and agents: a coarse block, a line for each axis, and one value for each prefix token.
 
@@ -47,7 +57,7 @@ class PositionBias(nn.Module):
             return nn.Parameter(torch.empty(num_heads, tokens, num_agents, device=device, dtype=dtype))
 
         self.block = parameter(_BLOCK ** len(grid_size))
-        self.lines = nn.ParameterList(parameter(size) for size in grid_size)
+        self.lines = Lines(parameter(size) for size in grid_size)
         self.prefix = parameter(num_prefix_tokens) if num_prefix_tokens else None
         self.reset_parameters()
 
@@ -60,8 +70,7 @@ class PositionBias(nn.Module):
         """Return the bias on a grid of N tokens, prefix tokens first: ``[H, N, A]``."""
         bias = resize_grid(self.block, (_BLOCK,) * len(grid_size), grid_size, smooth=False)
         bias = bias.unflatten(1, tuple(grid_size))  # [H, *grid, A]
-        for axis, (line, size) in enumerate(zip(self.lines, grid_size, strict=True), start=1):
-            along = resize_line(line, size)
+        for axis, along in enumerate(self.lines(grid_size), start=1):
             shape = [1] * bias.ndim
             shape[0], shape[axis], shape[-1] = along.shape
             bias = bias + along.reshape(shape)

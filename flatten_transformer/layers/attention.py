@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from flatten_transformer.layers.core import AttentionCore
 from flatten_transformer.layers.layout import Decomposition, Layout
-from flatten_transformer.layers.patches import PatchConv2d
-from flatten_transformer.layers.projection import Projection
+from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.ops.checks import shape_of
 
 
@@ -26,9 +26,11 @@ class Projected(NamedTuple):
     value: Tensor  # [B, M, C]
     grid_size: Sequence[int]
     context_grid_size: Sequence[int]
-    cross: bool
+    cross: bool = False
+    x: Tensor | None = None  # [B, N, C], what was projected
 
 
+@register_notrace_module  # a leaf to torch.fx, as timm's own modules that look at sizes
 class GridAttention(AttentionCore):
     """Base of every attention: a subclass says how queries, keys and values mix; the rest is here.
 
@@ -50,7 +52,7 @@ class GridAttention(AttentionCore):
     attends_elsewhere: ClassVar[bool] = True  # whether keys may be other tokens than the queries
     context_dim: int | None = None
     sr_ratio: int | None = None
-    proj: Projection
+    proj: nn.Linear
 
     def add_projections(
         self,
@@ -86,15 +88,15 @@ class GridAttention(AttentionCore):
             )
         self.context_dim, self.sr_ratio = context_dim if sr_ratio is None else self.dim, sr_ratio
         if self.context_dim is None:
-            self.qkv = Projection(self.dim, 3 * self.dim, bias=qkv_bias, device=device, dtype=dtype)
+            self.qkv = nn.Linear(self.dim, 3 * self.dim, bias=qkv_bias, device=device, dtype=dtype)
         else:
-            self.q = Projection(self.dim, self.dim, bias=qkv_bias, device=device, dtype=dtype)
-            self.kv = Projection(self.context_dim, 2 * self.dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.proj = Projection(self.dim, self.dim, bias=proj_bias, device=device, dtype=dtype)
+            self.q = nn.Linear(self.dim, self.dim, bias=qkv_bias, device=device, dtype=dtype)
+            self.kv = nn.Linear(self.context_dim, 2 * self.dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(self.dim, self.dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
         self._draw_projections()
         if sr_ratio is not None and sr_ratio > 1:
-            self.sr = PatchConv2d(self.dim, self.dim, sr_ratio, device=device, dtype=dtype)
+            self.sr = nn.Conv2d(self.dim, self.dim, sr_ratio, stride=sr_ratio, device=device, dtype=dtype)
             self.sr_norm = nn.LayerNorm(self.dim, device=device, dtype=dtype)
 
     def _draw_projections(self) -> None:
@@ -107,7 +109,7 @@ class GridAttention(AttentionCore):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Projected,
         grid_size: Sequence[int] | None = None,
         *,
         context: Tensor | None = None,
@@ -117,7 +119,8 @@ class GridAttention(AttentionCore):
         """Attend from ``x`` to itself, or to ``context`` where the layer has a ``context_dim``.
 
         Args:
-            x: ``[B, N, C]``: prefix tokens, then grid tokens with the last axis fastest.
+            x: ``[B, N, C]``: prefix tokens, then grid tokens with the last axis fastest. Hosts that keep the projections
+                pass what they have projected, with its grids, and get what would go into the output projection.
             grid_size: The grid of ``x``; by default that of the constructor.
             context: ``[B, M, context_dim]``, prefix tokens first.
             context_grid_size: The grid of ``context``; by default that of the constructor.
@@ -126,10 +129,15 @@ class GridAttention(AttentionCore):
         Returns:
             ``[B, N, C]``.
         """
-        query, key, value, grid_size, context_grid_size, cross = self._project(x, grid_size, context, context_grid_size)
-        out = self.attend(query, key, value, grid_size, context_grid_size, attn_mask, x=x, cross=cross)
+        if isinstance(x, Projected):
+            return self._attend(x, attn_mask)
+        out = self._attend(self._project(x, grid_size, context, context_grid_size), attn_mask)
         projected: Tensor = self.proj_drop(self.proj(out))
         return projected
+
+    def _attend(self, tokens: Projected, attn_mask: Tensor | None) -> Tensor:
+        query, key, value, grid_size, context_grid_size, cross, x = tokens
+        return self.attend(query, key, value, grid_size, context_grid_size, attn_mask, x=x, cross=cross)
 
     def decompose(
         self,
@@ -156,7 +164,7 @@ class GridAttention(AttentionCore):
             >>> layer.decompose(torch.randn(3, 35, 32)).matrix.shape
             torch.Size([3, 2, 35, 35])
         """
-        query, key, value, grid_size, context_grid_size, cross = self._project(x, grid_size, context, context_grid_size)
+        query, key, value, grid_size, context_grid_size, cross, _ = self._project(x, grid_size, context, context_grid_size)
         layout = Layout(grid_size, context_grid_size, attn_mask, cross)
         return self.decompose_projected(query, key, value, layout, x)
 
@@ -170,7 +178,7 @@ class GridAttention(AttentionCore):
             if context is not None or context_grid_size is not None:
                 raise ValueError("this layer attends to x itself: build it with context_dim to pass a context")
             query, key, value = self.qkv(x).chunk(3, dim=2)
-            return Projected(query, key, value, own_grid, own_grid, cross=False)
+            return Projected(query, key, value, own_grid, own_grid, x=x)
         if self.sr_ratio is not None:
             if context is not None or context_grid_size is not None:
                 raise ValueError(f"this layer makes its context of x, sr_ratio {self.sr_ratio}: leave context out")
@@ -181,13 +189,13 @@ class GridAttention(AttentionCore):
             other_grid = self._fit("context", context, context_grid_size)
             other_grid = own_grid if on_one_grid else other_grid  # one object, which the exporter needs
         key, value = self.kv(context).chunk(2, dim=2)
-        return Projected(self.q(x), key, value, own_grid, other_grid, cross=context is not x)
+        return Projected(self.q(x), key, value, own_grid, other_grid, cross=context is not x, x=x)
 
     def _reduce(self, x: Tensor, grid_size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
         """Return the context made of ``x`` by spatial reduction, and its grid."""
-        if self.sr_ratio == 1:
+        if self.sr_ratio is None or self.sr_ratio == 1:
             return x, grid_size
-        image = self.sr(x.transpose(1, 2).unflatten(2, tuple(grid_size)))
+        image = self.sr(pad_to_patches(x.transpose(1, 2).unflatten(2, tuple(grid_size)), self.sr_ratio))
         return self.sr_norm(image.flatten(2).transpose(1, 2)), image.shape[2:]
 
     def _fit(self, name: str, tokens: Tensor, grid_size: Sequence[int] | None) -> tuple[int, ...]:

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.layout import Decomposition, Layout, check_grid
-from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, Stretch, depthwise_convolution, stretch_values
+from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
+from flatten_transformer.layers.rank_restoration import Stretch, convolve_values, depthwise_convolution, stretch_values
 from flatten_transformer.ops.checks import check_mask
-from flatten_transformer.ops.rank_restoration import restore_rank
 
 
-class AttentionCore(nn.Module):
+class AttentionCore(LearnsOnGrid, nn.Module):
     """An attention without its projections, for hosts that keep them elsewhere (CSwin): see GridAttention, its subclass.
 
     Args:
@@ -76,7 +77,7 @@ class AttentionCore(nn.Module):
         if key_encoding:
             count = math.prod(self.grid_size)
             self.positional_encoding = nn.Parameter(torch.zeros(1, count, dim, device=device, dtype=dtype))
-        self.dwc: DepthwiseConvolution | None = None
+        self.dwc: nn.Module | None = None  # a depthwise convolution, or what somebody has made of it
         if rank_restoration:
             axes = len(self.grid_size)
             self.dwc = depthwise_convolution(self._kernel_count(), kernel_size, axes, device=device, dtype=dtype)
@@ -190,7 +191,7 @@ class AttentionCore(nn.Module):
         if self._kernel_count() != v.shape[3]:
             v = v.transpose(1, 2).flatten(2)[:, None]  # [B, 1, M, C]: a kernel for each channel of all heads
         tokens = self._values_at_outputs(v, layout)
-        restored = restore_rank(tokens, self.dwc.weight, self.dwc.bias, layout.grid_size)
+        restored = convolve_values(self.dwc, tokens, layout.grid_size)
         return F.pad(restored, (0, 0, self.num_prefix_tokens, 0)).transpose(1, 2).flatten(2)
 
     def _values_at_outputs(self, v: Tensor, layout: Layout) -> Tensor:
@@ -222,6 +223,19 @@ class AttentionCore(nn.Module):
         if self.positional_encoding is not None:
             resized = resize_grid(self.positional_encoding.detach(), old, self.grid_size)
             self.positional_encoding = nn.Parameter(resized, requires_grad=self.positional_encoding.requires_grad)
+
+    def learned_grids(self) -> Mapping[str, Grid]:
+        """Return the grid of the key encoding, if there is one."""
+        return {} if self.positional_encoding is None else {"positional_encoding": self.grid_size}
+
+    def fit_learned(
+        self, tensors: MutableMapping[str, Tensor], prefix: str, known: Any = None, *, resuming: bool = False
+    ) -> None:
+        """Resize what was learned on other grids, that of subclasses (:meth:`fit`) too."""
+        super().fit_learned(tensors, prefix, known, resuming=resuming)
+        for leaf, _ in self.named_parameters():
+            if prefix + leaf in tensors and leaf != "positional_encoding":
+                tensors[prefix + leaf] = self.fit(leaf, tensors[prefix + leaf])
 
     def _check_axes(self, grid_size: Sequence[int]) -> tuple[int, ...]:
         """Return the grid as a tuple, or raise ValueError if it is none with the axes of the learned one."""

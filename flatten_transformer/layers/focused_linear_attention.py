@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers.attention import GridAttention
 from flatten_transformer.layers.layout import Layout
-from flatten_transformer.layers.rank_restoration import Stretch
+from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, Stretch, may_read
 from flatten_transformer.ops import focused_linear_attention, reference
 from flatten_transformer.ops.checks import Norm, check_focusing_factor, check_norm
 from flatten_transformer.ops.dispatch import Backend, check_backend
@@ -77,7 +77,7 @@ class FocusedLinearAttentionCore(GridAttention):
         """Attend in one call of the op, which may be fused; arguments and result as in every attention."""
         layout = Layout(grid_size, context_grid_size, attn_mask, cross)
         q, k, v = (self._split_heads(tokens) for tokens in (query, key, value))
-        dwc = self.dwc if layout.in_place else None
+        dwc = self._readable_dwc(v, layout)
         out = focused_linear_attention(
             q,
             k,
@@ -93,13 +93,20 @@ class FocusedLinearAttentionCore(GridAttention):
             backend=self.backend,
         )
         out = out.transpose(1, 2).flatten(2)
-        if self.dwc is None or layout.in_place:
+        if self.dwc is None or dwc is not None:
             return out
         if attn_mask is not None:
             v = v.masked_fill(~attn_mask.transpose(2, 3), 0)  # hidden tokens are padding to the convolution too
         restored = self.restore(v, layout, x)
         assert restored is not None
         return out + restored
+
+    def _readable_dwc(self, v: Tensor, layout: Layout) -> DepthwiseConvolution | None:
+        """Return the convolution where the op may read its weights, None where it must be called, if there is one."""
+        if self.dwc is None or not layout.in_place or not may_read(self.dwc, v):
+            return None
+        assert isinstance(self.dwc, DepthwiseConvolution)
+        return self.dwc
 
     def condition(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Return them as they are: the temperature divides what ReLU has left, so :meth:`weights` does it."""

@@ -1,4 +1,4 @@
-"""A convolution over patches, for maps of any size."""
+"""Maps of any size made ready for a convolution over patches that do not overlap."""
 
 from __future__ import annotations
 
@@ -6,51 +6,36 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
-class PatchConv2d(nn.Conv2d):
-    """A convolution over patches that do not overlap, for maps of any size.
+def pad_to_patches(image: Tensor, patch_size: int, *, remainder: Literal["pad", "drop"] = "pad") -> Tensor:
+    """Pad a map right and bottom with zeros, for a convolution whose kernel and stride are ``patch_size``.
 
     Args:
-        in_channels: As in nn.Conv2d.
-        out_channels: As in nn.Conv2d.
-        patch_size: Side of a patch: kernel and stride.
-        remainder: What happens right and bottom to rows and columns that fill no patch: ``"pad"`` fills them up with
-            zeros, so that no pixel is lost; ``"drop"`` leaves them out as nn.Conv2d does, and pads only a map that is
-            smaller than one patch.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        image: ``[B, C, height, width]``.
+        patch_size: Side of a patch.
+        remainder: What happens to rows and columns that fill no patch: ``"pad"`` fills them up, so that no pixel is lost;
+            ``"drop"`` leaves them to the convolution, which leaves them out, and pads only a map smaller than one patch.
+
+    Returns:
+        The map, the same tensor where there is nothing to pad.
 
     Example:
-        >>> PatchConv2d(3, 8, 4)(torch.rand(1, 3, 217, 333)).shape
-        torch.Size([1, 8, 55, 84])
+        >>> pad_to_patches(torch.rand(1, 3, 217, 333), 4).shape
+        torch.Size([1, 3, 220, 336])
+        >>> pad_to_patches(torch.rand(1, 3, 3, 10), 4, remainder="drop").shape
+        torch.Size([1, 3, 4, 10])
     """
+    bottom, right = (_padding(size, patch_size, remainder) for size in image.shape[2:])
+    # An exported graph with a free size must always pad; padding by nothing changes nothing.
+    if torch.compiler.is_exporting() or bottom or right:
+        return F.pad(image, (0, right, 0, bottom))
+    return image
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        patch_size: int,
-        *,
-        remainder: Literal["pad", "drop"] = "pad",
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_channels, out_channels, patch_size, stride=patch_size, device=device, dtype=dtype)
-        self.remainder = remainder
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return ``[B, out_channels, rows, columns]`` of ``[B, in_channels, height, width]``."""
-        bottom, right = (self._padding(size) for size in image.shape[2:])
-        # An exported graph with a free size must always pad; padding by nothing changes nothing.
-        if torch.compiler.is_exporting() or bottom or right:
-            image = F.pad(image, (0, right, 0, bottom))
-        return super().forward(image)
-
-    def _padding(self, size: int) -> int:
-        patch = self.stride[0]
-        if self.remainder == "drop":
-            return patch - size if size < patch else 0  # not max(): a graph with a free size would keep it
-        # not -size % patch: torch.compile cannot trace the modulo of a negative size that is free
-        return (size + patch - 1) // patch * patch - size
+def _padding(size: int, patch: int, remainder: str) -> int:
+    if remainder == "drop":
+        return patch - size if size < patch else 0  # not max(): a graph with a free size would keep it
+    # not -size % patch: torch.compile cannot trace the modulo of a negative size that is free
+    return (size + patch - 1) // patch * patch - size

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers.attention import GridAttention
 from flatten_transformer.layers.layout import Layout
-from flatten_transformer.layers.projection import Projection
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.ops import peers
 from flatten_transformer.ops.peers import reference
@@ -85,7 +84,7 @@ class PolaFormerAttention(GridAttention):
             raise ValueError(f"alpha must be positive: powers are 1 to 1 + alpha; got {alpha}")
         self.alpha = alpha
         self.power = nn.Parameter(torch.zeros(1, num_heads, 1, dim // num_heads, device=device, dtype=dtype))
-        self.g = Projection(dim, dim, device=device, dtype=dtype) if gated else None
+        self.g = nn.Linear(dim, dim, device=device, dtype=dtype) if gated else None
 
     def reset_parameters(self) -> None:
         """Set the powers back as well."""

@@ -1,4 +1,4 @@
-"""Rank restoration in layers: the convolution that holds the kernels, and values stretched to where outputs lie."""
+"""Rank restoration in layers: its convolution, called or read, and values stretched to where outputs lie."""
 
 # B batch, H heads, M value tokens, N output tokens, E channels per head.
 
@@ -10,12 +10,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.ops.checks import shape_of
+from flatten_transformer.ops.rank_restoration import on_maps
 
 Stretch = Literal["grid", "tokens"]
 DepthwiseConvolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS: dict[int, type[DepthwiseConvolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_FORWARDS = {kind: kind.forward for kind in _CONVOLUTIONS.values()}  # as PyTorch has them
 
 
 def depthwise_convolution(
@@ -40,6 +44,89 @@ def check_kernel_size(kernel_size: int) -> None:
     """Raise ValueError unless a kernel of this side keeps tokens in place."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and positive, so that tokens stay in place, got {kernel_size}")
+
+
+def convolve_values(convolution: nn.Module, value: Tensor, grid_size: Sequence[int]) -> Tensor:
+    """Call the convolution, whatever it has become, with the values as maps.
+
+    Args:
+        convolution: From :func:`depthwise_convolution`, or what somebody has put around it or in its place.
+        value: ``[B, H, M, E]``, grid tokens only.
+        grid_size: One to three axes; their product is M.
+
+    Returns:
+        ``[B, H, M, E]``.
+
+    Raises:
+        ValueError: If what it returns are no maps of that size.
+
+    Example:
+        >>> convolve_values(depthwise_convolution(8, 5, axes=2), torch.rand(2, 3, 12, 8), (3, 4)).shape
+        torch.Size([2, 3, 12, 8])
+    """
+
+    def convolve(maps: Tensor) -> Tensor:
+        convolved: Tensor = convolution(maps)
+        if not torch.compiler.is_compiling() and convolved.shape != maps.shape:
+            raise ValueError(
+                f"the convolution of the values must keep the size of the map, which is {shape_of(maps)}, and it returns "
+                f"{shape_of(convolved)}: give {type(convolution).__name__} a padding of half its kernel and a stride of 1"
+            )
+        return convolved
+
+    return on_maps(value, grid_size, convolve)
+
+
+def is_depthwise(convolution: nn.Module) -> bool:
+    """Return whether this is a convolution as :func:`depthwise_convolution` makes it, of any weights and with any hooks."""
+    kind = type(convolution)
+    if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind] or "forward" in convolution.__dict__:
+        return False
+    assert isinstance(convolution, DepthwiseConvolution)
+    axes, kernel = len(convolution.kernel_size), convolution.weight.shape[2:]
+    return (
+        convolution.padding_mode == "zeros"
+        and convolution.stride == convolution.dilation == (1,) * axes
+        and convolution.padding == tuple(side // 2 for side in kernel)
+        and all(side % 2 for side in kernel)
+        and convolution.weight.shape[0] == convolution.groups
+    )
+
+
+def may_read(convolution: nn.Module, value: Tensor) -> bool:
+    """Return whether a fused kernel may read the weights instead of calling the convolution: whether nobody would notice.
+
+    Not where it is hooked, subclassed, wrapped, parametrized or replaced, and not where the weights are elsewhere or no
+    plain tensors.
+
+    Args:
+        convolution: Of the values.
+        value: What it would be called with; its channels come last.
+
+    Example:
+        >>> convolution, value = depthwise_convolution(8, 5, axes=2), torch.rand(2, 3, 12, 8)
+        >>> may_read(convolution, value)
+        True
+        >>> _ = convolution.register_forward_hook(lambda *_: None)
+        >>> may_read(convolution, value)
+        False
+    """
+    hooked = (
+        convolution._forward_hooks
+        or convolution._forward_pre_hooks
+        or convolution._backward_hooks
+        or convolution._backward_pre_hooks
+        or _has_any_global_hook()
+    )
+    if hooked or not is_depthwise(convolution):
+        return False
+    assert isinstance(convolution, DepthwiseConvolution)
+    weight, bias = convolution.weight, convolution.bias
+    return weight.shape[:2] == (value.shape[-1], 1) and _is_plain(weight, value) and (bias is None or _is_plain(bias, value))
+
+
+def _is_plain(tensor: Tensor, like: Tensor) -> bool:
+    return type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided and tensor.device == like.device
 
 
 def stretch_values(value: Tensor, grid_size: Sequence[int], out_grid_size: Sequence[int], *, stretch: Stretch = "grid") -> Tensor:

@@ -1,21 +1,33 @@
-"""What every family's checkpoint filter shares: unwrap, resize the key encodings, refuse strangers, convert on any load."""
+"""What every family's checkpoint filter shares: unwrap, resize what grids hold, refuse strangers, convert on any load."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from flatten_transformer.layers import GridAttention
-from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.layers.learned_grids import GRIDS, SQUARE, LearnsOnGrid
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
-def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+class StateDict(dict[str, Tensor]):
+    """Tensors by name with what PyTorch's state dicts know beside them: of ours, the grids that encodings were learned on.
+
+    Args:
+        tensors: By name.
+        metadata: As ``state_dict()._metadata``, by the name of a module.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        super().__init__(tensors)
+        self._metadata = dict(metadata)  # PyTorch's name, by which load_state_dict finds it
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> StateDict:
     """Return the tensors of a training checkpoint by parameter name: ``{"model": …}`` and ``module.`` removed.
 
     Example:
@@ -26,55 +38,98 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
             break
-    tensors = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+    found = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name.removeprefix("module."): value for name, value in found.items()}
+    metadata = getattr(checkpoint, "_metadata", {})
+    known = metadata.items() if isinstance(metadata, Mapping) else ()
+    return StateDict(tensors, {f"{name}.".removeprefix("module.").removesuffix("."): entry for name, entry in known})
 
 
-def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resize what attentions have learned on another grid than the model's, key encodings bicubically.
+def fit_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> StateDict:
+    """Return the tensors of a checkpoint by the model's own names and on its grids.
+
+    Args:
+        checkpoint: As training code saves it, by the model's own names or by those it accepts (:func:`accept_official_names`).
+        model: What it is for.
+
+    Raises:
+        ValueError: If the grid of an encoding cannot be known.
+    """
+    came = unwrap(checkpoint)
+    convert = getattr(model, "convert_names", None)
+    return fit_key_encodings(came if convert is None else StateDict(convert(came, model), came._metadata), model)
+
+
+def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> StateDict:
+    """Resize what was learned on another grid than the model's: key and position encodings, position biases.
+
+    The grid is the one that came with the tensors, see :class:`StateDict`. Where none did, a number of tokens that is a
+    square is taken for a square, and the log says so if the model's grid is none.
 
     Args:
         state_dict: Tensors by the model's own names; encodings are ``[1, tokens, channels]``.
         model: Any module that holds attentions over a grid.
 
+    Returns:
+        The tensors with the grids of the model.
+
     Raises:
-        ValueError: If an encoding of another length is not square: its grid cannot be known.
+        ValueError: If the grid of an encoding cannot be known.
     """
-    fitted = dict(state_dict)
+    fitted, metadata = dict(state_dict), getattr(state_dict, "_metadata", {})
     for prefix, module in model.named_modules():
-        if not isinstance(module, GridAttention):
-            continue
-        for leaf, _ in module.named_parameters():
-            name = f"{prefix}.{leaf}"
-            if name not in fitted:
-                continue
-            if leaf == "positional_encoding":
-                fitted[name] = fit_encoding(name, fitted[name], module.grid_size)
-            else:
-                fitted[name] = module.fit(leaf, fitted[name])
-    return fitted
+        if isinstance(module, LearnsOnGrid):
+            module.fit_learned(fitted, f"{prefix}." if prefix else "", _grids(metadata, prefix))
+    return with_grids_of(model, fitted)
 
 
-def fit_encoding(name: str, encoding: Tensor, grid_size: tuple[int, ...]) -> Tensor:
-    """Return ``encoding``, ``[1, tokens, channels]`` of a square grid, resized to ``grid_size`` unless it has its length.
+def with_grids_of(model: nn.Module, state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Return tensors that lie on the grids of ``model``, and say so."""
+    return StateDict(state_dict, {name: {GRIDS: dict(module.learned_grids())} for name, module in _learners(model)})
 
-    Raises:
-        ValueError: If it has another length and is not square: its grid cannot be known.
+
+def with_square_grids(model: nn.Module, state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Return tensors that say they were learned on squares, as the authors' published ones, unless they know better."""
+    squares = {name: dict.fromkeys(module.learned_grids(), SQUARE) for name, module in _learners(model)}
+    metadata = getattr(state_dict, "_metadata", {})
+    return StateDict(state_dict, {name: {GRIDS: _grids(metadata, name) or grids} for name, grids in squares.items()})
+
+
+def grids_to_header(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the grids of a state dict as an entry of a safetensors file's header, which keeps no other metadata.
 
     Example:
-        >>> fit_encoding("pos_embed", torch.zeros(1, 196, 64), (12, 12)).shape
-        torch.Size([1, 144, 64])
+        >>> from flatten_transformer import FocusedLinearAttention
+        >>> grids_to_header(FocusedLinearAttention(8, 2, (2, 8)).state_dict())
+        {'grids': '{"": {"positional_encoding": [2, 8]}}'}
     """
-    count = encoding.shape[1]
-    if count == math.prod(grid_size):
-        return encoding
-    side = math.isqrt(count)
-    if side * side != count:
-        raise ValueError(
-            f"{name} has {count} tokens, not a square, where the model has the grid {grid_size}: "
-            "build the model with the img_size it was trained with, load, then call set_input_size"
-        )
-    return resize_grid(encoding, (side, side), grid_size)
+    metadata = getattr(state_dict, "_metadata", {})
+    grids = {prefix: found for prefix in metadata if (found := _grids(metadata, prefix))}
+    return {GRIDS: json.dumps(grids)} if grids else {}
+
+
+def grids_from_header(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None) -> StateDict:
+    """Return the tensors of a safetensors file with what its header says of their grids; nothing, if it is not understood.
+
+    Example:
+        >>> grids_from_header({}, {"grids": '{"": {"pos_embed": [2, 8]}}'})._metadata
+        {'': {'grids': {'pos_embed': [2, 8]}}}
+    """
+    try:
+        grids = json.loads((header or {}).get(GRIDS, "{}"))
+    except (ValueError, RecursionError):
+        grids = {}
+    return StateDict(tensors, {prefix: {GRIDS: found} for prefix, found in grids.items()} if isinstance(grids, dict) else {})
+
+
+def _learners(model: nn.Module) -> Iterator[tuple[str, LearnsOnGrid]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LearnsOnGrid))
+
+
+def _grids(metadata: Any, prefix: str) -> Any:
+    """Return what metadata say of the grids of one module: from a file, so perhaps anything."""
+    entry = metadata.get(prefix) if isinstance(metadata, Mapping) else None
+    return entry.get(GRIDS) if isinstance(entry, Mapping) else None
 
 
 def check_fit(
@@ -118,7 +173,7 @@ def accept_official_names(model: nn.Module, convert: Callable[[Mapping[str, Tens
 
     Args:
         model: The model, also where it is a part of a larger one.
-        convert: ``(state_dict, model)`` to tensors by the model's own names, and in its sizes. It must leave alone what it
+        convert: ``(state_dict, model)`` to tensors by the model's own names. It must leave alone what it
             does not know, strangers and gaps: ``load_state_dict`` reports them, or not, as its ``strict`` says.
 
     Example:
@@ -127,6 +182,7 @@ def accept_official_names(model: nn.Module, convert: Callable[[Mapping[str, Tens
         >>> model.load_state_dict({"fc.weight": torch.ones(1, 1), "fc.bias": torch.ones(1)})
         <All keys matched successfully>
     """
+    model.convert_names = convert  # type: ignore[assignment]  # neither a tensor nor a module
     model.register_load_state_dict_pre_hook(partial(_convert_in_place, convert))
 
 

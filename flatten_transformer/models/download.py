@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import zipfile
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor
 
-from flatten_transformer.models.files import one_line, read_tensors, weights_format
+from flatten_transformer.models.checkpoint import StateDict
+from flatten_transformer.models.files import one_line, read_tensors
 
 _DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")  # the beginning of a SHA-256, as PyTorch's and timm's links carry it
 
 
-def fetch_tensors(url: str, file: Path) -> dict[str, Tensor]:
+def fetch_tensors(url: str, file: Path) -> StateDict:
     """Return the tensors of published weights; fetch them unless ``file`` has them whole.
 
     What came is read, its checksums too, before it gets its name: a server's page about an error is not kept, nor half a
@@ -47,7 +46,7 @@ def fetch_tensors(url: str, file: Path) -> dict[str, Tensor]:
     draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
         _download(url, draft)
-        _check(draft)
+        read_tensors(draft)
         os.replace(draft, file)
     except ValueError as error:
         reason = one_line(error).replace(f"{draft} ", "")
@@ -73,16 +72,3 @@ def _download(url: str, file: Path) -> None:
         raise ConnectionError(
             f"cannot fetch {url} ({error}): download it elsewhere and pass pretrained_cfg_overlay={{'file': path}}"
         ) from None
-
-
-def _check(file: Path) -> None:
-    """Raise ValueError unless a file is a whole one of tensors, as far as it tells: zip files carry checksums."""
-    if weights_format(file) == "zip":
-        try:
-            with zipfile.ZipFile(file) as archive:
-                damaged = archive.testzip()
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"half a zip file: {error}") from error
-        if damaged:
-            raise ValueError(f"its part {damaged} has another checksum")
-    read_tensors(file)

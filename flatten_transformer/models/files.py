@@ -20,9 +20,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flatten_transformer.atomic_file import write_atomically
-from flatten_transformer.models.checkpoint import unwrap
+from flatten_transformer.digest import check_whole
+from flatten_transformer.models.checkpoint import StateDict, grids_from_header, grids_to_header, unwrap
 from flatten_transformer.printable import printable
 
+_WANTED = "a checkpoint must be a safetensors file or one that torch.save wrote"
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # a pickle of the number that torch.save began with until 1.5
 _MAX_HEADER = 16 * 2**20  # bytes, of a safetensors file; that of a model with 1,000 tensors and as many classes has 0.2 MiB
 _MAX_STEPS = 1_000_000  # of a pickle, each of which takes up to 230 bytes; a tensor has about 20
@@ -94,7 +96,7 @@ _PICKLE = SimpleNamespace(  # what torch.load asks of a pickle module
 )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> StateDict:
     """Return the tensors of a checkpoint by name, whatever lies beside them.
 
     Training code often pickles its configuration into the file. No code and no class that a file names is run or
@@ -115,6 +117,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}: check the path")
+    _check_entries(path)
+    check_whole(path)
     tensors = unwrap(_load(path))
     if not tensors:
         raise ValueError(
@@ -126,16 +130,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _check_entries(path: Path) -> None:
+    """Raise ValueError for a zip file that torch.save did not write, before anything in it is looked at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # no zip file, or a damaged one: zipfile raises nearly everything, and the readers say it better
+        return
+    reasons = {
+        "it is a TorchScript program, not a checkpoint": any(e.filename.endswith("constants.pkl") for e in entries),
+        "it is compressed, as torch.save never does": any(e.compress_type != zipfile.ZIP_STORED for e in entries),
+        "its entries overlap": sum(e.file_size for e in entries) > path.stat().st_size,
+    }
+    if found := [reason for reason, applies in reasons.items() if applies]:
+        raise ValueError(f"{path} cannot be read ({found[0]}): {_WANTED}")
+
+
 def _load(path: Path) -> Mapping[str, Any]:
-    wanted = "a checkpoint must be a safetensors file or one that torch.save wrote"
     try:
         loaded = _READERS[weights_format(path)](path)
     except OSError:
         raise
     except Exception as error:  # what a damaged or hostile pickle raises has no bounds
-        raise ValueError(f"{path} cannot be read ({one_line(error)}): {wanted}") from error
+        raise ValueError(f"{path} cannot be read ({one_line(error)}): {_WANTED}") from error
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}: {wanted}, with tensors by name")
+        raise ValueError(f"{path} holds a {type(loaded).__name__}: {_WANTED}, with tensors by name")
     return loaded
 
 
@@ -185,14 +204,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is compressed, as torch.save never does")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("its entries overlap")
-    if any(entry.filename.endswith("constants.pkl") for entry in entries):  # torch.load would build it
-        raise ValueError("it is a TorchScript program, not a checkpoint")
     reader = torch._C.PyTorchFileReader(str(path))  # what torch.load reads with
     _check_pickle(io.BytesIO(reader.get_record("data.pkl")))
     return torch.load(str(path), map_location="cpu", pickle_module=_PICKLE, weights_only=False, mmap=True)
@@ -217,7 +228,7 @@ def _check_pickle(file: IO[bytes]) -> None:
 
 
 _READERS: Mapping[Format, Callable[[Path], Any]] = {
-    "safetensors": lambda path: read_safetensors(path)[0],
+    "safetensors": lambda path: grids_from_header(*read_safetensors(path)),
     "zip": _read_zip,
     "legacy": _read_legacy,
 }
@@ -259,11 +270,12 @@ def convert_checkpoint(source: Path, target: Path, /) -> None:
         raise ValueError(f"the target must be named .safetensors, got {target}")
     if target.exists():
         raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
-    tensors = {name: value.clone().contiguous() for name, value in read_tensors(source).items()}
+    came = read_tensors(source)
+    tensors = {name: value.clone().contiguous() for name, value in came.items()}
     try:
         if "__metadata__" in tensors:
             raise ValueError("the name __metadata__")
-        content = save(tensors, {"format": "pt"})
+        content = save(tensors, {"format": "pt", **grids_to_header(came)})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source} holds what a safetensors file cannot ({one_line(error)}): leave it as it is") from error
     write_atomically(target, content)

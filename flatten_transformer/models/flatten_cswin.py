@@ -23,16 +23,14 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from flatten_transformer.layers import GridAttention
-from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.projection import Projection
-from flatten_transformer.layers.rank_restoration import DepthwiseConvolution, depthwise_convolution
+from flatten_transformer.layers.attention import Projected
+from flatten_transformer.layers.rank_restoration import convolve_values, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
-from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_checkpoint
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
-from flatten_transformer.ops.rank_restoration import restore_rank
 
 __all__ = ["FlattenCSwinTransformer"]
 
@@ -113,7 +111,7 @@ def attend_in_stripes(attn: GridAttention, x: Tensor, qkv: Tensor, windows: Wind
     """
     query, key, value = qkv.chunk(3, dim=2)
     window = windows.window_size
-    out = attn.attend(query, key, value, window, window, windows.key_mask(qkv), x=x)
+    out: Tensor = attn(Projected(query, key, value, window, window, x=x), attn_mask=windows.key_mask(qkv))
     return out + _enhance(attn.get_v, value, window)  # type: ignore[arg-type]  # a module, to a type checker
 
 
@@ -184,7 +182,7 @@ class CrossShapedBlock(nn.Module):
         if num_heads % self.branches:
             raise ValueError(f"num_heads must be even where two kinds of stripes share the heads, got {num_heads}")
         self.norm1 = nn.LayerNorm(dim, **factory)
-        self.qkv = Projection(dim, 3 * dim, bias=qkv_bias, **factory)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
         shares = (dim // self.branches, num_heads // self.branches)
         self.attns = nn.ModuleList()
         for branch in range(self.branches):
@@ -192,8 +190,10 @@ class CrossShapedBlock(nn.Module):
                 self.attns.append(SoftmaxStripes(*shares, attn_drop=attn_drop, **factory))
                 continue
             window = self.windows(branch, feat_size).window_size
-            self.attns.append(linear_stripes(linear, *shares, window, **factory))
-        self.proj = Projection(dim, dim, **factory)
+            attn = linear_stripes(linear, *shares, window, **factory)
+            attn.fixed_axis = None if stripe is None else 1 - branch  # along which the stripe is narrow
+            self.attns.append(attn)
+        self.proj = nn.Linear(dim, dim, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, **factory)
@@ -484,9 +484,9 @@ class FlattenCSwinTransformer(nn.Module):
         return set()
 
 
-def _enhance(convolution: DepthwiseConvolution, value: Tensor, window_size: Size) -> Tensor:
+def _enhance(convolution: nn.Module, value: Tensor, window_size: Size) -> Tensor:
     """Convolve the values of each window, ``[B·W, N, C]``."""
-    return restore_rank(value[:, None], convolution.weight, convolution.bias, window_size)[:, 0]
+    return convolve_values(convolution, value[:, None], window_size)[:, 0]
 
 
 def _initialise(module: nn.Module) -> None:
@@ -538,7 +538,7 @@ _OFFICIAL_NAMES = (
 
 
 def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors under the names and in the sizes of ``model``; what is unknown passes."""
+    """Return the tensors under the names of ``model``; what is unknown passes."""
     named = {}
     for name, value in state_dict.items():
         for official, ours in _OFFICIAL_NAMES:
@@ -548,23 +548,15 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     for prefix, module in model.named_modules():
         if isinstance(module, CrossShapedBlock):
             _fit_branches(named, prefix, module)
-    return fit_key_encodings(named, model)
+    return named
 
 
 def _fit_branches(named: dict[str, Tensor], prefix: str, block: CrossShapedBlock) -> None:
-    """Fit, in place, what a block of another map or other stripes has learned.
+    """Fit, in place, the convolutions of a block with other stripes.
 
     Two branches of softmax stripes that each hold the whole map are one branch with all heads, so that its
-    convolution is theirs side by side. An encoding of stripes is no square, but their width is known.
+    convolution is theirs side by side.
     """
-    for branch, attn in enumerate(block.attns):
-        name = f"{prefix}.attns.{branch}.positional_encoding"
-        if isinstance(attn, GridAttention) and block.stripe is not None and name in named:
-            axis = 1 - branch  # along which the stripe is narrow
-            length, rest = divmod(named[name].shape[1], attn.grid_size[axis])
-            if not rest:
-                grid = (length, attn.grid_size[axis]) if axis else (attn.grid_size[axis], length)
-                named[name] = resize_grid(named[name], grid, attn.grid_size)
     if isinstance(block.attns[0], GridAttention):
         return
     for leaf in ("weight", "bias"):
@@ -580,7 +572,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenCSwinTrans
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    fitted = convert(unwrap(state_dict), model)
+    fitted = fit_checkpoint(state_dict, model)
     check_fit(fitted, model, stem="stem.conv")
     return fitted
 

@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
-from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
+from flatten_transformer.models.checkpoint import check_fit, fit_checkpoint, with_grids_of
 from flatten_transformer.models.options import expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
@@ -63,7 +64,7 @@ class GridSoftmaxAttention(Attention):
         return super().forward(x, attn_mask)
 
 
-class FlattenVisionTransformer(VisionTransformer):
+class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
     """A VisionTransformer whose blocks attend by focused linear attention, at any image size.
 
     Args:
@@ -136,7 +137,6 @@ class FlattenVisionTransformer(VisionTransformer):
         if drawn_here:
             self.weight_init_mode = weight_init
             self.init_weights(needs_reset=False)
-        accept_official_names(self, convert)
 
     def _linear_attention(self, softmax: Attention, linear: AttentionChoice) -> GridAttention:
         weight = softmax.qkv.weight
@@ -184,6 +184,10 @@ class FlattenVisionTransformer(VisionTransformer):
     def _tokens(self, image: Tensor, attn_mask: Tensor | None) -> Tokens:
         return Tokens(self.patch_embed.dynamic_feat_size((image.shape[2], image.shape[3])), attn_mask)
 
+    def learned_grids(self) -> Mapping[str, Grid]:
+        """Return the grid of the position encoding, if there is one."""
+        return {} if self.pos_embed is None else {"pos_embed": self.patch_embed.grid_size}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         for block in self.blocks:
@@ -202,24 +206,14 @@ class FlattenVisionTransformer(VisionTransformer):
                 block.attn.set_grid_size(self.patch_embed.grid_size)
 
 
-def convert(state_dict: Mapping[str, Tensor], model: FlattenVisionTransformer) -> dict[str, Tensor]:
-    """Return the tensors with position and key encodings resized; strangers stay as they are."""
-    tensors = fit_key_encodings(state_dict, model)
-    if "pos_embed" in tensors and model.pos_embed is not None:
-        prefix = model.pos_embed.shape[1] - model.patch_embed.num_patches
-        came = tensors["pos_embed"]
-        grid = fit_encoding("pos_embed", came[:, prefix:], model.patch_embed.grid_size)
-        tensors["pos_embed"] = torch.cat([came[:, :prefix], grid], dim=1)
-    return tensors
-
-
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenVisionTransformer) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint as ``model`` wants them: patch, position and key encodings resized.
 
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    tensors: dict[str, Tensor] = vision_transformer.checkpoint_filter_fn(convert(unwrap(state_dict), model), model)
+    fitted = fit_checkpoint(state_dict, model)
+    tensors = with_grids_of(model, vision_transformer.checkpoint_filter_fn(fitted, model))
     check_fit(tensors, model)
     return tensors
 

@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.patches import PatchConv2d
+from flatten_transformer.layers.learned_grids import LearnsOnGrid
+from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.attention_choice import choose_attention
 from flatten_transformer.models.checkpoint import (
     accept_official_names,
     check_fit,
-    fit_encoding,
-    fit_key_encodings,
-    unwrap,
+    fit_checkpoint,
 )
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
@@ -69,12 +68,13 @@ class PatchEmbed(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.proj = PatchConv2d(in_chans, dim, patch_size, device=device, dtype=dtype)
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, device=device, dtype=dtype)
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Return tokens ``[B, N, C]`` and their map of ``[B, in_chans, height, width]``."""
-        patches = self.proj(image)
+        patches = self.proj(pad_to_patches(image, self.patch_size))
         return self.norm(patches.flatten(2).transpose(1, 2)), (patches.shape[2], patches.shape[3])
 
 
@@ -117,7 +117,7 @@ class PyramidBlock(nn.Module):
         return out
 
 
-class PyramidStage(nn.Module):
+class PyramidStage(LearnsOnGrid, nn.Module):
     """Patches of the previous map, their position encoding, and blocks.
 
     Args:
@@ -162,6 +162,10 @@ class PyramidStage(nn.Module):
         for block in self.blocks:
             x = checkpoint(block, x, feat_size, use_reentrant=False) if self.grad_checkpointing else block(x, feat_size)
         return x.transpose(1, 2).unflatten(2, feat_size).contiguous()
+
+    def learned_grids(self) -> Mapping[str, Grid]:
+        """Return the grid of the position encoding."""
+        return {"pos_embed": self.feat_size}
 
     def set_feat_size(self, feat_size: Grid) -> None:
         """Learn the position encoding on a map of ``feat_size`` from here on."""
@@ -416,14 +420,8 @@ _OFFICIAL = re.compile(r"^(patch_embed|pos_embed|block)(\d+)")
 
 
 def convert(state_dict: Mapping[str, Tensor], model: FlattenPyramidVisionTransformer) -> dict[str, Tensor]:
-    """Return the tensors by our names, with position and key encodings resized; strangers stay as they are."""
-    tensors = {_OFFICIAL.sub(_own_name, name): value for name, value in state_dict.items()}
-    tensors = fit_key_encodings(rename_reduction_norms(tensors, model), model)
-    for i, stage in enumerate(model.typed_stages()):
-        name = f"stages.{i}.pos_embed"
-        if name in tensors:
-            tensors[name] = fit_encoding(name, tensors[name], stage.feat_size)
-    return tensors
+    """Return the tensors by our names; strangers stay as they are."""
+    return rename_reduction_norms({_OFFICIAL.sub(_own_name, name): value for name, value in state_dict.items()}, model)
 
 
 def _own_name(official: re.Match[str]) -> str:
@@ -437,7 +435,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVis
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    tensors = convert(unwrap(state_dict), model)
+    tensors = fit_checkpoint(state_dict, model)
     check_fit(tensors, model, stem="stages.0.patch_embed.proj")
     return tensors
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.attention_choice import choose_attention
-from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_checkpoint
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.spatial_reduction import (
@@ -115,9 +115,8 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
 
 
 def convert(state_dict: Mapping[str, Tensor], model: FlattenPyramidVisionTransformerV2) -> dict[str, Tensor]:
-    """Return the tensors by timm's names, with key encodings resized; strangers stay as they are."""
-    tensors = dict(pvt_v2.checkpoint_filter_fn(state_dict, model))
-    return fit_key_encodings(rename_reduction_norms(tensors, model), model)
+    """Return the tensors by timm's names; strangers stay as they are."""
+    return rename_reduction_norms(dict(pvt_v2.checkpoint_filter_fn(state_dict, model)), model)
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVisionTransformerV2) -> dict[str, Tensor]:
@@ -126,7 +125,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVis
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    tensors = convert(unwrap(state_dict), model)
+    tensors = fit_checkpoint(state_dict, model)
     check_fit(tensors, model)
     return tensors
 

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
-from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_encoding, fit_key_encodings, unwrap
+from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_checkpoint
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.ops.dispatch import Backend
@@ -137,7 +138,7 @@ class LinearWindowBlock(WindowBlock):
         self.attn.set_grid_size(_cap(window_size, feat_size))
 
 
-class SoftmaxWindowBlock(WindowBlock):
+class SoftmaxWindowBlock(LearnsOnGrid, WindowBlock):
     """timm's softmax attention in windows that may overhang the map: padding is masked out.
 
     The window is the one of the relative position bias, however small the map: a masked window gives what a smaller
@@ -174,6 +175,10 @@ class SoftmaxWindowBlock(WindowBlock):
         self.feat_size = feat_size
         _set_window_size(self.attn, _cap(window_size, feat_size))
         self.init_non_persistent_buffers()
+
+    def learned_grids(self) -> Mapping[str, Grid]:
+        """Return the grid of offsets that the relative position bias lies on."""
+        return {"attn.relative_position_bias_table": _offsets(self.attn.window_size)}
 
     def reset_parameters(self) -> None:
         """Fill the mask, as timm's ``init_weights`` asks for: the block itself learns nothing."""
@@ -339,7 +344,7 @@ def _set_window_size(attn: WindowAttention, window_size: Size) -> None:
 
 
 def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors under timm's names and in the sizes of ``model``; what is unknown passes.
+    """Return the tensors under timm's names; what is unknown passes.
 
     Swin's authors hold a stage's downsampling at its end, timm at the start of the next stage.
     """
@@ -351,18 +356,7 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
         if official:
             name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample.", name)
         named[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)] = value
-    return fit_key_encodings(_fit_position_biases(named, model), model)
-
-
-def _fit_position_biases(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resize, bicubically, every relative position bias that was learned in another window than the model's."""
-    fitted = dict(state_dict)
-    for prefix, module in model.named_modules():
-        name = f"{prefix}.relative_position_bias_table"
-        if not isinstance(module, WindowAttention) or name not in fitted:
-            continue
-        fitted[name] = fit_encoding(name, fitted[name][None], _offsets(module.window_size))[0]
-    return fitted
+    return named
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenSwinTransformer) -> dict[str, Tensor]:
@@ -371,7 +365,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenSwinTransf
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    fitted = convert(unwrap(state_dict), model)
+    fitted = fit_checkpoint(state_dict, model)
     check_fit(fitted, model)
     return fitted
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from timm.models import PretrainedCfg, build_model_with_cfg, list_pretrained, resolve_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
-from flatten_transformer.layers.projection import use_projections
+from flatten_transformer.models.checkpoint import StateDict, unwrap, with_square_grids
 from flatten_transformer.models.download import fetch_tensors
 from flatten_transformer.models.files import read_tensors
 
@@ -77,10 +78,11 @@ def build(
     if pretrained:
         cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
         kept = _kept(variant, cfg, cache_dir)
-        if kept is not None:
-            overlay["state_dict"] = fetch_tensors(cfg.url, kept)
-        elif cfg.file and not (cfg.source or cfg.state_dict or cfg.hf_hub_id):
-            overlay["state_dict"] = read_tensors(Path(cfg.file))
+        came = _tensors(cfg, kept)
+        if came:
+            # timm makes a plain dict of it, which does not know of grids
+            overlay["state_dict"] = dict(came)
+            filter_fn = partial(_filter, filter_fn, came._metadata, published=kept is not None)
     try:
         model: Model = build_model_with_cfg(
             model_class,
@@ -99,8 +101,29 @@ def build(
         raise ValueError(f"{error} (the weights lie in {kept}: delete it if they are not what was published)") from error
     described: Any = model.pretrained_cfg
     described.pop("state_dict", None)  # the weights are in the model now
-    use_projections(model)
     return model
+
+
+def _filter(
+    filter_fn: Callable[..., Any],
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    published: bool,
+) -> Any:
+    """Filter a checkpoint with what is known of its grids: all that was published was trained on squares."""
+    state_dict = StateDict(tensors, metadata)
+    return filter_fn(with_square_grids(model, state_dict) if published else state_dict, model)
+
+
+def _tensors(cfg: PretrainedCfg, kept: Path | None) -> StateDict:
+    """Return the weights, from where they are kept or from a file; none where timm shall fetch them itself."""
+    if kept is not None:
+        return fetch_tensors(cfg.url, kept)
+    if cfg.file and not (cfg.source or cfg.state_dict or cfg.hf_hub_id):
+        return read_tensors(Path(cfg.file))
+    return unwrap(cfg.state_dict or {})
 
 
 def _kept(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:

@@ -11,7 +11,7 @@ from timm.models.pvt_v2 import Attention
 from torch import Tensor, nn
 
 from flatten_transformer.layers import GridAttention
-from flatten_transformer.layers.patches import PatchConv2d
+from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.attention_choice import AttentionChoice
 
@@ -54,8 +54,21 @@ class SpatialReductionAttention(Attention):
         super().__init__(
             dim, num_heads, sr_ratio=sr_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **factory
         )
-        if sr_ratio > 1:
-            self.sr = PatchConv2d(dim, dim, sr_ratio, remainder="drop", device=device, dtype=dtype)
+        self.sr_ratio = sr_ratio
+
+    def forward(self, x: Tensor, feat_size: Grid) -> Tensor:
+        """Return ``[B, N, C]`` of tokens ``[B, N, C]`` of a map of ``feat_size``."""
+        image = x.transpose(1, 2).unflatten(2, feat_size)
+        padded = pad_to_patches(image, self.sr_ratio, remainder="drop")
+        if padded is image:
+            return self._attend(x, feat_size)
+        larger: Grid = (padded.shape[2], padded.shape[3])
+        out = self._attend(padded.flatten(2).transpose(1, 2), larger)  # the padding asks too, and nobody reads its answers
+        return out.unflatten(1, larger)[:, : feat_size[0], : feat_size[1]].flatten(1, 2)
+
+    def _attend(self, x: Tensor, feat_size: Grid) -> Tensor:
+        out: Tensor = super().forward(x, feat_size)
+        return out
 
 
 def build_attention(

@@ -74,5 +74,7 @@ def choose_backend(backend: str | None, query: Tensor, value: Tensor, options: O
             )
         return _BACKENDS[asked].attend
     fused = "cpp" if query.device.type == "cpu" else "triton"
-    runs = fused in _BACKENDS and _BACKENDS[fused].why_not(query, value, options) is None
-    return _BACKENDS[fused if runs else "portable"].attend
+    if fused in _BACKENDS and _BACKENDS[fused].why_not(query, value, options) is None:
+        return _BACKENDS[fused].attend
+    cpp.warn_if_off()
+    return _BACKENDS["portable"].attend

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,8 +28,22 @@ def restore_rank(value: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, g
         >>> restore_rank(torch.rand(2, 3, 12, 8), torch.rand(8, 1, 5, 5), None, (3, 4)).shape
         torch.Size([2, 3, 12, 8])
     """
+    convolve, padding = _CONVOLVE[len(grid_size)], [size // 2 for size in conv_weight.shape[2:]]
+    channels = value.shape[3]
+    return on_maps(value, grid_size, lambda maps: convolve(maps, conv_weight, conv_bias, padding=padding, groups=channels))
+
+
+def on_maps(value: Tensor, grid_size: Sequence[int], convolve: Callable[[Tensor], Tensor]) -> Tensor:
+    """Hand the values to a convolution as maps.
+
+    Args:
+        value: ``[B, H, M, E]``, grid tokens only.
+        grid_size: One to three axes; their product is M.
+        convolve: Keeps the shape of the maps, ``[B·H, E, *grid_size]``.
+
+    Returns:
+        ``[B, H, M, E]``.
+    """
     batch, heads, _, channels = value.shape
-    image = value.flatten(0, 1).transpose(1, 2).reshape(batch * heads, channels, *grid_size)
-    padding = [size // 2 for size in conv_weight.shape[2:]]
-    restored = _CONVOLVE[len(grid_size)](image, conv_weight, conv_bias, padding=padding, groups=channels)
-    return restored.flatten(2).transpose(1, 2).unflatten(0, (batch, heads))
+    maps = value.flatten(0, 1).transpose(1, 2).reshape(batch * heads, channels, *grid_size)
+    return convolve(maps).flatten(2).transpose(1, 2).unflatten(0, (batch, heads))

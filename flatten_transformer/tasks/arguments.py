@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser
+import yaml  # type: ignore[import-untyped]  # ships no annotations
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from flatten_transformer.hints import hint
+from flatten_transformer.import_path import advice
 
+ANY_TEXT = "flatten"  # a mode of parsers that takes a file's name which is no text, where YAML's own gives up
+set_loader(ANY_TEXT, get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
 _UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)")
 _UNKNOWN = re.compile(r"unrecognized arguments: (?P<option>[^\s=]+)|Group '(?P<group>.+)' does not accept option '(?P<key>.+)'")
+_MODULE = re.compile(r"No module named '(?P<name>[^']+)'")
 _CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 
 
@@ -27,10 +32,13 @@ class RaisingParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ValueError with the message, and where to look."""
+        missing = _MODULE.search(message)
         message = plain(message)
         if unknown := _UNKNOWN.match(message):
             option = unknown["option"] or f"--{unknown['group']}.{unknown['key']}"
             message += f": {hint(option, self._option_string_actions)}"
+        if missing:
+            message += f": there is no module {missing['name']!r}: {advice(missing['name'])}"
         raise ValueError(f"{message} (see {self.prog} --help)") from ex
 
 

@@ -10,7 +10,9 @@ import timm
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from flatten_transformer.models.checkpoint import fit_checkpoint, with_grids_of
 from flatten_transformer.models.files import read_tensors
+from flatten_transformer.printable import printable
 
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")  # of weights, in timm's pretrained_cfg
 
@@ -73,12 +75,12 @@ def load_backbone(features: nn.Module, name: str, args: Mapping[str, Any], path:
             f"no tensor of {path} fits the backbone {name} (the file's first is {came}, the model's {wanted}): "
             f"is it a file of {name}, built with the same arguments?"
         )
-    features.load_state_dict(tensors, strict=False)
+    features.load_state_dict(with_grids_of(features, tensors), strict=False)
     bent = [names[full] for full in misshapen if full in names]
     missing = [short for short in names.values() if short not in tensors and short not in bent]
     report = BackboneReport(list(tensors), missing, bent, unused)
     for line in report.lines(path):
-        rank_zero_info(line)
+        rank_zero_info(printable(line))
     return report
 
 
@@ -123,16 +125,7 @@ def feature_name(full: str, features: Mapping[str, Any]) -> str | None:
 
 def _fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """Return the tensors that fit by name and shape, the names of those of another shape, and of those left over."""
-    came: dict[str, Tensor] = {}
-
-    def note(_: nn.Module, state_dict: dict[str, Tensor], *__: Any) -> None:
-        came.update(state_dict)
-        state_dict.clear()
-
-    # Runs after the model's own hook, which converts the authors' names and resizes encodings.
-    handle = model.register_load_state_dict_pre_hook(note)
-    model.load_state_dict(tensors, strict=False)
-    handle.remove()
+    came = fit_checkpoint(tensors, model)
     wanted, classifier = model.state_dict(), getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     fitting = {name: value for name, value in came.items() if name in wanted and value.shape == wanted[name].shape}

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from flatten_transformer.atomic_file import write_figure
 from flatten_transformer.data.data_module import DataModule
 
 Row = dict[str, float]  # "epoch", and the last value of every metric by its name
@@ -25,17 +26,23 @@ class History(Callback):
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self._begin = 0.0
+        self._seen = 0
         self._rate = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the clock: a resumed epoch does not start again."""
+        self._begin = time.monotonic()
+        self._seen = trainer.datamodule.first_batch  # type: ignore[attr-defined]  # Lightning sets it, unannotated
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the clock."""
-        self._begin = time.monotonic()
+        self._begin, self._seen = time.monotonic(), 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the clock after the last batch: what follows is validation."""
         if trainer.is_last_batch:
             data: DataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, unannotated
-            images = (batch_idx + 1) * data.share.images * trainer.world_size
+            images = (batch_idx + 1 - self._seen) * data.share.images * trainer.world_size
             self._rate = images / (time.monotonic() - self._begin)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,5 +99,4 @@ def draw_curves(rows: Sequence[Row], monitor: str, path: Path) -> None:
             axis.axvline(best["epoch"], color="gray", linestyle="--", linewidth=1, label=f"best {monitor}")
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from flatten_transformer import __version__
 from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.layers.learned_grids import GRIDS
 from flatten_transformer.lazy import load
+from flatten_transformer.models.checkpoint import StateDict, grids_from_header, grids_to_header, with_grids_of
 from flatten_transformer.models.files import in_one_line, one_line, read_safetensors
 from flatten_transformer.printable import printable
 from flatten_transformer.tasks.backbone import without_weights
@@ -40,6 +42,10 @@ class ModelInfo:
         class_names: Name of each output.
         preprocessing: What is done to an image first.
         task: What it does.
+        category_ids: Of a detector: COCO's id of each class, as in its data; None for 1 and so on.
+
+    Raises:
+        ValueError: If ``category_ids`` do not fit the classes.
     """
 
     name: str
@@ -47,6 +53,12 @@ class ModelInfo:
     class_names: Sequence[str]
     preprocessing: Any  # the dataclass of the kind
     task: Kind = "classify"
+    category_ids: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        ids = self.category_ids
+        if ids is not None and not (len(set(ids)) == len(ids) == len(self.class_names) and set(map(type, ids)) <= {int}):
+            raise ValueError(f"category_ids must hold a whole number for each of {len(self.class_names)} classes, no two alike")
 
     def build(self) -> nn.Module:
         """Return the model with fresh weights; nothing is opened or fetched, whatever the arguments say of weights."""
@@ -74,9 +86,10 @@ def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
         >>> info.class_names
         ['cat', 'dog']
     """
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     entry = json.dumps({**asdict(info), "version": __version__})
-    write_atomically(path, save(tensors, {"format": "pt", _KEY: entry}))
+    write_atomically(path, save(tensors, {"format": "pt", _KEY: entry, **grids_to_header(state)}))
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
@@ -98,10 +111,10 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     path = Path(path)
     tensors, metadata = _read(path)
     info = _info(path, metadata)
-    _check(path, info, tensors)
+    _check(path, info, tensors, metadata)
     with _named(path, info):
         model = undrawn(info.build)
-        model.load_state_dict(tensors)
+        model.load_state_dict(_on_grids(model, tensors, metadata))
     _warn_unless_finite(path, model)
     return model.eval(), info
 
@@ -184,12 +197,18 @@ def _numbers(value: object, name: str = "") -> Iterator[tuple[str, int]]:
             stack += [(name, each) for each in value]
 
 
-def _check(path: Path, info: ModelInfo, tensors: Mapping[str, Tensor]) -> None:
+def _on_grids(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> StateDict:
+    """Return tensors with the grids of a file; an older one has none: they are those of the model that it describes."""
+    return grids_from_header(tensors, metadata) if GRIDS in metadata else with_grids_of(model, tensors)
+
+
+def _check(path: Path, info: ModelInfo, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Raise ValueError unless the model of the description is that of the tensors; it takes no memory to find out."""
     with _named(path, info):
         model = outline(info.build, tensors)
         with torch.device("meta"):
-            model.load_state_dict({name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()})
+            shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+            model.load_state_dict(_on_grids(model, shapes, metadata))
     for name, wanted in model.state_dict().items():
         if name in tensors and tensors[name].is_floating_point() != wanted.is_floating_point():
             raise _no_fit(path, info, f"{name} is {tensors[name].dtype}, the model has {wanted.dtype}")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from flatten_transformer.atomic_file import write_png
+from flatten_transformer.atomic_file import same_file, write_png
+from flatten_transformer.lettering import Lettering
 
 Colour = tuple[int, int, int]
 _GAP = 8  # pixels between pictures
+_LONGEST = 240  # bytes of a name, which file systems end at 255 with suffix and number
 _TITLE = 18  # pixels of height of what is written above a column
 
 # Okabe and Ito, "Color Universal Design", 2008, in an order whose neighbours differ most; black is left out.
@@ -78,15 +81,16 @@ def write_captions(image: Image.Image, boxes: Tensor, captions: Sequence[str], c
         captions: One a box.
         colours: One a box.
     """
-    canvas = ImageDraw.Draw(image)
-    font = ImageFont.load_default(max(9, max(image.size) // 45))
+    canvas, lettering = ImageDraw.Draw(image), Lettering(captions)
+    size = max(9, max(image.size) // 45)
     for (left, top, _, _), caption, colour in zip(boxes.tolist(), captions, colours, strict=True):
-        x0, y0, x1, y1 = canvas.textbbox((0, 0), caption, font=font)
+        text = lettering.legible(caption)
+        x0, y0, x1, y1 = lettering.box(text, size)
         width, height = x1 - x0 + 4, y1 - y0 + 4
         x = max(0, min(left, image.width - width))
         y = top - height if top >= height else min(top, image.height - height)
         canvas.rectangle((x, y, x + width, y + height), fill=colour)
-        canvas.text((x + 2 - x0, y + 2 - y0), caption, font=font, fill="black" if _is_light(colour) else "white")
+        lettering.draw(canvas, (x + 2 - x0, y + 2 - y0), text, size, "black" if _is_light(colour) else "white")
 
 
 def _is_light(colour: Colour) -> bool:
@@ -95,6 +99,8 @@ def _is_light(colour: Colour) -> bool:
 
 def overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
     """Return where the picture of each image goes: ``output/<stem>.png``, numbered where two images share a name.
+
+    Names that differ in capitals alone count as one, as some file systems have it; overlong ones are cut.
 
     Args:
         files: The images.
@@ -110,15 +116,16 @@ def overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
     taken: set[str] = set()
     paths = []
     for file in files:
-        name, number = file.stem, 1
-        while name in taken:
+        stem = (
+            os.fsencode(file.stem)[:_LONGEST].decode("utf-8", "ignore") if len(os.fsencode(file.stem)) > _LONGEST else file.stem
+        )
+        name, number = stem, 1
+        while name.casefold() in taken:
             number += 1
-            name = f"{file.stem}-{number}"
-        taken.add(name)
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
         paths.append(output / f"{name}.png")
-    images = {file.resolve() for file in files}
-    lost = next((path for path in paths if path.resolve() in images), None)
-    if lost is not None:
+    if lost := same_file(paths, files):
         raise ValueError(f"{lost} is one of the images, and its picture would take its place: choose another --output")
     return paths
 

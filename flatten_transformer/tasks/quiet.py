@@ -17,6 +17,10 @@ _WARNINGS = (
     r"`ModelCheckpoint\(monitor='val/\w+'\)` could not find the monitored key",
     # a run that goes on from a checkpoint keeps its own in a new folder
     "The dirpath has changed",
+    # it holds our lock; a folder with another training is refused
+    "(Experiment logs|Checkpoint) directory .* exists and is not empty",
+    # a resumed epoch begins behind the batches that were seen, which Lightning cannot know
+    "You're resuming from a checkpoint that ended before the epoch ended",
     # Lightning 2.6 with torch 2.15 and jsonargparse 4.53: theirs to mend
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"\s*By default only one JsonargparseDeprecationWarning",

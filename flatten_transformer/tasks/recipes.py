@@ -32,7 +32,8 @@ def find_recipe(name: str) -> Path:
 
     Args:
         name: A path, with ``recipes/`` at its beginning or not, or a name such as ``digits/flatten_deit``, of which the
-            beginning is enough where only one recipe begins like that.
+            beginning is enough where only one recipe begins like that. A whole name, without ``.yaml``, is always that of a
+            recipe of the library, whatever lies in the working directory.
 
     Raises:
         FileNotFoundError: If there is no such file and no such recipe, or several recipes begin like that.
@@ -45,7 +46,8 @@ def find_recipe(name: str) -> Path:
     key = name.removeprefix("recipes/").removesuffix(".yaml")
     names = recipe_names()
     begun = [key] if key in names else [recipe for recipe in names if key and recipe.startswith(key)]
-    for path in (Path(name), *(recipe_folder() / f"{recipe}.yaml" for recipe in begun if len(begun) == 1)):
+    own = [] if name in names else [Path(name)]
+    for path in (*own, *(recipe_folder() / f"{recipe}.yaml" for recipe in begun if len(begun) == 1)):
         if path.is_file():
             _check(path)
             return path

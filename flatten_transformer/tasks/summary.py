@@ -15,6 +15,7 @@ from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.history import History, best_row, draw_curves
 from flatten_transformer.tasks.kinds import KINDS
 from flatten_transformer.tasks.task import Task
+from flatten_transformer.terminal import cell, say
 
 
 class Summary(Callback):
@@ -42,7 +43,7 @@ class Summary(Callback):
         if trainer.is_global_zero and self.history.rows:
             _print("Trained", what_happened(self.history, KINDS[pl_module.kind].monitor))
             for picture in self._draw(pl_module):
-                Console(stderr=True).print(f"See {picture}", soft_wrap=True)
+                say(f"See {picture}", stderr=True)
 
     def _draw(self, task: Task) -> list[Path]:
         if self.folder is None or find_spec("matplotlib") is None:
@@ -96,5 +97,5 @@ def _is_share(name: str) -> bool:
 def _print(title: str, rows: Mapping[str, str]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for row in rows.items():
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     Console(stderr=True).print(table)

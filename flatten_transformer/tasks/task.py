@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 
 from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.models.checkpoint import check_fit
+from flatten_transformer.tasks.facts import KEY, compare, compare_averages, compare_groups, compare_length, facts
 from flatten_transformer.tasks.kinds import Kind
 from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
@@ -144,6 +146,17 @@ class Task(LightningModule):
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step + 1)  # Lightning counts this step only afterwards
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in the checkpoint what it is of: classes above all."""
+        checkpoint[KEY] = facts(self)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise ValueError if the checkpoint is of another model, before anything is loaded."""
+        """Raise ValueError if the checkpoint is of something else, before anything is loaded."""
+        resume = self.trainer.state.fn == TrainerFn.FITTING
+        compare(checkpoint.get(KEY), facts(self), resume=resume)
+        compare_averages(checkpoint["state_dict"], self.state_dict())
         check_fit(checkpoint["state_dict"], self)
+        if resume:
+            compare_length(checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
+            groups = self.optim.optimizer(self.model, self.data.batch_size).param_groups
+            compare_groups(checkpoint["optimizer_states"][0]["param_groups"], groups)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +14,25 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flatten_transformer.hints import hint
 from flatten_transformer.lazy import load
+from flatten_transformer.printable import printable
 from flatten_transformer.tasks.arguments import RaisingParser
-from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs
-from flatten_transformer.tasks.checkpoints import LAST, AtomicCheckpointIO, check_checkpoint, newest_checkpoint
+from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs, TellData
+from flatten_transformer.tasks.checkpoints import (
+    LAST,
+    AtomicCheckpointIO,
+    check_checkpoint,
+    checkpoint_folders,
+    choose_checkpoint,
+)
 from flatten_transformer.tasks.history import History
+from flatten_transformer.tasks.interruption import HeedSignals
 from flatten_transformer.tasks.kinds import KINDS, Kind
+from flatten_transformer.tasks.lock import check_idle, locked, remove_drafts
+from flatten_transformer.tasks.logs import CurvesAsCSV, CurvesForTensorBoard
 from flatten_transformer.tasks.memory import keep_freed_memory
 from flatten_transformer.tasks.quiet import quiet
 from flatten_transformer.tasks.recipes import find_recipe
@@ -46,9 +57,10 @@ def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
         The trainer (with its last ``callback_metrics``), model and datamodule that were used.
 
     Raises:
-        ValueError: If an argument, a recipe or a checkpoint is not what it should be.
+        ValueError: If an argument, a recipe or a checkpoint is not what it should be, or another training writes to the folder.
         FileNotFoundError: If a recipe or a checkpoint is missing.
         FloatingPointError: If the loss is no longer finite.
+        SystemExit: If a signal asked the training to end; its state is saved. The status is 128 and the signal's number.
     """
     with quiet():
         try:
@@ -59,8 +71,8 @@ def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
                 cli.model.recompute_activations()
             if cli.config.compile:
                 cli.model.model.compile()
-            run = getattr(cli.trainer, stage)
-            run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
+            with cli.locked():
+                cli.run()
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
     return cli
@@ -127,17 +139,82 @@ class TrainingCLI(LightningCLI):
             )
         if self.config.ckpt_path == LAST:
             self.config.ckpt_path = self._last_checkpoint()
-        if self.config.ckpt_path:
-            check_checkpoint(Path(self.config.ckpt_path))
+        elif self.config.ckpt_path:
+            check_checkpoint(Path(self.config.ckpt_path), resume=self.stage == "fit")
 
     def _last_checkpoint(self) -> str | None:
-        """Return the newest checkpoint of the runs of this name; a fit begins anew where there is none yet."""
-        path = newest_checkpoint(self.runs_folder())
+        """Return the newest whole checkpoint of the runs of this name; a fit begins anew where there is none yet."""
+        given = self.config.checkpoint.dirpath
+        folders = [Path(given)] if given and (Path(given) / "last.ckpt").is_file() else checkpoint_folders(self.runs_folder())
+        path, flaws = choice = choose_checkpoint(folders, resume=self.stage == "fit")
+        if flaws and path is None:
+            raise ValueError(f"no checkpoint can be used: {choice.said()}; leave --ckpt_path out to begin anew, or give a path")
         if path is None and self.stage != "fit":
             raise FileNotFoundError(f"no last.ckpt in {self.runs_folder()}/version_*/checkpoints: train first, or give a path")
         begin = f"There is no checkpoint in {self.runs_folder()} yet: from the beginning"
-        rank_zero_info(f"Going on from {path}" if path else begin)
+        if path is not None and self.stage == "fit" and _is_first_process():
+            check_idle(path.parent)
+        passed = f"Warning: {choice.said()}. " if flaws else ""
+        rank_zero_info(printable(f"{passed}Going on from {path}" if path else begin))
         return None if path is None else str(path)
+
+    def run(self) -> None:
+        """Do what the trainer is asked to.
+
+        Raises:
+            ValueError: If the checkpoint cannot be used.
+            KeyboardInterrupt: If Ctrl-C came while nothing was trained.
+        """
+        path = self.config.ckpt_path
+        try:
+            getattr(self.trainer, self.stage)(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            if not _restoring(error):
+                raise
+            plain = isinstance(error, (ValueError, RuntimeError))
+            reason = str(error) if plain else f"it is not what a training writes ({type(error).__name__}: {error})"
+            raise ValueError(f"{printable(path)} cannot be used: {reason}") from error
+        except SystemExit as leave:
+            if isinstance(leave.__context__, KeyboardInterrupt):  # Lightning's answer, with another status
+                raise leave.__context__ from None
+            raise
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings out of the folders that this one writes into, and remove what killed ones left in them.
+
+        Raises:
+            ValueError: If another training writes into one of them, or a folder that was given holds an earlier one.
+        """
+        folders = self._folders()
+        if not (folders and _is_first_process()):
+            yield
+            return
+        with locked(folders):
+            self._check_unused(folders)
+            remove_drafts(path for run in self.runs_folder().glob("version_*") for path in (run, run / "checkpoints"))
+            yield
+
+    def _folders(self) -> list[Path]:
+        """Return the folders that a fit writes into: that of its checkpoints first, if it keeps any, and those of its logs."""
+        if self.stage != "fit" or self.config_init.trainer.fast_dev_run:
+            return []
+        callback = self.trainer.checkpoint_callback
+        kept = [callback.dirpath] if isinstance(callback, ModelCheckpoint) else []
+        return [Path(folder) for folder in (*kept, *(logger.log_dir for logger in self.trainer.loggers)) if folder]
+
+    def _check_unused(self, folders: Sequence[Path]) -> None:
+        """Raise ValueError if a folder holds what another training wrote, unless this one goes on from there."""
+        begin = self.config.ckpt_path
+        for folder in folders:
+            last = folder / "last.ckpt"
+            if last.is_file() and not (begin and Path(begin).resolve().parent == folder.resolve()):
+                cure = f"go on with --ckpt_path {printable(str(last))}, or give another --checkpoint.dirpath"
+            elif (folder / "config.yaml").is_file():
+                cure = "let its logger count versions, or give it another one"
+            else:
+                continue
+            raise ValueError(f"{printable(str(folder))} holds another training, which this one would overwrite: {cure}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; only a real fit keeps anything, in a folder of its own."""
@@ -150,7 +227,7 @@ class TrainingCLI(LightningCLI):
             if self.config_init.checkpoint.dirpath is None:
                 self.config_init.checkpoint.dirpath = str(folder / f"version_{version}" / "checkpoints")
             if config.logger in (None, True):
-                config.logger = [logger(folder.parent, folder.name, version) for logger in (CSVLogger, TensorBoardLogger)]
+                config.logger = [log(folder.parent, folder.name, version) for log in (CurvesAsCSV, CurvesForTensorBoard)]
             callbacks = [Summary(history, folder / f"version_{version}" if config.logger else None)]
             callbacks += [LearningRateMonitor("epoch")] if config.logger else []
         elif config.logger in (None, True):
@@ -162,7 +239,8 @@ class TrainingCLI(LightningCLI):
             callbacks.append(keep_last(self.config_init.checkpoint))
         if not (callbacks and config.logger):
             self.save_config_callback = None
-        self.trainer_defaults["callbacks"] = [KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history, *callbacks]
+        always = [TellData(), KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history]
+        self.trainer_defaults["callbacks"] = [*always, *callbacks, HeedSignals()]
         given = config.plugins or []
         plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
@@ -184,6 +262,15 @@ def keep_last(checkpoint: ModelCheckpoint) -> ModelCheckpoint:
     """
     checkpoint.save_last = False
     return ModelCheckpoint(checkpoint.dirpath, LAST, enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+def _restoring(error: BaseException) -> bool:
+    """Return whether an error came while Lightning took up a checkpoint."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        frame.f_globals["__name__"].endswith("checkpoint_connector") and frame.f_code.co_name.lstrip("_").startswith("re")
+        for frame in frames  # restore… and resume…
+    )
 
 
 def _is_first_process() -> bool:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flatten_transformer import cli
-from flatten_transformer.analysis.subjects import find_subjects
+from flatten_transformer.analysis import command
+from flatten_transformer.analysis.study import Options, Study, conduct
+from flatten_transformer.analysis.subjects import Subject, find_subjects
 from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks import training  # noqa: F401  # Lightning logs to the stderr of its first import
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
@@ -188,3 +191,57 @@ def test_a_users_error_is_one_line_that_lists_what_exists(command: str, message:
     assert message in err
     assert "Traceback" not in out + err
     assert not Path("runs/analysis").exists()
+
+
+@pytest.mark.parametrize("name", ["rank.png", "numbers.json", "angles.png"])
+@pytest.mark.parametrize("way", ["move", "link"])
+def test_no_picture_takes_the_place_of_what_is_read(name: str, way: str, flatten: Flatten) -> None:
+    Path("folder").mkdir()
+    if way == "move":
+        Path("image.png").rename(f"folder/{name}")
+    else:
+        Path(f"folder/{name}").hardlink_to("image.png")
+    before = Path(f"folder/{name}").read_bytes()
+    status, _, err = flatten("analyze", f"folder/{name}", "--checkpoint", FOCUSED, "--folder", "folder")
+    assert status == 2
+    assert f"folder/{name} is read by this command, which would write over it" in err
+    assert [path.name for path in Path("folder").iterdir()] == [name]
+    assert Path(f"folder/{name}").read_bytes() == before
+
+
+def test_a_stop_leaves_the_report_of_the_models_before(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(subject: Subject, options: Options) -> Study:
+        if subject.label.startswith("softmax"):
+            raise KeyboardInterrupt
+        return conduct(subject, options)
+
+    monkeypatch.setattr(command, "conduct", stopped)
+    monkeypatch.setattr(command, "draw", lambda *_: ())
+    status, out, err = flatten("analyze", "image.png", "--checkpoint", f"{FOCUSED},{SOFTMAX}")
+    assert (status, err) == (130, "flatten: interrupted\n")
+    assert "Report: runs/analysis/report.html" in out
+    assert [model["label"] for model in numbers()["models"]] == ["focused/version_0"]
+
+
+def test_odd_names_of_models_and_images_are_drawn_and_written(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_draw_model", lambda *_: ())  # two pictures with names are enough
+    Path("$x^2$[red]\x1b.safetensors").hardlink_to(FOCUSED)
+    image = Path(os.fsdecode(b"caf\xe9.png"))
+    Path("image.png").rename(image)
+    status, out, err = flatten("analyze", str(image), "--checkpoint", "$x^2$[red]\x1b.safetensors", "--folder", "[b]\x1b")
+    assert (status, err) == (0, "")
+    assert r"Report: [b]\x1b/report.html" in out.replace("\n", "")
+    html = Path("[b]\x1b/report.html").read_text()
+    assert r"caf\udce9.png" in html
+    assert "\x1b" not in html
+    assert Path("[b]\x1b/rank.png").exists()
+
+
+def test_the_pictures_of_two_models_never_share_a_name() -> None:
+    image = torch.zeros(1)
+    labels = ["a b", "a_b", "a/b", "a_b_2", "..", "n" * 300]
+    subjects = [Subject(label, "", torch.nn.Identity(), image, image) for label in labels]
+    names = command.file_names(subjects)
+    assert len(set(names)) == len(names) == 4 + 4 * len(labels)
+    assert all(len(name) < 200 and "/" not in name for name in names)
+    assert command.file_names(subjects[:1])[4:] == ["attention.png", "restored.png", "matrix.png", "angles.png"]

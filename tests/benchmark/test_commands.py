@@ -61,7 +61,7 @@ def test_model_writes_a_report_and_a_picture(tmp_path: Path, capfd: pytest.Captu
     status, out, err = flatten(capfd, "benchmark", "model", *options, *FAST, "--folder", str(tmp_path))
     assert (status, err) == (0, "")
     report = read_report(tmp_path / "model.json")
-    assert [point.contender for point in report.points] == ["ours", "released", "softmax", "softmax-projected"]
+    assert [point.contender for point in report.points] == ["ours", "released", "softmax"]
     assert is_picture(tmp_path / "model.png")
     assert "flatten_pvt_v2_b0, 1 images of 64 px" in out
 

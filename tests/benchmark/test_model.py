@@ -47,7 +47,7 @@ def test_what_starts_at_zero_does_not_when_the_models_are_judged() -> None:
 def test_a_race_gives_times_and_ratios_to_both_baselines(direction: str) -> None:
     plan = Plan(make_cases([SMALLEST], [64], [torch.float32], [direction]), CPU, 1, Limits(budget_s=0.0))
     (points,) = measure(plan)
-    assert [point.contender for point in points] == ["ours", "released", "softmax", "softmax-projected"]
+    assert [point.contender for point in points] == ["ours", "released", "softmax"]
     for point in points:
         assert point.reason is None
         assert point.peak_mib is not None

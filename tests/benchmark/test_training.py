@@ -40,3 +40,14 @@ def test_loop_runs_a_twin_beside_the_training(tmp_path: Path, monkeypatch: pytes
 def test_workers_may_be_none_but_not_less(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "data", "digits/flatten_deit", "--workers", "-1"]) == 2
     assert "workers must be whole numbers from 0 to" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["data", "loop"])
+def test_no_report_takes_the_place_of_a_recipe(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(f"{command}.json").write_text("{}")  # JSON is YAML
+    assert main(["benchmark", command, f"{command}.json", "--folder", "."]) == 2
+    assert f"{command}.json is read by this command" in capfd.readouterr().err
+    assert Path(f"{command}.json").read_text() == "{}"

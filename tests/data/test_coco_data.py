@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from flatten_transformer.data.coco_data import CocoData
 from flatten_transformer.data.loading import BadImageError
 from flatten_transformer.data.scenes import draw_scene
-from tests.coco_files import annotation, content, write_coco
+from tests.coco_files import annotation, content, objects, write_coco
 from tests.scenes import few_scenes
 
 
@@ -90,10 +91,25 @@ def test_without_masks_there_are_none(root: Path) -> None:
     assert "masks" not in samples(opened(root, masks=False))[0][1]
 
 
-def test_what_is_not_learned_from_is_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        opened(root)
-    assert "instances_train2017.json: not learned from are 1 crowds" in caplog.text
+def test_what_is_left_out_is_named_with_its_reason(root: Path) -> None:
+    Image.new("RGB", (8, 8)).save(root / "val2017" / "loose.png")
+    data = opened(root)
+    crowds = [f"{root}/annotations/instances_{split}2017.json: annotation 5" for split in ("train", "val")]
+    assert [(reason, list(names)) for reason, names in data.left_out] == [
+        ("crowds", crowds[:1]),
+        ("crowds", crowds[1:]),
+        ("images that no annotation file lists", [str(root / "val2017" / "loose.png")]),
+    ]
+
+
+def test_images_of_another_split_in_the_same_folder_are_not_left_out(root: Path, tmp_path: Path) -> None:
+    lists = {}
+    for name, images in (("train", content()["images"][:3]), ("val", content()["images"][1:])):
+        lists[name] = tmp_path / f"{name}.json"
+        entries = [each for each in objects() if each["image_id"] in {image["id"] for image in images}]
+        lists[name].write_text(json.dumps(content(images=images, annotations=entries)))
+    places: dict[str, Any] = {f"{name}_annotations": path for name, path in lists.items()} | {"val_images": root / "train2017"}
+    assert "images that no annotation file lists" not in dict(opened(root, **places).left_out)
 
 
 def test_images_are_judged_as_they_came(root: Path) -> None:
@@ -147,10 +163,69 @@ def test_a_folder_that_is_missing_is_named(root: Path) -> None:
         opened(root, train_images=root / "absent")
 
 
-def test_a_file_without_any_object_is_refused_where_empty_images_are_not_wanted(root: Path) -> None:
-    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content(annotations=[])))
-    with pytest.raises(ValueError, match=r"has no image with an object: .* data\.empty_images"):
-        opened(root, empty_images=False)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": []}, "holds no object (annotations: none)"),
+        ({"annotations": [annotation(1, 100, 3, (1, 1, 9, 9), iscrowd=1)]}, "holds no object (annotations: 1 crowds)"),
+        ({"annotations": [annotation(1, 100, 3, (25, 25, -9, -9))]}, "(annotations: 1 boxes without area in their image)"),
+        ({"annotations": [annotation(1, 100, 3, (1, 1, 9, 9), segmentation=[[1, 1]])]}, "(annotations: 1 masks without area)"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("empty_images", [True, False])
+def test_a_file_of_which_nothing_is_left_is_refused(
+    change: dict[str, Any], message: str, split: str, empty_images: bool, root: Path
+) -> None:
+    (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content(**change)))
+    with pytest.raises(ValueError, match=rf"instances_{split}2017\.json.*{re.escape(message)}"):
+        opened(root, empty_images=empty_images)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{folder}/secret.png", "a/../../secret.png", "..", ".", "../train2017x/a.png"])
+def test_a_file_name_may_not_leave_the_folder(name: str, root: Path) -> None:
+    Image.new("RGB", (64, 48)).save(root / "secret.png")
+    images = [{**content()["images"][0], "file_name": name.format(folder=root)}, *content()["images"][1:]]
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content(images=images)))
+    with pytest.raises(
+        ValueError, match=r"train2017\.json: image 100 has the file_name .* leaves the folder of images .*train2017"
+    ):
+        opened(root)
+
+
+@pytest.mark.parametrize("name", ["./0.png", "../train2017/0.png", "{folder}/train2017/0.png"])
+def test_a_file_name_may_be_written_in_any_way_that_stays_there(name: str, root: Path) -> None:
+    images = [{**content()["images"][0], "file_name": name.format(folder=root)}, *content()["images"][1:]]
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content(images=images)))
+    data = opened(root)
+    assert samples(data)[0][1]["image_id"] == 100
+    assert "images that no annotation file lists" not in dict(data.left_out)
+
+
+def test_a_link_that_leads_out_is_followed_where_that_is_allowed(root: Path, tmp_path: Path) -> None:
+    (root / "train2017" / "0.png").rename(tmp_path / "elsewhere.png")
+    (root / "train2017" / "0.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(BadImageError, match=r"0\.png leads out of its data set, to .*elsewhere\.png.*data\.outside_links true"):
+        samples(opened(root))
+    assert len(samples(opened(root, outside_links=True))) == 4
+    (root / "more").mkdir()
+    (tmp_path / "elsewhere.png").rename(root / "more" / "0.png")
+    (root / "train2017" / "0.png").unlink()
+    (root / "train2017" / "0.png").symlink_to("../more/0.png")  # within data.root
+    assert len(samples(opened(root))) == 4
+
+
+def test_the_folder_of_images_may_be_a_link(root: Path, tmp_path: Path) -> None:
+    (root / "train2017").rename(tmp_path / "elsewhere")
+    (root / "train2017").symlink_to(tmp_path / "elsewhere")
+    assert len(samples(opened(root))) == 4
+
+
+def test_a_pipe_is_never_opened(root: Path) -> None:
+    (root / "train2017" / "0.png").unlink()
+    os.mkfifo(root / "train2017" / "0.png")
+    with pytest.raises(BadImageError, match=r"0\.png is a pipe or a device"):
+        samples(opened(root))
 
 
 def broken(root: Path, how: str) -> str:
@@ -176,13 +251,6 @@ def test_another_takes_its_place_where_it_is_to_be_skipped(root: Path) -> None:
     data = opened(root, on_bad_image="skip")
     assert [target["image_id"].item() for _, target in samples(data)] == [100, 102, 102, 103]
     assert data.skipped("train") == [path]
-
-
-def test_a_mask_that_cannot_be_read_is_named(root: Path) -> None:
-    entry = annotation(7, 100, 3, (1, 1, 30, 30), segmentation={"size": [48, 64], "counts": [5, 6]})
-    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content(annotations=[entry])))
-    with pytest.raises(ValueError, match=r"train2017\.json: the mask of annotation 7 cannot be read"):
-        samples(opened(root))
 
 
 def test_workers_give_the_same(root: Path) -> None:

@@ -86,3 +86,18 @@ def test_the_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"hfds/pets needs the library datasets: pip install 'flatten-transformer\[hub\]'"):
         open_hugging_face("pets", None)
+
+
+def test_splits_of_other_names_are_understood_and_the_rest_is_told(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", {"train": [0, -1, 1], "eval": [1, 0], "extra": [0]})
+    features = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
+    found = {
+        split: datasets.Dataset.from_parquet(str(root / f"{split}.parquet"), features=features, cache_dir=str(tmp_path))
+        for split in ("train", "eval", "extra")
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda name, cache_dir: datasets.DatasetDict(found))
+        splits = open_hugging_face("pets", None)
+    assert [label for _, label in (splits.train[0], splits.train[1])] == [0, 1]
+    assert (len(splits.train), len(splits.val or ()), splits.test) == (2, 2, None)
+    assert splits.left_out == [("split that is not used", ["extra"]), ("without a label, in train", ["image 1"])]

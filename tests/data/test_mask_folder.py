@@ -1,4 +1,7 @@
+import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flatten_transformer.data.mask_folder import IGNORED, Numbering, open_ade20k, open_mask_folder, read_mask
+from flatten_transformer.data.mask_file import read_mask
+from flatten_transformer.data.mask_folder import open_ade20k, open_mask_folder
+from flatten_transformer.data.mask_numbers import IGNORED, Numbering
 
 
 def rewrite(file: Path, value: int, mode: str = "L", size: tuple[int, int] = (40, 30)) -> None:
@@ -117,6 +122,104 @@ def test_what_is_missing_is_said_before_anything_is_trained(mask_folder: Path) -
 def test_a_list_of_classes_must_name_them(names: str, message: str, mask_folder: Path) -> None:
     (mask_folder / "classes.txt").write_text(names)
     with pytest.raises(ValueError, match=message):
+        open_mask_folder(mask_folder)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_of_few_bits_keeps_its_numbers(bits: int, tmp_path: Path) -> None:
+    (tmp_path / "mask.png").write_bytes(grey_png(bits, [0, 1] if bits == 1 else [0, 1, 2, 3]))
+    assert read_mask(tmp_path / "mask.png").tolist() == [[0, 1] if bits == 1 else [0, 1, 2, 3]]
+
+
+def grey_png(bits: int, values: list[int]) -> bytes:
+    """Return a PNG of one row in grey of so many bits, which Pillow cannot write itself."""
+    row = "".join(f"{value:0{bits}b}" for value in values).ljust(8, "0")
+    packed = bytes([0, *(int(row[start : start + 8], 2) for start in range(0, len(row), 8))])
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(packed)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_a_mask_in_a_format_that_changes_numbers_is_refused(kind: str, mask_folder: Path) -> None:
+    Image.new("L", (40, 30), 1).save(mask_folder / "masks" / "train" / "0.png", kind)
+    with pytest.raises(ValueError, match=r"mask .*0\.png (is a JPEG or the like|is in colour)"):
+        open_mask_folder(mask_folder).splits["train"][0]
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_mask_with_transparency_is_refused(mode: str, mask_folder: Path) -> None:
+    Image.new(mode, (40, 30), 1).save(mask_folder / "masks" / "train" / "0.png")
+    with pytest.raises(ValueError, match=rf"the mask .*0\.png is (in colour|grey with transparency) \({mode}\)"):
+        open_mask_folder(mask_folder).splits["train"][0]
+
+
+def test_a_negative_number_is_no_class(mask_folder: Path) -> None:
+    Image.new("I", (40, 30), -1).save(mask_folder / "masks" / "train" / "0.png", "TIFF")
+    with pytest.raises(ValueError, match=r"in the mask .*0\.png the class number -1 is in 1200 pixels"):
+        open_mask_folder(mask_folder).splits["train"][0]
+
+
+def test_each_class_can_have_a_number_of_its_own(mask_folder: Path) -> None:
+    numbers = np.zeros((30, 40), np.uint8)
+    numbers[10:] = 255
+    Image.fromarray(numbers).save(mask_folder / "masks" / "train" / "0.png")
+    mask = open_mask_folder(mask_folder, None, mask_values=[255, 0]).splits["train"][0][1]
+    assert [int(mask[row, 0]) for row in (0, 29)] == [1, 0]
+    with pytest.raises(ValueError, match=r"the class number 1 is in 600 pixels, but the classes are 255, 0 and no number means"):
+        open_mask_folder(mask_folder, None, mask_values=[255, 0]).splits["train"][1]
+
+
+@pytest.mark.parametrize("values", [[0], [0, 0], [0, 1, 2], [], [-1, 0]])
+def test_numbers_of_classes_that_cannot_be_are_refused(values: list[int], mask_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"mask_values must hold a number for each of the 2 classes of .*classes\.txt, no two"):
+        open_mask_folder(mask_folder, None, mask_values=values)
+
+
+def test_the_number_of_no_class_is_that_of_no_class(mask_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"ignore_index 255 is the class 'ground' .*: take a number .*, or null for none"):
+        open_mask_folder(mask_folder, 255, mask_values=[0, 255])
+
+
+def test_two_images_cannot_share_a_mask(mask_folder: Path) -> None:
+    Image.new("RGB", (40, 30)).save(mask_folder / "images" / "train" / "0.png")
+    with pytest.raises(ValueError, match=r"the images .*0\.jpg and 0\.png share the mask .*masks/train/0\.png: rename one"):
+        open_mask_folder(mask_folder)
+
+
+def test_a_mask_of_another_format_is_found(mask_folder: Path) -> None:
+    (mask_folder / "masks" / "train" / "0.png").rename(mask_folder / "masks" / "train" / "0.tif")
+    with pytest.raises(ValueError, match=r"the image .*0\.jpg has no mask .*0\.png: save 0\.tif as PNG"):
+        open_mask_folder(mask_folder)
+
+
+@pytest.mark.parametrize("name", ["images/train/0.jpg", "masks/train/0.png"])
+def test_a_link_that_leads_out_is_followed_where_that_is_allowed(name: str, mask_folder: Path, tmp_path: Path) -> None:
+    (mask_folder / name).rename(tmp_path / "elsewhere")
+    (mask_folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{name} leads out of its data set, to .*elsewhere: .*data\.outside_links true"):
+        open_mask_folder(mask_folder).splits["train"][0]
+    open_mask_folder(mask_folder, outside_links=True).splits["train"][0]
+
+
+@pytest.mark.parametrize("name", ["images", "masks", "images/train", "masks/train"])
+def test_folders_may_be_links(name: str, mask_folder: Path, tmp_path: Path) -> None:
+    (mask_folder / name).rename(tmp_path / "elsewhere")
+    (mask_folder / name).symlink_to(tmp_path / "elsewhere")
+    open_mask_folder(mask_folder).splits["train"][0]
+
+
+def test_a_pipe_is_never_opened(mask_folder: Path) -> None:
+    (mask_folder / "images" / "train" / "0.jpg").unlink()
+    os.mkfifo(mask_folder / "images" / "train" / "0.jpg")
+    with pytest.raises(ValueError, match=r"0\.jpg is a pipe or a device"):
+        open_mask_folder(mask_folder).splits["train"][0]
+    (mask_folder / "masks" / "train" / "1.png").unlink()
+    os.mkfifo(mask_folder / "masks" / "train" / "1.png")
+    with pytest.raises(ValueError, match=r"1\.jpg has no mask"):
         open_mask_folder(mask_folder)
 
 

@@ -1,5 +1,8 @@
+import errno
 import itertools
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +166,23 @@ def test_every_option_of_the_command_changes_the_scenes(tmp_path: Path) -> None:
         assert cli.main(["make-scenes", str(folder), *arguments]) == 0
         written.add(b"".join(path.read_bytes() for path in sorted((folder / "annotations").iterdir())))
     assert len(written) == 8
+
+
+def test_scenes_are_as_the_umask_has_them_and_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = SceneSettings(train=1, val=1, test=1)
+    before = os.umask(0o027)
+    try:
+        write_scenes(tmp_path / "scenes", few)
+    finally:
+        os.umask(before)
+    modes = {path.is_dir(): stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "scenes").rglob("*")}
+    assert modes == {True: 0o750, False: 0o640}
+    assert stat.S_IMODE((tmp_path / "scenes").stat().st_mode) == 0o750
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scenes, "_write_split", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*other"):
+        write_scenes(tmp_path / "other", few)
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]

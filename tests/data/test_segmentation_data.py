@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from flatten_transformer.data import scenes
-from flatten_transformer.data.mask_folder import IGNORED
+from flatten_transformer.data import scenes, segmentation_data
+from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.data.segmentation_augmentation import Augmentation
 from flatten_transformer.data.segmentation_data import SegmentationData
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
@@ -165,6 +166,86 @@ def test_an_image_that_cannot_be_used_stops_the_training_or_is_skipped(mask_fold
     assert data.skipped("val") == data.skipped("test") == []
 
 
+def paint(root: Path, split: str, *rows: tuple[int, int]) -> None:
+    """Give all masks of a split rows of numbers: each from the row that the number before it ends at."""
+    for file in (root / "masks" / split).iterdir():
+        numbers, top = np.zeros((30, 40), np.uint8), 0
+        for height, number in rows:
+            numbers[top : top + height], top = number, top + height
+        Image.fromarray(numbers).save(file)
+
+
+@pytest.mark.parametrize(("held", "values"), [(0, "[0, 255]"), (1, "[255, 1]")])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_masks_in_black_and_white_are_not_taken_for_no_class(held: int, values: str, split: str, mask_folder: Path) -> None:
+    paint(mask_folder, split, (10, held), (20, 255))
+    with pytest.raises(ValueError, match=rf"{split}/\d.png, hold {held} and 255 alone.*{re.escape(values)}' --data.ignore_index"):
+        opened(mask_folder)
+
+
+def test_masks_to_judge_by_may_hold_one_class_by_chance_where_it_is_said(mask_folder: Path) -> None:
+    paint(mask_folder, "val", (10, 1), (20, 255))
+    with pytest.raises(ValueError, match=r"if all is right, --data\.mask_values '\[0, 1\]'"):
+        opened(mask_folder)
+    data = opened(mask_folder, mask_values=[0, 1])
+    assert next(iter(data.val_dataloader())).masks[0][:, 0].tolist() == [1] * 10 + [IGNORED] * 20
+
+
+def test_masks_in_black_and_white_can_be_learned_from(mask_folder: Path) -> None:
+    for split in ("train", "val"):
+        paint(mask_folder, split, (10, 0), (20, 255))
+    data = opened(mask_folder, mask_values=[0, 255], ignore_index=None)
+    assert next(iter(data.val_dataloader())).masks[0][:, 0].tolist() == [0] * 10 + [1] * 20
+
+
+def test_masks_of_one_class_alone_teach_nothing(mask_folder: Path) -> None:
+    paint(mask_folder, "train", (30, 1))
+    with pytest.raises(ValueError, match=r"the train masks, such as .*, hold the class 'ground' alone: there is nothing to tell"):
+        opened(mask_folder)
+    paint(mask_folder, "train", (30, 255))
+    with pytest.raises(ValueError, match=r"the train masks, such as .*, hold no class at all"):
+        opened(mask_folder)
+
+
+def test_a_number_that_is_no_class_is_found_before_the_training(mask_folder: Path) -> None:
+    paint(mask_folder, "train", (10, 0), (10, 128), (10, 255))
+    message = r"in the mask .*\.png the class number 128 is in 400 pixels, .*--data\.mask_values; or go on .*on_bad_image skip"
+    with pytest.raises(ValueError, match=message):
+        opened(mask_folder)
+
+
+def test_the_masks_that_hold_each_class_are_counted(mask_folder: Path) -> None:
+    Image.new("L", (40, 30), 1).save(mask_folder / "masks" / "train" / "0.png")
+    data = opened(mask_folder)
+    assert [data.counts(split) for split in ("train", "val")] == [[2, 3], [1, 1]]
+
+
+def test_a_look_at_masks_has_an_end(mask_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(segmentation_data, "_PATIENCE_S", 0.0)
+    with caplog.at_level("INFO"):
+        data = opened(mask_folder)
+    assert data.counts("train") is None
+    assert "0 of 3 train masks were looked at, as there were 0 s for it" in caplog.text
+
+
+def test_what_no_split_uses_is_named_with_its_reason(mask_folder: Path) -> None:
+    (mask_folder / "masks" / "train" / "9.png").write_bytes(b"")
+    (mask_folder / "images" / "loose.jpg").write_bytes(b"")
+    (mask_folder / "images" / "train" / "a.heic").write_bytes(b"")
+    (mask_folder / "images" / "train" / ".DS_Store").write_bytes(b"")
+    (mask_folder / "images" / "extra").mkdir()
+    (mask_folder / "images" / "extra" / "b.jpg").write_bytes(b"")
+    (mask_folder / "images" / "extra" / "circle").symlink_to(mask_folder / "images")
+    left_out = {
+        reason: [str(Path(name).relative_to(mask_folder)) for name in names] for reason, names in opened(mask_folder).left_out
+    }
+    assert left_out == {
+        "images in no split": ["images/extra/b.jpg", "images/loose.jpg"],
+        "masks of no image": ["masks/train/9.png"],
+        "no images that can be read": ["images/train/a.heic"],
+    }
+
+
 def test_grey_images_have_one_channel(mask_folder: Path) -> None:
     data = opened(mask_folder, in_chans=1)
     assert next(iter(data.train_dataloader())).images.shape == (2, 1, 32, 32)
@@ -187,6 +268,7 @@ def test_scenes_are_made_where_they_are_not_there_yet(tmp_path: Path, monkeypatc
     [
         ({"dataset": "ade"}, "no data set 'ade': did you mean ade20k"),
         ({"dataset": "folder"}, "the data set 'folder' needs a folder: add --data.root"),
+        ({"dataset": "ade20k", "root": ".", "mask_values": [0]}, "mask_values serves the data set folder"),
         ({"dataset": "ade20k"}, "such as --data.root data/ADEChallengeData2016"),
         ({"val_share": 1.0}, "val_share must lie between 0 and 1, got 1.0"),
         ({"on_bad_image": "ignore"}, "on_bad_image must be raise or skip, got 'ignore'"),

@@ -1,5 +1,6 @@
+import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.data.shards import open_shards
-from flatten_transformer.data.source import Source
+from flatten_transformer.data.source import LeftOut, Source
 
 
 def png(grey: int) -> bytes:
@@ -158,3 +159,146 @@ def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
         open_shards(write_shards(tmp_path), "cats")
     with pytest.raises(FileNotFoundError, match=r"no folder .*/none: check data.root, the folder of the .tar files"):
         open_shards(tmp_path / "none")
+
+
+def test_a_number_far_above_the_others_is_refused_or_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", {"a.png": 1, "a.cls": "0", "b.png": 2, "b.cls": "99999999"})
+    with pytest.raises(ValueError, match=r"0\.tar/b\.png is of the class 99999999, but .* has only 2 classes: correct it"):
+        open_shards(tmp_path)
+    write_shard(tmp_path / "0.tar", {"a.png": 1, "a.cls": "0", "b.png": 2, "b.cls": "30"})
+    (tmp_path / "classes.txt").write_text("\n".join(f"kind {number}" for number in range(31)))
+    assert open_shards(tmp_path).class_names[30] == "kind 30"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("-1", r"a\.png is of the class -1, but classes are numbered from 0: leave it out"),
+        (b"\xff\xfe", r"a\.cls holds .*, which is no text in UTF-8: write a number or a name"),
+        ("9" * 2000, r"a\.cls has 2,000 bytes, where a number or the name of a class was wanted"),
+    ],
+)
+def test_a_class_that_is_none_is_refused(content: str | bytes, message: str, tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", {"a.png": 1, "a.cls": content, "b.png": 2, "b.cls": "1", "c.png": 2, "c.cls": "0"})
+    with pytest.raises(ValueError, match=message):
+        open_shards(tmp_path)
+
+
+def test_digits_of_another_script_are_words(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", {"a.png": 1, "a.cls": "١", "b.png": 2, "b.cls": "1"})
+    assert open_shards(tmp_path).class_names == ["1", "١"]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("testing-000", "test"),
+        ("testset_1", "test"),
+        ("dev-0", "val"),
+        ("Validation-0", "val"),
+        ("test/pets-training-0", "train"),
+    ],
+)
+def test_other_words_for_a_split_are_understood(name: str, split: str, tmp_path: Path) -> None:
+    two: dict[str, str | int] = {"a.png": 1, "a.cls": "0", "b.png": 2, "b.cls": "1"}
+    write_shard(tmp_path / "train-0.tar", two)
+    write_shard(tmp_path / f"{name}.tar", two)
+    found = open_shards(tmp_path)._asdict()
+    assert {each: len(found[each] or ()) for each in ("train", "val", "test")} == {
+        "train": 4 if split == "train" else 2,
+        "val": 2 * (split == "val"),
+        "test": 2 * (split == "test"),
+    }
+
+
+def write_odd(path: Path, change: Callable[[tarfile.TarInfo], None], content: bytes = b"") -> None:
+    """Write two good images, then an odd member, then a third good image."""
+    with tarfile.open(path, "w") as tar:
+        for name in ("x/a.png", "y/b.png", "x/odd.png", "x/c.png"):
+            info = tarfile.TarInfo(name)
+            data = content if name == "x/odd.png" else png(9)
+            info.size = len(data)
+            if name == "x/odd.png":
+                change(info)
+            tar.addfile(info, BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_a_shard_are_not_followed(kind: bytes, tmp_path: Path) -> None:
+    png_outside = tmp_path / "outside.png"
+    png_outside.write_bytes(png(1))
+
+    def change(info: tarfile.TarInfo) -> None:
+        info.type, info.linkname = kind, str(png_outside)
+
+    write_odd(tmp_path / "0.tar", change)
+    found = open_shards(tmp_path)
+    assert [found.train.name(index).rpartition("/")[2] for index in range(3)] == ["a.png", "b.png", "c.png"]
+    assert found.left_out == [LeftOut("in a tar file, but no plain file: a link, a device", ["0.tar/x/odd.png"])]
+
+
+def test_what_is_neither_an_image_nor_a_class_is_told(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", {"x/a.png": 1, "y/b.png": 1, "x/a.json": "{}", "y/b.json": "{}", "._z.png": 3})
+    reasons = {each.reason: len(each.names) for each in open_shards(tmp_path).left_out}
+    assert reasons == {"no image that is read, by its suffix .json": 2, "hidden, or made by the system": 1}
+
+
+def test_names_that_lead_elsewhere_do_no_harm(tmp_path: Path) -> None:
+    write_shard(tmp_path / "data" / "0.tar", {"../../x/a.png": 1, "/etc/b.png": 2})
+    assert open_shards(tmp_path / "data").class_names == ["etc", "x"]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    write_shard(tmp_path / "data" / "0.tar", {"../a.png": 1, "x/b.png": 2})
+    with pytest.raises(ValueError, match=r"0\.tar/\.\./a\.png says no class"):
+        open_shards(tmp_path / "data")
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for _ in range(2):
+            info = tarfile.TarInfo("x/a.png")
+            info.size = len(png(1))
+            tar.addfile(info, BytesIO(png(1)))
+    with pytest.raises(ValueError, match=r"0\.tar holds two files x/a\.png: pack it anew, each once"):
+        open_shards(tmp_path)
+
+
+def spoil(path: Path, place: int, content: bytes) -> None:
+    """Write into the third header of a tar file, and correct its checksum where that is not what is spoilt."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"x/odd.png")
+    data[start + place : start + place + len(content)] = content
+    data[start + 148 : start + 156] = b" " * 8
+    data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        (124, b"\xff" * 11 + b"\x00"),  # a size below 0: tarfile would go back, for ever
+        (124, b"\x80" + b"\xff" * 11),  # a size of 2 ** 88
+        (257, b"nonsense"),
+    ],
+)
+def test_a_damaged_header_is_refused_with_its_shard(place: int, content: bytes, tmp_path: Path) -> None:
+    write_odd(tmp_path / "0.tar", lambda info: None, b"nonsense" * 100)
+    spoil(tmp_path / "0.tar", place, content)
+    if place == 257:  # a checksum that is wrong: tarfile would take it for the end
+        data = bytearray((tmp_path / "0.tar").read_bytes())
+        data[data.index(b"x/odd.png") + 148] ^= 1
+        (tmp_path / "0.tar").write_bytes(data)
+    with pytest.raises(ValueError, match=r"0\.tar is not a plain \.tar file, or a damaged one \(.*\): pack it anew"):
+        open_shards(tmp_path)
+
+
+def test_a_pipe_called_tar_does_not_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.tar")
+    with pytest.raises(ValueError, match=r"0\.tar is a pipe or a device"):
+        open_shards(tmp_path)
+
+
+def test_one_shard_under_two_names_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train-0.tar", {"x/a.png": 1, "y/b.png": 1})
+    (tmp_path / "val-0.tar").symlink_to("train-0.tar")
+    with pytest.raises(ValueError, match=r"train-0\.tar and .*val-0\.tar are one file, whose images would count twice"):
+        open_shards(tmp_path)

@@ -1,12 +1,14 @@
+import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torchvision.datasets import ImageFolder
 
 from flatten_transformer.data import torchvision_images
 from flatten_transformer.data.image_data import ImageData
-from flatten_transformer.data.torchvision_images import open_torchvision
+from flatten_transformer.data.torchvision_images import TorchvisionImages, open_torchvision
 from tests.images import write_packed
 
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
@@ -79,3 +81,28 @@ def test_the_real_fashion_mnist_is_as_it_was_published() -> None:
     pixels = np.stack([np.asarray(train[index][0]) for index in range(len(train))]) / 255
     assert pixels.mean() == pytest.approx(data.preprocessing.mean[0], abs=0.001)
     assert pixels.std() == pytest.approx(data.preprocessing.std[0], abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(100), "it says that it holds 79,228,162,458,924,105,385,300,197,375 bytes"),
+        (b"\0\0\x08\x01\0\0\0\x05\x00\x01\x02\x03\xc8", "has a label 200 in train, but the classes are 0 … 9"),
+    ],
+)
+def test_a_packed_file_that_asks_for_too_much_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    root = write_packed(tmp_path, 5, 5)
+    kind = "images-idx3" if content[3] == 3 else "labels-idx1"
+    (root / f"train-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=message):
+        ImageData("torch/mnist", root=root)
+
+
+def test_image_files_of_torchvision_are_opened_by_our_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    monkeypatch.setattr(
+        "flatten_transformer.data.torchvision_images.create_dataset", lambda name, **options: ImageFolder(options["root"])
+    )
+    with pytest.raises(ValueError, match=r"a\.png is not an image that Pillow can read"):
+        TorchvisionImages("torch/imagenet", tmp_path, "train", download=False)[0]

@@ -88,7 +88,7 @@ def test_weights_fit_a_rectangular_model() -> None:
 
 
 def test_an_encoding_whose_grid_cannot_be_known_is_refused_with_the_cure() -> None:
-    state = make_model(img_size=(160, 320)).state_dict()
+    state = dict(make_model(img_size=(160, 320)).state_dict())  # a plain dict has no metadata
     state["pos_embed"] = make_model().state_dict()["pos_embed"]
     with pytest.raises(ValueError, match=r"positional_encoding has 200 tokens, not a square.*\(14, 14\).*set_input_size"):
         fit_key_encodings(state, make_model())

@@ -208,7 +208,7 @@ def test_half_a_file_is_refused(write: Callable[[object, Path], None], tmp_path:
     content = (tmp_path / "x.pth").read_bytes()
     for length in (10, 100, len(content) // 2, len(content) - 10):
         (tmp_path / "x.pth").write_bytes(content[:length])
-        assert "cannot be read" in refusal(tmp_path / "x.pth")
+        assert re.search("cannot be read|is damaged", refusal(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("tensors", [{"a": torch.zeros(1, dtype=torch.complex128)}, {"__metadata__": torch.zeros(1)}], ids=list)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.models.pvt_v2 import Attention
 
 from flatten_transformer import FocusedLinearAttention
-from flatten_transformer.layers.patches import PatchConv2d
+from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.models.attention_choice import AttentionChoice
 from flatten_transformer.models.options import check_attn_drop
 from flatten_transformer.models.spatial_reduction import (
@@ -35,25 +35,26 @@ def randomised(module: torch.nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("remainder", ["pad", "drop"])
-def test_where_patches_fit_a_patch_convolution_is_a_convolution(remainder: Any) -> None:
-    patches, image = PatchConv2d(3, 5, 4, remainder=remainder), torch.randn(2, 3, 12, 20)
-    assert torch.equal(patches(image), F.conv2d(image, patches.weight, patches.bias, stride=4))
+def test_a_map_that_patches_fit_stays_the_tensor_it_is(remainder: Any) -> None:
+    image = torch.randn(2, 3, 12, 20)
+    assert pad_to_patches(image, 4, remainder=remainder) is image
 
 
 def test_a_padded_patch_sees_zeros_beyond_the_map() -> None:
-    patches, image = PatchConv2d(3, 5, 4), torch.randn(2, 3, 13, 18)
-    assert torch.equal(patches(image), patches(F.pad(image, (0, 2, 0, 3))))
+    image = torch.randn(2, 3, 13, 18)
+    assert torch.equal(pad_to_patches(image, 4), F.pad(image, (0, 2, 0, 3)))
 
 
-def test_dropped_rows_and_columns_change_nothing() -> None:
-    patches, image = PatchConv2d(3, 5, 4, remainder="drop"), torch.randn(2, 3, 13, 18)
-    assert torch.equal(patches(image), patches(image[:, :, :12, :16]))
+def test_rows_and_columns_that_are_dropped_are_left_to_the_convolution() -> None:
+    image = torch.randn(2, 3, 13, 18)
+    assert pad_to_patches(image, 4, remainder="drop") is image
 
 
 @pytest.mark.parametrize("remainder", ["pad", "drop"])
 def test_a_map_smaller_than_a_patch_becomes_one_patch(remainder: Any) -> None:
-    patches, image = PatchConv2d(3, 5, 8, remainder=remainder), torch.randn(2, 3, 5, 17)
-    assert patches(image).shape == (2, 5, 1, 3 if remainder == "pad" else 2)
+    padded = pad_to_patches(torch.ones(2, 3, 5, 17), 8, remainder=remainder)
+    assert padded.shape == (2, 3, 8, 24 if remainder == "pad" else 17)
+    assert padded.sum() == 2 * 3 * 5 * 17
 
 
 @pytest.mark.parametrize("stretch", ["grid", "tokens"])
@@ -97,6 +98,19 @@ def test_softmax_attention_is_timms_where_timms_works(feat_size: tuple[int, int]
     assert torch.equal(attention(x, feat_size), host(x, feat_size))
 
 
+@pytest.mark.parametrize("feat_size", [(3, 5), (2, 9), (4, 1)])
+def test_softmax_attention_on_a_map_smaller_than_a_patch_has_the_keys_of_the_map_with_zeros_around(feat_size: Any) -> None:
+    attention = randomised(SpatialReductionAttention(24, 3, sr_ratio=4))
+    height, width = feat_size
+    x = torch.randn(2, height * width, 24, dtype=torch.float64)
+    image = F.pad(x.transpose(1, 2).unflatten(2, feat_size), (0, max(0, 4 - width), 0, max(0, 4 - height)))
+    reduced = F.conv2d(image, attention.sr.weight, attention.sr.bias, stride=4).flatten(2).transpose(1, 2)
+    key, value = attention.kv(attention.norm(reduced)).unflatten(2, (2, 3, 8)).permute(2, 0, 3, 1, 4)
+    query = attention.q(x).unflatten(2, (3, 8)).transpose(1, 2)
+    expected = attention.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attention(x, feat_size), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("sr_ratios", "attn_types", "expected"),
     [
@@ -130,10 +144,10 @@ def test_an_image_has_a_size(img_size: Any) -> None:
 
 
 def test_one_compiled_graph_serves_maps_that_fit_no_patch() -> None:
-    patches = PatchConv2d(3, 8, 4)
+    patches = torch.nn.Conv2d(3, 8, 4, stride=4)
 
     def mean(image: torch.Tensor) -> torch.Tensor:
-        tokens = patches(image).flatten(2)
+        tokens = patches(pad_to_patches(image, 4)).flatten(2)
         return tokens.sum(2) * (1 / tokens.shape[2])  # a number made of a free size, as linear attention has it
 
     compiled = torch.compile(mean, backend="aot_eager", fullgraph=True, dynamic=True)

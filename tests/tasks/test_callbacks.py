@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from flatten_transformer.data.image_data import ImageData
-from flatten_transformer.tasks.callbacks import ReportSkipped, SaveModel
+from flatten_transformer.tasks.callbacks import ReportSkipped, SaveModel, TellData
 from flatten_transformer.tasks.classification.task import ClassificationTask
+from flatten_transformer.tasks.training import train
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 
@@ -68,3 +69,25 @@ def test_the_best_model_so_far_is_kept_whichever_way_is_better(mode: str, wanted
         resumed.load_state_dict(save.state_dict())
         save = resumed
     assert written == wanted
+
+
+def test_what_the_data_hold_is_told_before_anything_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    data, callback = ImageData("digits", img_size=8), TellData()
+    trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=True)
+    for stage in ("fit", "test"):
+        callback.setup(trainer, SimpleNamespace(), stage)  # type: ignore[arg-type]  # the model does not matter
+    told = capsys.readouterr().err
+    assert "1,257" in told
+    assert told.splitlines()[-1] == "360 test images of 10 classes, nothing left out"
+    trainer.is_global_zero = False
+    TellData().setup(trainer, SimpleNamespace(), "fit")  # type: ignore[arg-type]  # the model does not matter
+    assert capsys.readouterr().err == ""
+
+
+def test_a_training_tells_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--model.model_args={img_size: 8, patch_size: 4, embed_dim: 8, depth: 1, num_heads: 1}", "--data.img_size=8"]
+    quick = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    train("fit", ["--config", "digits/flatten_deit", *small, *quick])
+    told = capsys.readouterr().err
+    assert told.index("Data") < told.index("Left out: nothing")
+    assert "┃ class (images) ┃ train ┃ val ┃" in told

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def test_a_model_comes_back_as_it_was(info: ModelInfo, tmp_path: Path) -> None:
     assert not loaded.training
     assert (read.name, read.model_args, list(read.class_names)) == (info.name, info.model_args, list(info.class_names))
     assert read.preprocessing(_grey()).equal(info.preprocessing(_grey()))
+
+
+def test_category_ids_come_back_and_older_files_have_none(tmp_path: Path) -> None:
+    for ids in (None, (90, 7)):
+        save_model(tmp_path / "model", INFO.build(), replace(INFO, category_ids=ids))
+        assert load_model(tmp_path / "model")[1].category_ids == (None if ids is None else [90, 7])
 
 
 def _grey() -> Any:
@@ -110,6 +117,10 @@ def refusal(path: Path) -> str:
         ({"task": ["detect"]}, "task must be"),
         ({"task": "segment"}, "preprocessing has no 'img_size'"),
         ({"task": "detect", "preprocessing": {"in_chans": 1, "mean": [0], "std": [1]}}, "no detector"),
+        ({"category_ids": [1]}, "the description in .* cannot be read .*category_ids must hold a whole number for each of 2"),
+        ({"category_ids": [1, 1]}, "category_ids must hold"),
+        ({"category_ids": [1, True]}, "category_ids must be Sequence"),
+        ({"category_ids": 7}, "the description in .* cannot be read"),
         ({"preprocessing": {}}, "the description in .* cannot be read"),
         ({"preprocessing": None}, "the description in .* cannot be read"),
         ({"preprocessing": PREPROCESSING | {"img_size": 10**9}}, "img_size must be at most 8192, got 1000000000"),

@@ -89,6 +89,14 @@ def test_a_file_of_ones_own_comes_before_a_recipe_of_that_name(tmp_path: Path, m
     assert find_recipe("digits/flatten_deit.yaml") == own
 
 
+def test_a_file_in_the_working_directory_takes_no_recipes_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits").mkdir()
+    Path("digits/flatten_deit").write_text("model: {}")
+    assert find_recipe("digits/flatten_deit") == recipes.recipe_folder() / "digits" / "flatten_deit.yaml"
+    assert find_recipe("./digits/flatten_deit") == Path("digits/flatten_deit")
+
+
 def test_recipes_are_found_inside_an_installed_package_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site-packages" / "flatten_transformer"
     shutil.copytree(recipes.recipe_folder(), package / "recipes")

@@ -42,6 +42,7 @@ def test_a_training_killed_five_times_ends_with_the_very_weights_of_an_undisturb
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (done.stdout + done.stderr).count("Going on from") == 5
+    assert (done.stdout + done.stderr).count("The training was ended by SIGTERM") == 2
     undisturbed, killed = weights(Path("undisturbed") / NAME), weights(Path("killed") / NAME)
     assert undisturbed.keys() == killed.keys()
     assert any(name.startswith("ema.") for name in killed)

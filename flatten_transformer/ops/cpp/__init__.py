@@ -9,11 +9,11 @@ import ctypes
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops.cpp.build import Problem, load, unavailable
+from flatten_transformer.ops.cpp.build import Problem, load, unavailable, warn_if_off
 from flatten_transformer.ops.fused import Arguments, Saved, define_operator, sum_dtype
 from flatten_transformer.ops.options import Options
 
-__all__ = ["attend", "why_not"]
+__all__ = ["attend", "warn_if_off", "why_not"]
 
 
 def why_not(query: Tensor, value: Tensor, options: Options) -> str | None:
@@ -77,7 +77,9 @@ def _run(direction: str, a: Arguments, **others: Tensor) -> None:
         focusing_factor=a.focusing_factor,
         eps=a.eps,
     )
-    load().functions[direction, a.query.dtype](ctypes.byref(problem))
+    if load().functions[direction, a.query.dtype](ctypes.byref(problem)):
+        sizes = f"query {tuple(a.query.shape)}, key {tuple(a.key.shape)} and value {tuple(a.value.shape)}"
+        raise torch.OutOfMemoryError(f"out of memory in the kernel of attention, {direction}, for {sizes}: take smaller batches")
 
 
 def _side_by_side(like: Tensor, channels: int) -> Tensor:

@@ -5,11 +5,12 @@
 // tokens are split by the number of tokens alone, so a result does not depend on the number of threads.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -47,6 +48,26 @@ struct Problem {
 };
 
 namespace {
+
+// No exceptions: they may not leave a parallel region, and to throw one takes memory itself.
+struct Memory {
+  std::atomic<bool> exhausted{false};
+};
+
+// Zeros; look at memory.exhausted before the first use.
+template <class T> class Buffer {
+  T *const first;
+
+ public:
+  Buffer(Memory &memory, int64_t count) : first(static_cast<T *>(std::calloc(std::max<int64_t>(count, 1), sizeof(T)))) {
+    if (!first) memory.exhausted = true;
+  }
+  ~Buffer() { std::free(first); }
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
+  T *data() const { return first; }
+  T &operator[](int64_t i) const { return first[i]; }
+};
 
 template <class T> Vec<T> load(const T *from) {
   Vec<T> x;
@@ -173,18 +194,18 @@ template <class T> struct Shape {
 
 // φ of a tile of tokens, split as f · u**p with u = a / max a: [TILE, H, padded D] each, and numbers a token and group.
 template <class T> struct Features {
-  std::vector<T> unit, less, powered;  // u, u**(p-1), u**p
-  std::vector<T> peak, norm, power_norm, factor, inverse_factor;
+  Buffer<T> unit, less, powered;  // u, u**(p-1), u**p
+  Buffer<T> peak, norm, power_norm, factor, inverse_factor;
 
-  explicit Features(const Shape<T> &s)
-      : unit(TILE * s.row),
-        less(TILE * s.row),
-        powered(TILE * s.row),
-        peak(TILE * s.groups),
-        norm(peak),
-        power_norm(peak),
-        factor(peak),
-        inverse_factor(peak) {}
+  Features(Memory &memory, const Shape<T> &s)
+      : unit(memory, TILE * s.row),
+        less(memory, TILE * s.row),
+        powered(memory, TILE * s.row),
+        peak(memory, TILE * s.groups),
+        norm(memory, TILE * s.groups),
+        power_norm(memory, TILE * s.groups),
+        factor(memory, TILE * s.groups),
+        inverse_factor(memory, TILE * s.groups) {}
 
   // KEEP what differentiate() needs; otherwise u**p and the numbers a token are all.
   template <bool KEEP> void fill(const Shape<T> &s, const Tokens<T> &x, int64_t start, int64_t count) {
@@ -272,9 +293,9 @@ template <class T> struct Features {
 // Rank restoration: the kernels as [taps, padded E], and the grid that the last tokens of the values form.
 template <class T> struct Convolution {
   int64_t height, width, rows, columns, prefix, channels, line;
-  std::vector<T> taps, bias, zeros;
+  Buffer<T> taps, bias, zeros;
 
-  explicit Convolution(const Problem &p)
+  Convolution(Memory &memory, const Problem &p)
       : height(p.height),
         width(p.width),
         rows(p.kernel_height),
@@ -282,10 +303,10 @@ template <class T> struct Convolution {
         prefix(p.keys - p.height * p.width),
         channels(p.value_channels),
         line(padded<T>(p.value_channels)),
-        taps(rows * columns * line),
-        bias(line),
-        zeros(2 * LANES<T>) {
-    if (!present()) return;
+        taps(memory, rows * columns * line),
+        bias(memory, line),
+        zeros(memory, 2 * LANES<T>) {
+    if (!present() || memory.exhausted) return;
     const T *weight = static_cast<const T *>(p.conv_weight), *offset = static_cast<const T *>(p.conv_bias);
     for (int64_t e = 0; e < channels; ++e) {
       if (offset) bias[e] = offset[e];
@@ -416,13 +437,11 @@ template <class T> struct Convolution {
   }
 };
 
-template <class T> std::vector<T> inverse_temperature(const Problem &p) {
+template <class T> void invert_temperature(const Problem &p, T *inverse) {
   const int64_t head = padded<T>(p.channels);
-  std::vector<T> inverse(p.heads * head);
   const T *temperature = static_cast<const T *>(p.temperature);
   for (int64_t h = 0; h < p.heads; ++h)
     for (int64_t d = 0; d < p.channels; ++d) inverse[h * head + d] = temperature ? 1 / temperature[h * p.channels + d] : 1;
-  return inverse;
 }
 
 struct Split {  // of tokens into ranges, by their number alone
@@ -433,21 +452,33 @@ struct Split {  // of tokens into ranges, by their number alone
   }
 };
 
+// Whether the sizes of all buffers, in elements, are far from what int64_t holds.
+bool countable(const Problem &p) {
+  constexpr double MOST = 0x1p58, PADDING = 64;
+  const double matrices = (p.channels + PADDING) * (p.value_channels + PADDING) * p.heads * p.batch * 2 * MOST_SPLITS;
+  const double taps = (double(p.kernel_height) * p.kernel_width + 1) * (p.value_channels + PADDING) * p.height * p.batch;
+  return matrices * TILE < MOST && taps < MOST;
+}
+
 // Everything about one call that is the same for all samples.
 template <class T> struct Call {
   const Problem &p;
-  std::vector<T> inverse;
+  Memory &memory;
+  Buffer<T> inverse;
   Shape<T> shape;
   Convolution<T> convolution;
   int64_t head, line;  // padded D and E
 
-  explicit Call(const Problem &problem)
+  Call(Memory &available, const Problem &problem)
       : p(problem),
-        inverse(inverse_temperature<T>(problem)),
-        shape(problem, inverse.data()),
-        convolution(problem),
+        memory(available),
+        inverse(memory, p.heads * padded<T>(p.channels)),
+        shape(p, inverse.data()),
+        convolution(memory, p),
         head(shape.head()),
-        line(padded<T>(problem.value_channels)) {}
+        line(padded<T>(p.value_channels)) {
+    if (!memory.exhausted) invert_temperature(p, inverse.data());
+  }
 
   Tokens<T> queries(int64_t b) const {
     return {static_cast<const T *>(p.query) + b * p.query_strides[0], p.query_strides[1], p.query_strides[2], nullptr, 0, 0};
@@ -493,8 +524,9 @@ template <class T> struct Call {
 
 // Σ_j w_j φ(k_j)ᵀ v_j and Σ_j w_j φ(k_j) over one range of keys.
 template <class T> void sum_keys(const Call<T> &c, int64_t b, int64_t start, int64_t end, T *context, T *key_sum) {
-  Features<T> keys(c.shape);
-  std::vector<T> values(TILE * c.line);
+  Features<T> keys(c.memory, c.shape);
+  Buffer<T> values(c.memory, TILE * c.line);
+  if (c.memory.exhausted) return;
   const Tokens<T> tokens = c.keys(b);
   for (int64_t at = start; at < end; at += TILE) {
     const int64_t count = std::min(TILE, end - at);
@@ -518,8 +550,9 @@ template <class T> void sum_keys(const Call<T> &c, int64_t b, int64_t start, int
 
 template <class T>
 void forward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, const T *context, const T *key_sum) {
-  Features<T> queries(c.shape);
-  std::vector<T> sums(TILE * c.line);
+  Features<T> queries(c.memory, c.shape);
+  Buffer<T> sums(c.memory, TILE * c.line);
+  if (c.memory.exhausted) return;
   const Tokens<T> tokens = c.queries(b);
   const int64_t channels = c.p.value_channels;
   for (int64_t at = start; at < end; at += TILE) {
@@ -548,8 +581,9 @@ void forward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, co
 template <class T>
 void backward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, const T *context, const T *transposed,
                       const T *key_sum, T *of_context, T *of_key_sum, T *of_temperature) {
-  Features<T> queries(c.shape);
-  std::vector<T> sums(TILE * c.line), grads(TILE * c.line), of_features(TILE * c.shape.row);
+  Features<T> queries(c.memory, c.shape);
+  Buffer<T> sums(c.memory, TILE * c.line), grads(c.memory, TILE * c.line), of_features(c.memory, TILE * c.shape.row);
+  if (c.memory.exhausted) return;
   const Tokens<T> tokens = c.queries(b);
   T *to = static_cast<T *>(c.p.grad_query) + b * c.p.queries * c.p.heads * c.p.channels;
   for (int64_t at = start; at < end; at += TILE) {
@@ -597,8 +631,9 @@ void backward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, c
 template <class T>
 void backward_keys(const Call<T> &c, int64_t b, int64_t start, int64_t end, const T *of_context, const T *transposed,
                    const T *of_key_sum, T *of_temperature) {
-  Features<T> keys(c.shape);
-  std::vector<T> values(TILE * c.line), sums(TILE * c.line), of_features(TILE * c.shape.row);
+  Features<T> keys(c.memory, c.shape);
+  Buffer<T> values(c.memory, TILE * c.line), sums(c.memory, TILE * c.line), of_features(c.memory, TILE * c.shape.row);
+  if (c.memory.exhausted) return;
   const Tokens<T> tokens = c.keys(b);
   const int64_t channels = c.p.value_channels;
   T *to = static_cast<T *>(c.p.grad_key) + b * c.p.keys * c.p.heads * c.p.channels;
@@ -631,26 +666,25 @@ void backward_keys(const Call<T> &c, int64_t b, int64_t start, int64_t end, cons
   }
 }
 
-template <class T> void add_up(const std::vector<T> &parts, int64_t count, int64_t size, T *total) {
+template <class T> void add_up(const Buffer<T> &parts, int64_t count, int64_t size, T *total) {
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < size; ++j) total[j] += parts[i * size + j];
 }
 
 template <class T>
-std::vector<T> transpose(const std::vector<T> &context, int64_t matrices, int64_t rows, int64_t columns, int64_t from,
-                         int64_t to) {
-  std::vector<T> transposed(matrices * columns * to);
+void transpose(const Buffer<T> &context, int64_t matrices, int64_t rows, int64_t columns, int64_t from, int64_t to,
+               T *transposed) {
   for (int64_t m = 0; m < matrices; ++m)
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < columns; ++j) transposed[(m * columns + j) * to + r] = context[(m * rows + r) * from + j];
-  return transposed;
 }
 
-template <class T> void forward(const Problem &p) {
-  const Call<T> c(p);
+template <class T> void forward(Memory &memory, const Problem &p) {
+  const Call<T> c(memory, p);
   const int64_t size = c.context_size(), row = c.shape.row;
   const Split keys(p.keys), queries(p.queries);
-  std::vector<T> contexts(p.batch * keys.count * size), sums(p.batch * keys.count * row);
+  Buffer<T> contexts(memory, p.batch * keys.count * size), sums(memory, p.batch * keys.count * row);
+  if (memory.exhausted) return;
 #pragma omp parallel num_threads(int(p.threads))
   {
 #pragma omp for schedule(dynamic)
@@ -680,20 +714,24 @@ template <class T> void forward(const Problem &p) {
   }
 }
 
-template <class T> void backward(const Problem &p) {
-  const Call<T> c(p);
+template <class T> void backward(Memory &memory, const Problem &p) {
+  const Call<T> c(memory, p);
   const int64_t size = c.context_size(), row = c.shape.row, head = c.head, line = c.line;
   const int64_t matrix = p.heads * p.channels, transposed_size = p.heads * p.value_channels * head;
   const Split keys(p.keys), queries(p.queries);
-  std::vector<T> contexts(p.batch * size), sums(p.batch * row);
+  Buffer<T> contexts(memory, p.batch * size), sums(memory, p.batch * row), transposed(memory, p.batch * transposed_size);
+  if (memory.exhausted) return;
   for (int64_t b = 0; b < p.batch; ++b)
     c.read_context(static_cast<const T *>(p.context) + b * matrix * p.value_channels,
                    static_cast<const T *>(p.key_sum) + b * matrix, &contexts[b * size], &sums[b * row]);
-  const std::vector<T> transposed = transpose(contexts, p.batch * p.heads, p.channels, p.value_channels, line, head);
+  transpose(contexts, p.batch * p.heads, p.channels, p.value_channels, line, head, transposed.data());
 
   const int64_t query_parts = p.batch * queries.count, key_parts = p.batch * keys.count;
-  std::vector<T> of_contexts(query_parts * size), of_sums(query_parts * row),
-      of_temperatures((query_parts + key_parts) * row);
+  Buffer<T> of_contexts(memory, query_parts * size), of_sums(memory, query_parts * row),
+      of_temperatures(memory, (query_parts + key_parts) * row);
+  Buffer<T> of_context(memory, p.batch * size), of_sum(memory, p.batch * row);
+  Buffer<T> of_transposed(memory, p.batch * transposed_size);
+  if (memory.exhausted) return;
 #pragma omp parallel for schedule(dynamic) num_threads(int(p.threads))
   for (int64_t i = 0; i < query_parts; ++i) {
     const int64_t b = i / queries.count, start = i % queries.count * queries.size;
@@ -701,13 +739,13 @@ template <class T> void backward(const Problem &p) {
                      &transposed[b * transposed_size], &sums[b * row], &of_contexts[i * size], &of_sums[i * row],
                      &of_temperatures[i * row]);
   }
-  std::vector<T> of_context(p.batch * size), of_sum(p.batch * row);
+  if (memory.exhausted) return;
   for (int64_t i = 0; i < query_parts; ++i) {
     const int64_t b = i / queries.count;
     for (int64_t j = 0; j < size; ++j) of_context[b * size + j] += of_contexts[i * size + j];
     for (int64_t j = 0; j < row; ++j) of_sum[b * row + j] += of_sums[i * row + j];
   }
-  const std::vector<T> of_transposed = transpose(of_context, p.batch * p.heads, p.channels, p.value_channels, line, head);
+  transpose(of_context, p.batch * p.heads, p.channels, p.value_channels, line, head, of_transposed.data());
 #pragma omp parallel for schedule(dynamic) num_threads(int(p.threads))
   for (int64_t i = 0; i < key_parts; ++i) {
     const int64_t b = i / keys.count, start = i % keys.count * keys.size;
@@ -716,7 +754,8 @@ template <class T> void backward(const Problem &p) {
   }
 
   if (p.grad_temperature) {
-    std::vector<T> total(row);
+    Buffer<T> total(memory, row);
+    if (memory.exhausted) return;
     add_up(of_temperatures, query_parts + key_parts, row, total.data());
     for (int64_t i = 0; i < matrix; ++i)
       static_cast<T *>(p.grad_temperature)[i] = total[i / p.channels * head + i % p.channels];
@@ -724,7 +763,8 @@ template <class T> void backward(const Problem &p) {
   if (!c.convolution.present()) return;
   const int64_t taps = p.kernel_height * p.kernel_width, kernel = (taps + 1) * line;
   const int64_t band = std::max<int64_t>(1, TOKENS_A_SPLIT / p.width), bands = (p.height + band - 1) / band;
-  std::vector<T> parts(p.batch * bands * kernel), total(kernel);
+  Buffer<T> parts(memory, p.batch * bands * kernel), total(memory, kernel);
+  if (memory.exhausted) return;
 #pragma omp parallel for schedule(dynamic) num_threads(int(p.threads))
   for (int64_t i = 0; i < p.batch * bands; ++i) {
     const int64_t b = i / bands, first = i % bands * band;
@@ -741,11 +781,19 @@ template <class T> void backward(const Problem &p) {
   }
 }
 
+// Return 0, or 1 where memory is not enough; what was written until then means nothing.
+int run(void (*direction)(Memory &, const Problem &), const Problem &p) {
+  Memory memory;
+  if (!countable(p)) return 1;
+  direction(memory, p);
+  return memory.exhausted;
+}
+
 }  // namespace
 
 extern "C" {
-void focused_forward_float(const Problem *p) { forward<float>(*p); }
-void focused_forward_double(const Problem *p) { forward<double>(*p); }
-void focused_backward_float(const Problem *p) { backward<float>(*p); }
-void focused_backward_double(const Problem *p) { backward<double>(*p); }
+int focused_forward_float(const Problem *p) { return run(forward<float>, *p); }
+int focused_forward_double(const Problem *p) { return run(forward<double>, *p); }
+int focused_backward_float(const Problem *p) { return run(backward<float>, *p); }
+int focused_backward_double(const Problem *p) { return run(backward<double>, *p); }
 }

@@ -1,24 +1,22 @@
-"""Compile the kernel once for this machine's processor, and keep the result among the user's cached files."""
+"""The kernel's entry points, compiled once for this machine's processor and kept among the user's cached files."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-_SOURCE = Path(__file__).with_name("attention.cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+from flatten_transformer.ops.cpp.cache import cache_folder, keep, kept, ours_alone
+from flatten_transformer.ops.cpp.compiler import compile_kernel, find_compiler, fingerprint
+
 _POINTERS = (
     *("query", "key", "value", "key_weights", "key_encoding", "temperature", "conv_weight", "conv_bias", "grad"),
     *("out", "context", "key_sum"),
@@ -43,10 +41,13 @@ class Problem(ctypes.Structure):
     ]
 
 
-class Kernel(NamedTuple):
-    """The entry points of the compiled kernel, or why there are none."""
+_Functions = dict[tuple[str, torch.dtype], Callable[[Any], int]]  # by direction ("forward" or "backward") and dtype
 
-    functions: dict[tuple[str, torch.dtype], Callable[..., Any]]  # by direction ("forward" or "backward") and dtype
+
+class Kernel(NamedTuple):
+    """The entry points of the compiled kernel, which return 0 or, out of memory, 1; or why there are none."""
+
+    functions: _Functions
     unavailable: str | None = None
 
 
@@ -56,62 +57,77 @@ def unavailable() -> str | None:
     return load().unavailable
 
 
+@torch.compiler.assume_constant_result
+def warn_if_off() -> None:
+    """Say, once a process, why the kernel that would run by default does not; nothing if nobody has asked for it yet."""
+    if load.cache_info().currsize and (reason := load().unavailable):
+        _warn(f"the compiled kernel of attention is off: {reason} (FLATTEN_BACKEND=portable says that this is meant)")
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
 @functools.cache  # failures too: nobody waits twice for a compiler that fails
 def load() -> Kernel:
-    """Compile the kernel, if it is not there yet, and load it."""
+    """Load the kernel from the cache, or compile it."""
     try:
-        library = ctypes.CDLL(str(_compiled()))
-    except (OSError, RuntimeError, ValueError) as error:  # no compiler, a compiler that fails, no home, nothing to write to
+        compiler = find_compiler()
+        return Kernel(_cached(compiler, fingerprint(compiler)))
+    except (OSError, ValueError) as error:  # no compiler, one that fails, nowhere to compile
         return Kernel({}, " ".join(str(error).split()))
-    functions = {
-        (direction, dtype): getattr(library, f"focused_{direction}_{name}")
-        for direction in ("forward", "backward")
-        for dtype, name in ((torch.float32, "float"), (torch.float64, "double"))
-    }
-    return Kernel(functions)
 
 
-def _compiled() -> Path:
-    """Return the shared library for this source, compiler and processor, made if it is not there yet."""
-    compiler = _compiler()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256("\n".join([_SOURCE.read_text(), *_FLAGS, version, _processor()]).encode()).hexdigest()[:16]
-    library = _cache() / f"attention-{key}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # so that nobody loads half a file
-            unfinished = Path(folder) / library.name
-            _compile(compiler, unfinished)
-            unfinished.replace(library)
-    return library
-
-
-def _compiler() -> list[str]:
-    """Return the command that compiles C++: that of CXX, which may have several words, or the first that is there."""
-    if named := os.environ.get("CXX"):
-        return shlex.split(named)
-    for name in ("c++", "g++", "clang++"):
-        if path := shutil.which(name):
-            return [path]
-    raise OSError("there is no C++ compiler (c++, g++, clang++ or the one named by CXX)")
-
-
-def _compile(compiler: list[str], target: Path) -> None:
-    command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(f"{' '.join(command)} failed: {done.stderr[:500]}")
-
-
-def _cache() -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME")
-    return (Path(folder) if folder else Path.home() / ".cache") / "flatten_transformer"
-
-
-def _processor() -> str:
-    """Return what tells processors with different instructions apart: homes are shared between machines."""
+def _cached(compiler: list[str], key: str) -> _Functions:
+    """Return the kernel of the cache, put there if it is missing or cannot be loaded."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        folder = cache_folder()
+    except (OSError, RuntimeError) as error:  # others can write there, it cannot be made, this user has no home
+        return _compiled(compiler, key, error)
+    for library in kept(folder, key):
+        with suppress(OSError):  # by another system's linker, or nothing may be run from there
+            return _functions(library)
+    return _compiled(compiler, key, folder)
+
+
+def _compiled(compiler: list[str], key: str, cache: Path | Exception) -> _Functions:
+    """Compile the kernel and load it, from the cache or, where that cannot be used for a reason, for this process alone."""
+    with ExitStack() as stack:
+        draft = compile_kernel(compiler, _workshop(stack, cache))
+        if isinstance(cache, Path):
+            try:
+                return _functions(keep(draft, cache, key))
+            except OSError as error:  # read-only, full, nothing may be run from there
+                cache = error
+        functions = _functions(draft)
+    _warn(f"attention's kernel was compiled for this process alone, which takes seconds, since it cannot be kept: {cache}")
+    return functions
+
+
+def _workshop(stack: ExitStack, cache: Path | Exception) -> Path:
+    """Return a new folder that is ours alone: where the system has its temporary ones, or else in the cache."""
+    new = partial(tempfile.TemporaryDirectory, prefix=".flatten-", ignore_cleanup_errors=True)
+    try:
+        return ours_alone(Path(stack.enter_context(new())))
     except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+        if not isinstance(cache, Path):
+            raise
+        return Path(stack.enter_context(new(dir=cache)))
+
+
+def _functions(path: Path) -> _Functions:
+    """Load the entry points of a library.
+
+    Raises:
+        OSError: If it cannot be loaded, or has others.
+    """
+    library = ctypes.CDLL(str(path))
+    try:
+        return {
+            (direction, dtype): getattr(library, f"focused_{direction}_{name}")
+            for direction in ("forward", "backward")
+            for dtype, name in ((torch.float32, "float"), (torch.float64, "double"))
+        }
+    except AttributeError as error:
+        raise OSError(f"{path} is not the kernel: {error}") from None

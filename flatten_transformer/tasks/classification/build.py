@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from flatten_transformer.digest import check_whole
 from flatten_transformer.hints import hint
 from flatten_transformer.models.files import one_line, read_tensors
 from flatten_transformer.tasks.building import building
@@ -19,6 +20,7 @@ def weights_args(pretrained: bool | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is a damaged checkpoint.
 
     Example:
         >>> weights_args(True), weights_args(False)
@@ -28,6 +30,7 @@ def weights_args(pretrained: bool | Path) -> dict[str, Any]:
         return {"pretrained": True} if pretrained else {}
     if not pretrained.is_file():
         raise FileNotFoundError(f"no file of weights {pretrained}: check the path, or take the published ones by true")
+    check_whole(pretrained)
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(pretrained)}}
 
 

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.cells import cell_len
 from torch import Tensor
 
+from flatten_transformer.atomic_file import write_figure
+from flatten_transformer.lettering import Lettering
+
 _LARGEST = 40  # classes that can be told apart in one picture
+_TITLE = 30  # characters above a small image
 
 
 def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> None:
@@ -19,7 +24,7 @@ def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> No
 
     Args:
         matrix: ``[K, K]``, how many images of the class of the row are taken for that of the column.
-        class_names: K names.
+        class_names: K names, of which long ones are cut.
         path: Where the PNG goes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,21 +33,23 @@ def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> No
     chosen = most_confused(matrix, _LARGEST)
     shown = matrix[chosen][:, chosen].cpu()
     shares = shown / matrix.sum(1)[chosen].cpu().clamp_min(1)[:, None]
-    names = [class_names[index] for index in chosen]
-    side = 2.5 + 0.32 * len(names)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    heat = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    for row, column in shown.nonzero().tolist():
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, f"{int(shown[row, column])}", ha="center", va="center", fontsize=7, color=color)
-    left_out = f" ({len(names)} of {len(class_names)} classes)" if len(names) < len(class_names) else ""
-    axis.set(title=f"validation images{left_out}", xlabel="taken for", ylabel="class")
-    axis.set_xticks(range(len(names)), names, rotation=90)
-    axis.set_yticks(range(len(names)), names)
-    figure.colorbar(heat, ax=axis, shrink=0.6, label="share of the images of a class")
-    figure.savefig(path, dpi=120)
+    lettering = Lettering([class_names[index] for index in chosen])
+    names = [lettering.plot(class_names[index]) for index in chosen]
+    side = 2.5 + 0.32 * len(names) + 0.1 * max(0, max(map(cell_len, names)) - 12)  # room for long names
+    with lettering.styled():
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        heat = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+        for row, column in shown.nonzero().tolist():
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, f"{int(shown[row, column])}", ha="center", va="center", fontsize=7, color=color)
+        left_out = f" ({len(names)} of {len(class_names)} classes)" if len(names) < len(class_names) else ""
+        axis.set(title=f"validation images{left_out}", xlabel="taken for", ylabel="class")
+        axis.set_xticks(range(len(names)), names, rotation=90)
+        axis.set_yticks(range(len(names)), names)
+        figure.colorbar(heat, ax=axis, shrink=0.6, label="share of the images of a class")
+        write_figure(path, figure)
 
 
 def most_confused(matrix: Tensor, most: int) -> list[int]:
@@ -65,7 +72,7 @@ def draw_images(images: Sequence[Image.Image], titles: Sequence[str], title: str
 
     Args:
         images: Of any size and mode.
-        titles: One for each.
+        titles: One for each, of one line or more, each of which may be cut.
         title: Of the picture.
         path: Where the PNG goes.
     """
@@ -74,13 +81,15 @@ def draw_images(images: Sequence[Image.Image], titles: Sequence[str], title: str
 
     columns = min(6, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.6 * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes:
-        axis.axis("off")
-    for axis, image, below in zip(axes, images, titles, strict=False):
-        axis.imshow(image.convert("RGB"))
-        axis.set_title(below, fontsize=8)
-    figure.savefig(path, dpi=120)
+    lettering = Lettering([line for below in titles for line in below.split("\n")])
+    with lettering.styled():
+        figure = Figure(figsize=(2.2 * columns, 2.6 * rows + 0.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title)
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axis in axes:
+            axis.axis("off")
+        for axis, image, below in zip(axes, images, titles, strict=False):
+            axis.imshow(image.convert("RGB"))
+            axis.set_title("\n".join(lettering.plot(line, _TITLE) for line in below.split("\n")), fontsize=8)
+        write_figure(path, figure)

@@ -4,22 +4,21 @@
 
 from __future__ import annotations
 
-import io
+import sys
 from collections.abc import Sequence
-from csv import writer
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
-from flatten_transformer.atomic_file import write_atomically
+from flatten_transformer.atomic_file import check_outputs, is_stream
+from flatten_transformer.csv_file import CsvFile, path_cell
+from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.model_file import ModelInfo, seeing
-from flatten_transformer.tasks.prediction import patience_bar
+from flatten_transformer.tasks.prediction import check_complete, count_images, look_at
+from flatten_transformer.terminal import RowPrinter, say
 
 
 class Guess(NamedTuple):
@@ -29,8 +28,16 @@ class Guess(NamedTuple):
     probability: float
 
 
-def predict_files(model: nn.Module, info: ModelInfo, files: Sequence[Path], top_k: int = 3, csv: Path | None = None) -> None:
-    """Print the most probable classes of image files, or write them into a CSV file.
+def predict_files(
+    model: nn.Module,
+    info: ModelInfo,
+    files: Sequence[Path],
+    top_k: int = 3,
+    csv: Path | None = None,
+    on_bad_image: OnBadImage = "skip",
+    inputs: Sequence[Path] = (),
+) -> None:
+    """Print the most probable classes of image files, or write them into a CSV file, each as soon as it is known.
 
     Args:
         model: From :func:`load_model`.
@@ -38,42 +45,53 @@ def predict_files(model: nn.Module, info: ModelInfo, files: Sequence[Path], top_
         files: Image files.
         top_k: How many classes to print an image, the most probable first.
         csv: Write a table of file, class and probability into this file, a line for each class, instead of printing.
+        on_bad_image: ``"skip"`` goes on without an image that cannot be used; ``"raise"`` ends there.
+        inputs: Further files that must stay as they are.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is not an image, ``csv`` is a folder, or ``top_k`` is below 1.
+        UnfinishedError: At the end, if images were skipped.
+        ValueError: If no image can be used, ``csv`` is a folder or one of the files that are read, or ``top_k`` is below 1.
     """
-    if csv is not None and csv.is_dir():
-        raise ValueError(f"{csv} is a folder: give --csv the name of a file, such as {csv}/classes.csv")
-    guesses: list[list[Guess]] = []
-    with patience_bar(len(files)) as advance:
-        for file in files:
-            guesses += classify(model, info, [file], top_k)
-            advance()
+    _check(top_k)
     if csv is None:
-        Console().print(_table(files, guesses))
+        skipped = _print(model, info, files, top_k, on_bad_image)
     else:
-        write_atomically(csv, _csv(files, guesses))
-        Console().print(f"The classes of {len(files)} image{'s' * (len(files) != 1)} are in {escape(str(csv))}")
+        if csv.is_dir():
+            raise ValueError(f"{csv} is a folder: give --csv the name of a file, such as {csv}/classes.csv")
+        check_outputs([csv], [*files, *inputs])
+        skipped = _write(model, info, files, top_k, csv, on_bad_image)
+    check_complete(skipped, len(files))
 
 
-def _table(files: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> Table:
-    table = Table(title="The most probable classes")
-    table.add_column("image", overflow="fold")  # a path is of no use cut short
-    for rank in range(len(guesses[0])):
-        table.add_column(f"{rank + 1}.", overflow="fold")
-    for file, row in zip(files, guesses, strict=True):
-        table.add_row(escape(str(file)), *(escape(f"{guess.class_name} ({guess.probability:.1%})") for guess in row))
-    return table
+def _print(model: nn.Module, info: ModelInfo, files: Sequence[Path], top_k: int, on_bad_image: OnBadImage) -> list[str]:
+    widest = {"image": max(map(str, files), key=len)}
+    for rank in range(min(top_k, len(info.class_names))):
+        widest[f"{rank + 1}."] = f"{max(info.class_names, key=len)} (100.0%)"
+    table = RowPrinter("The most probable classes", widest)
+
+    def keep(number: int, row: Sequence[Guess]) -> None:
+        table.print(str(files[number]), *(f"{guess.class_name} ({guess.probability:.1%})" for guess in row))
+
+    return look_at(files, lambda file: _classify_one(model, info, file, top_k), keep, on_bad_image, bar=not sys.stdout.isatty())
 
 
-def _csv(files: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> bytes:
-    text = io.StringIO(newline="")
-    lines = writer(text, lineterminator="\n")
-    lines.writerow(("file", "class", "probability"))
-    for file, row in zip(files, guesses, strict=True):
-        lines.writerows((file, guess.class_name, f"{guess.probability:.6f}") for guess in row)
-    return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name need not be text
+def _write(
+    model: nn.Module, info: ModelInfo, files: Sequence[Path], top_k: int, csv: Path, on_bad_image: OnBadImage
+) -> list[str]:
+    table, done = CsvFile(csv, ("file", "class", "probability")), 0
+
+    def keep(number: int, row: Sequence[Guess]) -> None:
+        nonlocal done
+        table.write_rows([(path_cell(files[number]), guess.class_name, f"{guess.probability:.6f}") for guess in row])
+        done += 1
+
+    try:
+        with table:
+            return look_at(files, lambda file: _classify_one(model, info, file, top_k), keep, on_bad_image)
+    finally:
+        if done:
+            say(f"The classes of {count_images(done)} are in {table.place}", stderr=is_stream(csv))
 
 
 def classify(model: nn.Module, info: ModelInfo, images: Sequence[Path], top_k: int = 3) -> list[list[Guess]]:
@@ -89,9 +107,13 @@ def classify(model: nn.Module, info: ModelInfo, images: Sequence[Path], top_k: i
         FileNotFoundError: If a file is missing.
         ValueError: If a file is not an image, or ``top_k`` is below 1.
     """
+    _check(top_k)
+    return [_classify_one(model, info, path, top_k) for path in images]
+
+
+def _check(top_k: int) -> None:
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    return [_classify_one(model, info, path, top_k) for path in images]
 
 
 @torch.inference_mode()

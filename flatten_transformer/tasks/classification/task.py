@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from flatten_transformer.lettering import shortened
 from flatten_transformer.models.cost import count_macs
 from flatten_transformer.tasks.classification.build import build_model, weights_args
 from flatten_transformer.tasks.classification.mistakes import Mistakes
@@ -20,6 +21,7 @@ from flatten_transformer.tasks.kinds import Kind
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.task import Task
 
+_TITLE = 22  # characters of a class above a small image
 Batch = tuple[Tensor, Tensor, Tensor]  # images, classes, and the number of each image in its data set
 
 
@@ -141,6 +143,7 @@ class ClassificationTask(Task):
         draw_confusion(self.confused, names, folder / "confusion.png")
         if not found:
             return [folder / "confusion.png"]
+        names = [shortened(name, _TITLE) for name in names]
         titles = [f"{names[m.predicted]} ({m.probability:.0%}),\nnot {names[m.label]}" for m in found]
         images = [self.data.image("val", mistake.number) for mistake in found]
         draw_images(images, titles, "The surest mistakes of the last validation", folder / "mistakes.png")

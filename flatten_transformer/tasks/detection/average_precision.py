@@ -105,7 +105,8 @@ def evaluate(
     """
     images = set(image_ids)
     shown = {**truth, "images": [image for image in truth["images"] if image["id"] in images]}
-    shown["annotations"] = [dict(entry) for entry in truth["annotations"] if entry["image_id"] in images]
+    entries = [entry for entry in truth["annotations"] if entry["image_id"] in images]
+    shown["annotations"] = [{**entry, "id": number} for number, entry in enumerate(entries, 1)]  # 0 would mean "not found"
     reference = COCO(shown)
     # without their boxes masks are judged by the area of their own
     kept = [{key: value for key, value in result.items() if kind == "bbox" or key != "bbox"} for result in results]

@@ -10,7 +10,8 @@ from faster_coco_eval import mask as rle
 from PIL import Image
 from torch import Tensor
 
-from flatten_transformer.data.coco import CocoImage, encode
+from flatten_transformer.data.coco import CocoImage
+from flatten_transformer.data.coco_masks import encode
 from flatten_transformer.tasks.overlays import draw_objects
 
 

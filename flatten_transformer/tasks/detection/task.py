@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from flatten_transformer.tasks.detection.average_precision import AveragePrecisi
 from flatten_transformer.tasks.detection.build import build_detector
 from flatten_transformer.tasks.detection.pictures import draw_detections, draw_truth
 from flatten_transformer.tasks.kinds import Kind
+from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.overlays import side_by_side
 from flatten_transformer.tasks.task import Task
@@ -70,6 +72,11 @@ class DetectionTask(Task):
         self.has_masks = detector.has_masks
         self.precision: AveragePrecision | None = None
 
+    def info(self) -> ModelInfo:
+        """Return what a file of the detector must say: COCO's ids of its classes too."""
+        assert isinstance(self.data, CocoData)
+        return replace(super().info(), category_ids=tuple(self.data.category_ids))
+
     def forward(self, images: Sequence[Tensor]) -> Targets:
         """Return the detections on images ``[C, height, width]`` by :attr:`final_model`, as :class:`Detector` says."""
         detections: Targets = self.final_model(images)
@@ -112,7 +119,7 @@ class DetectionTask(Task):
 
     def _begin(self, split: Any) -> None:
         assert isinstance(self.data, CocoData)
-        self.precision = AveragePrecision(self.data.truth(split), masks=self.has_masks)
+        self.precision = AveragePrecision(self.data.truth(split), masks=self.has_masks and self.data.masks)
 
     def _compare(self, batch: Batch) -> None:
         images, targets, _ = batch

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
+from flatten_transformer.lettering import Lettering
 from flatten_transformer.tasks.overlays import COLOURS, Colour
 
 _TINTS = (0.0, -0.45, 0.5)  # shares of black (below 0) and white that make more colours out of a few
@@ -130,15 +131,16 @@ def largest_classes(classes: Tensor, count: int) -> list[int]:
 def _legend(labels: Sequence[int], class_names: Sequence[str], height: int) -> Image.Image:
     """Return the colour and the name of each class, one below the other."""
     colours, size = palette(len(class_names)), max(11, height // 32)
-    font, line = ImageFont.load_default(size), round(1.6 * size)
-    width = max((round(font.getlength(class_names[label])) for label in labels), default=0) + 3 * size
+    line, lettering = round(1.6 * size), Lettering([class_names[label] for label in labels])
+    names = [lettering.legible(class_names[label]) for label in labels]
+    width = max((round(lettering.box(name, size)[2]) for name in names), default=0) + 3 * size
     legend = Image.new("RGB", (width, line * len(labels) + size), "white")
     canvas = ImageDraw.Draw(legend)
-    for row, label in enumerate(labels):
+    for row, (label, name) in enumerate(zip(labels, names, strict=True)):
         top = size // 2 + row * line
         fill = None if class_names[label] == _UNTINTED else colours[label]
         canvas.rectangle((size // 2, top + 1, size * 3 // 2, top + size + 1), fill=fill, outline="black")
-        canvas.text((2 * size, top + size // 2), class_names[label], font=font, fill="black", anchor="lm")
+        lettering.draw(canvas, (2 * size, top + size), name, size, "black")
     return legend
 
 

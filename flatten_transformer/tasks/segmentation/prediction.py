@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.markup import escape
 from torch import Tensor, nn
 
-from flatten_transformer.atomic_file import write_atomically, write_png
+from flatten_transformer.atomic_file import check_outputs, write_atomically, write_png
+from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.preprocessing import read_image
+from flatten_transformer.printable import printable
 from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.overlays import overlay_paths
-from flatten_transformer.tasks.prediction import patience_bar
+from flatten_transformer.tasks.prediction import check_complete, count_images, look_at
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
 from flatten_transformer.tasks.segmentation.pictures import draw_overlay, mask_image
+from flatten_transformer.terminal import say
 
 
 def segment(model: nn.Module, info: ModelInfo, images: Sequence[Path | Image.Image]) -> list[Tensor]:
@@ -37,8 +38,15 @@ def segment(model: nn.Module, info: ModelInfo, images: Sequence[Path | Image.Ima
     return [_segment_one(model, info, image if isinstance(image, Image.Image) else read_image(image)) for image in images]
 
 
-def predict_files(model: nn.Module, info: ModelInfo, files: Sequence[Path], output: Path = Path("predictions")) -> None:
-    """Write what a segmenter takes each pixel for into a folder.
+def predict_files(
+    model: nn.Module,
+    info: ModelInfo,
+    files: Sequence[Path],
+    output: Path = Path("predictions"),
+    on_bad_image: OnBadImage = "skip",
+    inputs: Sequence[Path] = (),
+) -> None:
+    """Write what a segmenter takes each pixel for into a folder, image by image.
 
     ``masks/<stem>.png`` holds the number of the class of each pixel, with a palette, as a training reads them, and
     ``classes.txt`` the names in the order of their numbers; ``overlays/<stem>.png`` shows them over the image.
@@ -48,22 +56,38 @@ def predict_files(model: nn.Module, info: ModelInfo, files: Sequence[Path], outp
         info: From :func:`load_model`.
         files: Image files.
         output: The folder; it is made if need be.
+        on_bad_image: ``"skip"`` goes on without an image that cannot be used; ``"raise"`` ends there.
+        inputs: Further files that must stay as they are.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is not an image, or a picture would take the place of an image.
+        UnfinishedError: At the end, if images were skipped.
+        ValueError: If no image can be used, or something would be written over a file that is read.
     """
     masks, overlays = overlay_paths(files, output / "masks"), overlay_paths(files, output / "overlays")
-    write_atomically(output / "classes.txt", ("\n".join(info.class_names) + "\n").encode())
-    with patience_bar(len(files)) as advance:
-        for file, mask, overlay in zip(files, masks, overlays, strict=True):
-            image = read_image(file)
-            classes = _segment_one(model, info, image)
-            write_png(mask, mask_image(classes, len(info.class_names)))
-            write_png(overlay, draw_overlay(image, classes, info.class_names))
-            advance()
-    count = f"{len(files)} image{'s' * (len(files) != 1)}"
-    Console().print(f"Masks and overlays of {count} are in {escape(str(output))}", soft_wrap=True)
+    names = output / "classes.txt"
+    check_outputs([names, *masks, *overlays], [*files, *inputs])
+    done = 0
+
+    def look(file: Path) -> tuple[Image.Image, Image.Image]:
+        image = read_image(file)
+        classes = _segment_one(model, info, image)
+        return mask_image(classes, len(info.class_names)), draw_overlay(image, classes, info.class_names)
+
+    def keep(number: int, found: tuple[Image.Image, Image.Image]) -> None:
+        nonlocal done
+        if not done:
+            write_atomically(names, "".join(f"{printable(name)}\n" for name in info.class_names).encode())
+        write_png(masks[number], found[0])
+        write_png(overlays[number], found[1])
+        done += 1
+
+    try:
+        skipped = look_at(files, look, keep, on_bad_image)
+    finally:
+        if done:
+            say(f"Masks and overlays of {count_images(done)} are in {output}")
+    check_complete(skipped, len(files))
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from flatten_transformer.data.mask_folder import IGNORED
+from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.data.segmentation_data import MaskedBatch, SegmentationData
 from flatten_transformer.tasks.kinds import Kind
 from flatten_transformer.tasks.optimization import Optimization

@@ -10,7 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from flatten_transformer.data.coco import CocoFile, encode
+from flatten_transformer.data.coco import CocoFile
+from flatten_transformer.data.coco_masks import encode
 from flatten_transformer.tasks.detection.average_precision import AveragePrecision, coco_results, evaluate
 from tests.coco_files import annotation
 
@@ -196,3 +197,12 @@ def test_a_mask_is_as_large_as_its_own_area_whatever_its_box() -> None:
     numbers = judged(truth, found)
     assert (numbers["box_ap_medium"], numbers["mask_ap_medium"]) == pytest.approx((0.5, 1.0))
     assert numbers["mask_ap_medium"] == pytest.approx(by_pycocotools(truth, found, "segm")[4])
+
+
+@pytest.mark.parametrize("first", [0, -3, 2**62])
+def test_ids_of_annotations_change_nothing(truth: dict[str, Any], first: int) -> None:
+    found = [result for image_id, each in guesses(truth).items() for result in coco_results(image_id, each, CATEGORIES)]
+    ids = [image["id"] for image in truth["images"]]
+    moved = {**truth, "annotations": [{**entry, "id": first + n} for n, entry in enumerate(truth["annotations"])]}
+    for kind in ("bbox", "segm"):
+        assert evaluate(moved, found, ids, kind) == evaluate(truth, found, ids, kind)

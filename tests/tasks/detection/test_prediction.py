@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from faster_coco_eval import mask as rle
 from PIL import Image
 
 from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
+from flatten_transformer.data.preprocessing import read_image
+from flatten_transformer.stopping import UnfinishedError
+from flatten_transformer.tasks.detection import prediction
 from flatten_transformer.tasks.detection.detector import Detector
 from flatten_transformer.tasks.detection.prediction import detect, predict_files
 from flatten_transformer.tasks.model_file import ModelInfo
@@ -86,6 +90,17 @@ def test_cocos_tools_read_the_file(model: Detector, files: list[Path], tmp_path:
     assert len(data.loadRes([dict(entry) for entry in entries]).anns) == len(entries)
 
 
+def test_the_data_sets_own_category_ids_come_back(model: Detector, files: list[Path], tmp_path: Path) -> None:
+    info = replace(INFO, category_ids=(7, 90, 3))
+    predict_files(model, info, files, tmp_path / "own", 0.0)
+    predict_files(model, INFO, files, tmp_path / "counted", 0.0)
+    own, counted = (json.loads((tmp_path / name / "detections.json").read_text()) for name in ("own", "counted"))
+    assert own["categories"] == [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}, {"id": 3, "name": "bird"}]
+    found = [entry["category_id"] for entry in own["annotations"]]
+    assert found == [(7, 90, 3)[entry["category_id"] - 1] for entry in counted["annotations"]]
+    assert len(set(found)) > 1
+
+
 def test_every_image_gets_a_picture_of_its_own(model: Detector, files: list[Path], tmp_path: Path) -> None:
     predict_files(model, INFO, files, tmp_path / "found", threshold_between(model, files))
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["detections.json", "one-2.png", "one.png"]
@@ -113,3 +128,63 @@ def test_a_threshold_out_of_range_is_refused(model: Detector, files: list[Path],
     for call in (lambda: detect(model, INFO, files, 1.5), lambda: predict_files(model, INFO, files, tmp_path / "found", 1.5)):
         with pytest.raises(ValueError, match=r"threshold must lie in 0 … 1, got 1\.5"):
             call()
+
+
+def test_a_stop_leaves_a_whole_json_of_what_was_found(
+    model: Detector, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reading(path: Path) -> Image.Image:
+        if path == files[1]:
+            assert [image["id"] for image in COCO(tmp_path / "found" / "detections.json").dataset["images"]] == [1]
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    monkeypatch.setattr(prediction, "read_image", reading)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(model, INFO, files, tmp_path / "found", 0.0)
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == [str(files[0])]
+    assert {each["image_id"] for each in found["annotations"]} == {1}
+    assert "What was found on 1 image is in" in capsys.readouterr().out
+
+
+def test_an_older_json_stays_until_the_new_one_is_whole(
+    model: Detector, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, part = tmp_path / "found" / "detections.json", tmp_path / "found" / "detections.json.part"
+    older.parent.mkdir()
+    older.write_text("older")
+    content = files[1].read_bytes()
+    files[1].write_text("not an image")
+    with pytest.raises(ValueError, match=r"one\.png is not an image"):
+        predict_files(model, INFO, files, tmp_path / "found", 0.0, on_bad_image="raise")
+    assert older.read_text() == "older"
+    assert len(json.loads(part.read_text())["images"]) == 1
+    assert str(part) in capsys.readouterr().out.replace("\n", "")
+    files[1].write_bytes(content)
+    predict_files(model, INFO, files, tmp_path / "found", 0.0)
+    assert len(json.loads(older.read_text())["images"]) == 2
+    assert sorted(path.name for path in older.parent.glob("*.json*")) == ["detections.json", "detections.json.part"]
+
+
+def test_the_others_go_on_without_a_bad_image(model: Detector, files: list[Path], tmp_path: Path) -> None:
+    files[0].write_text("not an image")
+    with pytest.raises(UnfinishedError, match=r"1 of 2 images skipped: .*one\.jpg is not an image"):
+        predict_files(model, INFO, files, tmp_path / "found", 0.0)
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert [(image["id"], image["file_name"]) for image in found["images"]] == [(2, str(files[1]))]
+    assert {each["image_id"] for each in found["annotations"]} == {2}
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["detections.json", "one-2.png"]
+
+
+@pytest.mark.parametrize("output", ["one.png", "detections.json"])
+def test_no_output_takes_the_place_of_an_input_by_another_name(
+    output: str, model: Detector, files: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / output).hardlink_to(files[1])
+    before = files[1].read_bytes()
+    with pytest.raises(ValueError, match=r"one\.png is one of the images|is read by this command"):
+        predict_files(model, INFO, files, tmp_path / "found")
+    assert files[1].read_bytes() == before
+    assert len(list((tmp_path / "found").iterdir())) == 1

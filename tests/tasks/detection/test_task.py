@@ -48,6 +48,7 @@ def test_a_fit_logs_every_loss_and_cocos_numbers_and_keeps_a_model_that_detects(
         assert picture.size[0] == 2 * 5 * 80 + 3 * 8  # the widest image, five times enlarged
     model, info = load_model(run / "checkpoints" / "model.safetensors")
     assert (info.task, list(info.class_names)) == ("detect", ["car", "cat", "toothbrush"])
+    assert info.category_ids == [3, 17, 90]
     for name, value in cli.model.ema.module.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     found = detect(model, info, [Path("coco/val2017/2.png")], threshold=0.0)[0]

@@ -7,9 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flatten_transformer.data.mask_folder import open_mask_folder, read_mask
+from flatten_transformer.data.mask_file import read_mask
+from flatten_transformer.data.mask_folder import open_mask_folder
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
+from flatten_transformer.stopping import UnfinishedError
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
 from flatten_transformer.tasks.segmentation.prediction import predict_files, segment
 from tests.tasks.segmentation.conftest import TINY
@@ -98,3 +100,51 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "found" / "masks").iterdir()) == ["a-2.png", "a.png"]
     with pytest.raises(ValueError, match="its picture would take its place"):
         predict_files(Brightest(), INFO, [tmp_path / "found" / "masks" / "a.png"], tmp_path / "found")
+
+
+@pytest.mark.parametrize("on_bad_image", ["skip", "raise"])
+def test_what_was_found_on_other_images_stays(on_bad_image: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / f"{name}.png" for name in "abc"]
+    for file in files:
+        stripes().save(file)
+    files[1].write_text("not an image")
+    with pytest.raises(ValueError, match=r"b\.png is not an image") as caught:
+        predict_files(Brightest(), INFO, files, tmp_path / "found", on_bad_image)
+    assert isinstance(caught.value, UnfinishedError) == (on_bad_image == "skip")
+    wanted = ["a.png", "c.png"] if on_bad_image == "skip" else ["a.png"]
+    for kind in ("masks", "overlays"):
+        assert sorted(path.name for path in (tmp_path / "found" / kind).iterdir()) == wanted
+    assert f"overlays of {len(wanted)} image" in capsys.readouterr().out
+
+
+def test_nothing_is_written_where_no_image_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"a\.png is not an image"):
+        predict_files(Brightest(), INFO, [tmp_path / "a.png"], tmp_path / "found")
+    assert not (tmp_path / "found").exists()
+
+
+def test_each_class_has_one_line_whatever_its_name(tmp_path: Path) -> None:
+    info = ModelInfo(INFO.name, TINY, ("sky", "a\nb\x1b", "\udce9"), PLAIN, "segment")
+    stripes().save(tmp_path / "a.png")
+    predict_files(Brightest(), info, [tmp_path / "a.png"], tmp_path / "found")
+    assert (tmp_path / "found" / "classes.txt").read_text().splitlines() == ["sky", r"a\nb\x1b", r"\udce9"]
+
+
+def test_the_longest_name_still_gets_its_pictures(tmp_path: Path) -> None:
+    file = tmp_path / ("n" * 251 + ".png")
+    stripes().save(file)
+    twins = [tmp_path / "A.png", tmp_path / "folder" / "a.png"]  # one name where capitals do not count
+    twins[1].parent.mkdir()
+    for twin in twins:
+        stripes().save(twin)
+    predict_files(Brightest(), INFO, [file, *twins], tmp_path / "found")
+    assert {path.name[:3] for path in (tmp_path / "found" / "masks").iterdir()} == {"nnn", "A.p", "a-2"}
+
+
+def test_the_model_and_the_names_of_classes_are_not_written_over(tmp_path: Path) -> None:
+    stripes().save(tmp_path / "a.png")
+    (tmp_path / "classes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"classes\.txt is read by this command"):
+        predict_files(Brightest(), INFO, [tmp_path / "a.png"], tmp_path, inputs=[tmp_path / "classes.txt"])
+    assert (tmp_path / "classes.txt").read_text() == "mine"

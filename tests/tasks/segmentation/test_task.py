@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from flatten_transformer.data.mask_folder import IGNORED
+from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.segmentation_data import MaskedBatch
 from flatten_transformer.tasks.optimization import Optimization

@@ -1,0 +1,60 @@
+"""Lists of class names: a text file with a name a line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from flatten_transformer.printable import printable
+
+MOST = 8192  # classes: pixels are counted for each pair of them, in half a gibibyte
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def read_class_names(file: Path) -> list[str]:
+    r"""Return the names in a list; that of number 0 stands first.
+
+    Args:
+        file: A text file in UTF-8, a name a line; empty lines at its end do not count.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such list; the message names the line.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "classes.txt"
+        >>> _ = file.write_text("sky\nground\n")
+        >>> read_class_names(file)
+        ['sky', 'ground']
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no list of classes {file}: write one with a name a line, that of number 0 first")
+    names = [line.strip() for line in read_text(file).split("\n")]
+    while names and not names[-1]:
+        names.pop()
+    if not 2 <= len(names) <= MOST:
+        cure = "it takes two to tell apart" if len(names) < 2 else f"{MOST} are the most that can be judged"
+        raise ValueError(f"{file} names {len(names)} classes, but {cure}: write a name a line")
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names):
+        where = f"line {number + 1} of {file}"
+        if not name:
+            raise ValueError(f"{where} is empty: name the class of number {number}, or remove it")
+        if _CONTROL.search(name):
+            raise ValueError(f"{where} holds control characters, {printable(name)[:80]}: write a name a line, as plain text")
+        if name in seen:
+            raise ValueError(f"{where} has the name of number {seen[name]}, {name!r}: each class needs a name of its own")
+        seen[name] = number
+    return names
+
+
+def read_text(file: Path) -> str:
+    """Return a text file, with or without a byte-order mark, whatever its line ends.
+
+    Raises:
+        ValueError: If it is not in UTF-8.
+    """
+    try:
+        return file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None

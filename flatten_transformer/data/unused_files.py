@@ -1,0 +1,47 @@
+"""Files in the folders of a data set that none of its splits uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from flatten_transformer.data.image_folder import SUFFIXES
+from flatten_transformer.data.source import LeftOut
+
+
+def unused_files(images: Path, masks: Path, used: Collection[Path]) -> Sequence[LeftOut]:
+    """Return the images and masks that belong to no split, and what is neither; hidden files do not count.
+
+    Args:
+        images: Folder of the images of all splits.
+        masks: Folder of the masks of all splits.
+        used: The files of the splits.
+
+    Example:
+        >>> root = getfixture("tmp_path")
+        >>> for name in ("images/a.jpg", "images/b.heic", "masks/a.png"):
+        ...     (root / name).parent.mkdir(exist_ok=True)
+        ...     (root / name).touch()
+        >>> [(reason, len(names)) for reason, names in unused_files(root / "images", root / "masks", [])]
+        [('images in no split', 1), ('masks of no image', 1), ('no images that can be read', 1)]
+    """
+    found: dict[str, list[str]] = {"images in no split": [], "masks of no image": [], "no images that can be read": []}
+    kept = set(used)
+    for folder, reason in ((images, "images in no split"), (masks, "masks of no image")):
+        for path in sorted(set(_files(folder)) - kept):
+            is_image = path.name.lower().endswith(SUFFIXES)
+            found[reason if is_image else "no images that can be read"].append(str(path))
+    return [LeftOut(reason, names) for reason, names in found.items() if names]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()  # links may lead in a circle
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
