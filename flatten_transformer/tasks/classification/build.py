@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from flatten_transformer.digest import check_whole
 from flatten_transformer.hints import hint
@@ -58,11 +58,12 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
     _check(name, model_args)
     args = dict(model_args)
     begin = None if _jax(args.get("checkpoint_path")) else args.pop("checkpoint_path", None)
+    weights = read_tensors(Path(begin)) if begin else None
     overlay = args.get("pretrained_cfg_overlay")
     with building(name, "model_args", overlay.get("file") if isinstance(overlay, Mapping) else None):
         model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **args)
-    if begin:
-        _begin(model, Path(begin), f"{name} with {num_classes} classes")
+    if weights is not None:
+        _begin(model, weights, begin, f"{name} with {num_classes} classes")
     return model
 
 
@@ -71,9 +72,9 @@ def _jax(path: object) -> bool:
     return str(path).endswith((".npz", ".npy"))
 
 
-def _begin(model: nn.Module, path: Path, what: str) -> None:
+def _begin(model: nn.Module, weights: Mapping[str, Tensor], path: object, what: str) -> None:
     try:
-        model.load_state_dict(read_tensors(path))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
             f"the weights {path} do not fit {what} ({one_line(error)[:200]}): for other classes give "
