@@ -38,7 +38,8 @@ def unwrap(checkpoint: Mapping[str, Any]) -> StateDict:
         if isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
             break
-    tensors = {name.removeprefix("module."): value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    found = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name.removeprefix("module."): value for name, value in found.items()}
     metadata = getattr(checkpoint, "_metadata", {})
     known = metadata.items() if isinstance(metadata, Mapping) else ()
     return StateDict(tensors, {f"{name}.".removeprefix("module.").removesuffix("."): entry for name, entry in known})
@@ -116,7 +117,7 @@ def grids_from_header(tensors: Mapping[str, Tensor], header: Mapping[str, str] |
     """
     try:
         grids = json.loads((header or {}).get(GRIDS, "{}"))
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         grids = {}
     return StateDict(tensors, {prefix: {GRIDS: found} for prefix, found in grids.items()} if isinstance(grids, dict) else {})
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
+import tarfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +21,14 @@ from torch import Tensor
 
 from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.digest import check_whole
-from flatten_transformer.models.checkpoint import grids_from_header, grids_to_header, unwrap
+from flatten_transformer.models.checkpoint import StateDict, grids_from_header, grids_to_header, unwrap
+from flatten_transformer.printable import printable
+
+_WANTED = "a checkpoint must be a safetensors file or one that torch.save wrote"
+_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # a pickle of the number that torch.save began with until 1.5
+_MAX_HEADER = 16 * 2**20  # bytes, of a safetensors file; that of a model with 1,000 tensors and as many classes has 0.2 MiB
+_MAX_STEPS = 1_000_000  # of a pickle, each of which takes up to 230 bytes; a tensor has about 20
+_SPARE_BYTES = 256 * 2**20  # that the tensors of a file may have beyond it: some share what is saved once
 
 # timm reads checkpoint_path= with PyTorch's restricted unpickler, which refuses the configuration object in the
 # authors' files. As a plain dict, which executes nothing, it may pass. The one global setting this package makes.
@@ -59,10 +70,23 @@ _TENSOR_PARTS = {
 class _TensorUnpickler(pickle.Unpickler):
     """Builds tensors and plain containers; everything else a file names becomes :class:`Inert`."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._items = _MAX_STEPS
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _TENSOR_PARTS or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
+        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
+            return dtype
+        if (module, name) in _TENSOR_PARTS:  # wrapped, for a pickle may set attributes of what it finds
+            return partial(self._call, super().find_class(module, name))
         return Inert
+
+    def _call(self, part: Callable[..., Any], *args: Any) -> Any:
+        """Build a part; a pickle can ask for a million copies of a million items in few bytes."""
+        self._items -= sum(len(arg) for arg in args if isinstance(arg, (list, tuple, dict, set)))
+        if self._items < 0:
+            raise ValueError("it copies its lists too often")
+        return part(*args)
 
 
 _PICKLE = SimpleNamespace(  # what torch.load asks of a pickle module
@@ -72,7 +96,7 @@ _PICKLE = SimpleNamespace(  # what torch.load asks of a pickle module
 )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> StateDict:
     """Return the tensors of a checkpoint by name, whatever lies beside them.
 
     Training code often pickles its configuration into the file. No code and no class that a file names is run or
@@ -93,40 +117,142 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}: check the path")
+    _check_entries(path)
     check_whole(path)
     tensors = unwrap(_load(path))
     if not tensors:
         raise ValueError(
             f"{path} holds no tensors by name: it must be a state dict, or a dict with one under 'model' or 'state_dict'"
         )
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if size > path.stat().st_size + _SPARE_BYTES:
+        raise ValueError(f"{path} would take {size / 1e9:.3g} GB, more than it holds: it is no checkpoint of a training")
     return tensors
 
 
-def _load(path: Path) -> Mapping[str, Any]:
-    wanted = "a checkpoint must be a safetensors file or one that torch.save wrote"
+def _check_entries(path: Path) -> None:
+    """Raise ValueError for a zip file that torch.save did not write, before anything in it is looked at."""
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return grids_from_header({name: file.get_tensor(name) for name in file.keys()}, file.metadata())  # noqa: SIM118
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise ValueError(f"{path} is a TorchScript program, not a checkpoint: {wanted}")
-        loaded = torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        TypeError,
-    ) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}): {wanted}") from error
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # no zip file, or a damaged one: zipfile raises nearly everything, and the readers say it better
+        return
+    reasons = {
+        "it is a TorchScript program, not a checkpoint": any(e.filename.endswith("constants.pkl") for e in entries),
+        "it is compressed, as torch.save never does": any(e.compress_type != zipfile.ZIP_STORED for e in entries),
+        "its entries overlap": sum(e.file_size for e in entries) > path.stat().st_size,
+    }
+    if found := [reason for reason, applies in reasons.items() if applies]:
+        raise ValueError(f"{path} cannot be read ({found[0]}): {_WANTED}")
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        loaded = _READERS[weights_format(path)](path)
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged or hostile pickle raises has no bounds
+        raise ValueError(f"{path} cannot be read ({one_line(error)}): {_WANTED}") from error
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}: {wanted}, with tensors by name")
+        raise ValueError(f"{path} holds a {type(loaded).__name__}: {_WANTED}, with tensors by name")
     return loaded
+
+
+Format = Literal["safetensors", "zip", "legacy"]
+
+
+def weights_format(path: Path) -> Format:
+    """Return which kind of a file of weights this is, by its first bytes.
+
+    Raises:
+        ValueError: If it is none, such as a server's page about an error.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "page.pth"
+        >>> path.write_text("<html>quota exceeded</html>")
+        27
+        >>> weights_format(path)
+        Traceback (most recent call last):
+        ValueError: it begins with '<html>quota exc'
+    """
+    with path.open("rb") as file:
+        begin = file.read(len(_LEGACY))
+    if begin.startswith(b"PK\x03\x04"):
+        return "zip"
+    if begin == _LEGACY:
+        return "legacy"
+    if begin[8:9] == b"{":
+        return "safetensors"
+    raise ValueError(f"it begins with {begin.decode('latin-1')!r}" if begin else "it is empty")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, which lie in the file until they are used, and its metadata.
+
+    Raises:
+        ValueError: If it is not such a file, or a damaged one; the message does not name it.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"its header would have {length} bytes")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, RuntimeError, AttributeError, KeyError, TypeError) as error:  # the last ones: unknown dtypes
+        raise ValueError(one_line(error)) from error
+
+
+def _read_zip(path: Path) -> Any:
+    reader = torch._C.PyTorchFileReader(str(path))  # what torch.load reads with
+    _check_pickle(io.BytesIO(reader.get_record("data.pkl")))
+    return torch.load(str(path), map_location="cpu", pickle_module=_PICKLE, weights_only=False, mmap=True)
+
+
+def _read_legacy(path: Path) -> Any:
+    if tarfile.is_tarfile(path):  # torch.load would unpack it
+        raise ValueError("it is a tar file")
+    with path.open("rb") as file:
+        for _ in range(5):  # number, version, system, content, names of what follows
+            _check_pickle(file)
+    return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Read one pickle without building anything, and raise ValueError if it would take too much memory."""
+    for count, (step, argument, _) in enumerate(pickletools.genops(file)):
+        if count > _MAX_STEPS:
+            raise ValueError(f"its pickle has more than {_MAX_STEPS} steps")
+        if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= _MAX_STEPS:
+            raise ValueError(f"its pickle numbers something by {argument}")
+
+
+_READERS: Mapping[Format, Callable[[Path], Any]] = {
+    "safetensors": lambda path: grids_from_header(*read_safetensors(path)),
+    "zip": _read_zip,
+    "legacy": _read_legacy,
+}
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error about a file says, in one line without control characters; its class where that says more.
+
+    Example:
+        >>> one_line(RuntimeError("no  tensor")), one_line(ValueError("no tensor"))
+        ('RuntimeError: no tensor', 'no tensor')
+    """
+    return in_one_line(str(error) if isinstance(error, (ValueError, SafetensorError)) else f"{type(error).__name__}: {error}")
+
+
+def in_one_line(text: str) -> str:
+    """Return a text that may come from a file as a part of a message: in one line, and of a length to be read.
+
+    Example:
+        >>> in_one_line(" two  words ")
+        'two words'
+    """
+    text = printable(" ".join(text[:1000].split()))
+    return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 def convert_checkpoint(source: Path, target: Path, /) -> None:
@@ -146,4 +272,10 @@ def convert_checkpoint(source: Path, target: Path, /) -> None:
         raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
     came = read_tensors(source)
     tensors = {name: value.clone().contiguous() for name, value in came.items()}
-    write_atomically(target, save(tensors, {"format": "pt", **grids_to_header(came)}))
+    try:
+        if "__metadata__" in tensors:
+            raise ValueError("the name __metadata__")
+        content = save(tensors, {"format": "pt", **grids_to_header(came)})
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} holds what a safetensors file cannot ({one_line(error)}): leave it as it is") from error
+    write_atomically(target, content)

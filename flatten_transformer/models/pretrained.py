@@ -12,6 +12,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, list_pretrained, re
 from torch import Tensor, nn
 
 from flatten_transformer.models.checkpoint import StateDict, unwrap, with_square_grids
+from flatten_transformer.models.download import fetch_tensors
 from flatten_transformer.models.files import read_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -69,29 +70,35 @@ def build(
         kwargs: Arguments of the model.
 
     Raises:
-        ValueError: If ``pretrained`` and no weights were published; the message lists what exists.
+        ValueError: If ``pretrained`` and no weights were published, or they are not of this model; the message says what to do.
         OSError: If the file is missing, or the link cannot be reached.
     """
     overlay = dict(pretrained_cfg_overlay or {})
+    kept = None
     if pretrained:
         cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
-        source = _weights_file(variant, cfg, cache_dir)
-        came = unwrap((cfg.state_dict or {}) if source is None else read_tensors(source))
+        kept = _kept(variant, cfg, cache_dir)
+        came = _tensors(cfg, kept)
         if came:
             # timm makes a plain dict of it, which does not know of grids
             overlay["state_dict"] = dict(came)
-            filter_fn = partial(_filter, filter_fn, came._metadata, published=source is not None and not cfg.file)
-    model: Model = build_model_with_cfg(
-        model_class,
-        variant,
-        pretrained,
-        pretrained_cfg=pretrained_cfg,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=filter_fn,
-        feature_cfg=feature_cfg,
-        cache_dir=cache_dir,
-        **kwargs,
-    )
+            filter_fn = partial(_filter, filter_fn, came._metadata, published=kept is not None)
+    try:
+        model: Model = build_model_with_cfg(
+            model_class,
+            variant,
+            pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=filter_fn,
+            feature_cfg=feature_cfg,
+            cache_dir=cache_dir,
+            **kwargs,
+        )
+    except ValueError as error:
+        if kept is None:
+            raise
+        raise ValueError(f"{error} (the weights lie in {kept}: delete it if they are not what was published)") from error
     described: Any = model.pretrained_cfg
     described.pop("state_dict", None)  # the weights are in the model now
     return model
@@ -110,26 +117,23 @@ def _filter(
     return filter_fn(with_square_grids(model, state_dict) if published else state_dict, model)
 
 
-def _weights_file(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:
-    """Return the file with the weights, downloaded if need be; None where timm shall fetch them itself."""
-    if cfg.source or cfg.state_dict or cfg.hf_hub_id:
+def _tensors(cfg: PretrainedCfg, kept: Path | None) -> StateDict:
+    """Return the weights, from where they are kept or from a file; none where timm shall fetch them itself."""
+    if kept is not None:
+        return fetch_tensors(cfg.url, kept)
+    if cfg.file and not (cfg.source or cfg.state_dict or cfg.hf_hub_id):
+        return read_tensors(Path(cfg.file))
+    return unwrap(cfg.state_dict or {})
+
+
+def _kept(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:
+    """Return where the weights are kept that a link gives; None where they come from elsewhere."""
+    if cfg.source or cfg.state_dict or cfg.hf_hub_id or cfg.file:
         return None
-    if cfg.file:
-        return Path(cfg.file)
     if not cfg.url:
         raise ValueError(
             f"no weights were published for {variant}: leave pretrained out, take your own with "
             f"pretrained_cfg_overlay={{'file': path}}, or choose one of {', '.join(list_pretrained('flatten_*'))}"
         )
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / f"{variant}.pth"  # the links themselves end without a name
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(cfg.url, str(file))
-        except OSError as error:  # of which urllib's errors are one kind
-            raise ConnectionError(
-                f"cannot fetch the weights of {variant} from {cfg.url} ({error}): download them elsewhere and pass "
-                "pretrained_cfg_overlay={'file': path}"
-            ) from None
-    return file
+    return folder / f"{variant}.pth"  # the links themselves end without a name

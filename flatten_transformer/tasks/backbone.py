@@ -14,6 +14,8 @@ from flatten_transformer.models.checkpoint import fit_checkpoint, with_grids_of
 from flatten_transformer.models.files import read_tensors
 from flatten_transformer.printable import printable
 
+_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")  # of weights, in timm's pretrained_cfg
+
 
 class BackboneReport(NamedTuple):
     """What became of the tensors of a file, by the backbone's own names."""
@@ -89,18 +91,24 @@ def plain_model(name: str, args: Mapping[str, Any]) -> nn.Module:
         name: timm's name of the model.
         args: Its further arguments; those about features and weights are passed over.
     """
-    passed_over = (
-        "features_only",
-        "out_indices",
-        "feature_cls",
-        "pretrained",
-        "checkpoint_path",
-        "num_classes",
-        "pretrained_cfg_overlay",
-    )
-    own = {key: value for key, value in args.items() if key not in passed_over}
+    passed_over = ("features_only", "out_indices", "feature_cls", "num_classes")
+    own = {key: value for key, value in without_weights(args).items() if key not in passed_over}
     model: nn.Module = timm.create_model(name, num_classes=0, **own)
     return model
+
+
+def without_weights(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``timm.create_model`` without those that say where weights come from.
+
+    Example:
+        >>> without_weights({"depth": 1, "pretrained": True, "pretrained_cfg_overlay": {"file": "x", "num_classes": 3}})
+        {'depth': 1, 'pretrained_cfg_overlay': {'num_classes': 3}}
+    """
+    kept = {key: value for key, value in args.items() if key not in ("pretrained", "checkpoint_path", "cache_dir")}
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay"):
+        if isinstance(kept.get(key), Mapping):
+            kept[key] = {name: value for name, value in kept[key].items() if name not in _SOURCES}
+    return {key: value for key, value in kept.items() if value != {} or args[key] == {}}
 
 
 def feature_name(full: str, features: Mapping[str, Any]) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -16,10 +18,18 @@ from flatten_transformer import __version__
 from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.layers.learned_grids import GRIDS
 from flatten_transformer.lazy import load
-from flatten_transformer.models.checkpoint import grids_from_header, grids_to_header, with_grids_of
+from flatten_transformer.models.checkpoint import StateDict, grids_from_header, grids_to_header, with_grids_of
+from flatten_transformer.models.files import in_one_line, one_line, read_safetensors
+from flatten_transformer.printable import printable
+from flatten_transformer.tasks.backbone import without_weights
+from flatten_transformer.tasks.description import read_fields, read_json, shown
 from flatten_transformer.tasks.kinds import KINDS, Kind
+from flatten_transformer.tasks.outline import outline, undrawn
 
 _KEY = "flatten_transformer"  # of our entry in the metadata
+_MAX_NUMBER = 2**20  # of a count or a length among the arguments of a model
+_MAX_SIDE = 8192  # pixels; an image of this side is 0.8 GB to a model
+_CHANGED = "it was changed, or written by another version"
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,10 @@ class ModelInfo:
             raise ValueError(f"category_ids must hold a whole number for each of {len(self.class_names)} classes, no two alike")
 
     def build(self) -> nn.Module:
-        """Return the model with fresh weights."""
-        args = {**self.model_args, "pretrained": False}  # the weights come from the file
-        if "checkpoint_path" in args:
-            args["checkpoint_path"] = ""
+        """Return the model with fresh weights; nothing is opened or fetched, whatever the arguments say of weights."""
+        args = {**without_weights(self.model_args), "pretrained": False}
+        if isinstance(backbone_args := args.get("backbone_args"), Mapping):
+            args["backbone_args"] = without_weights(backbone_args)
         model: nn.Module = load(KINDS[self.task].build)(self.name, args, len(self.class_names), self.preprocessing.in_chans)
         return model
 
@@ -85,46 +95,146 @@ def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
 def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     """Return the model of a file, in evaluation mode on the CPU, and what the file says of it.
 
+    What the file says is compared with its tensors before anything is allocated, and nothing else is opened.
+
     Args:
         path: A file written by :func:`save_model`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a model file, or damaged; the message says what to do.
+        ValueError: If it is not a model file, or damaged, or describes a model that its tensors are not of; the message says
+            what to do.
+
+    Warns:
+        UserWarning: If a tensor holds NaN or infinity.
     """
     path = Path(path)
     tensors, metadata = _read(path)
     info = _info(path, metadata)
-    model = info.build()
-    try:
-        # older files have no grids: theirs are those of the model that they describe
-        model.load_state_dict(grids_from_header(tensors, metadata) if GRIDS in metadata else with_grids_of(model, tensors))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
-        raise ValueError(
-            f"the tensors of {path} do not fit its model {info.name} ({reason}): it was changed, or written by another version"
-        ) from None
+    _check(path, info, tensors, metadata)
+    with _named(path, info):
+        model = undrawn(info.build)
+        model.load_state_dict(_on_grids(model, tensors, metadata))
+    _warn_unless_finite(path, model)
     return model.eval(), info
 
 
+@contextmanager
+def seeing(info: ModelInfo) -> Iterator[None]:
+    """Raise ValueError, in one line, for whatever a model raises on an image: its file may describe images it cannot see.
+
+    Args:
+        info: Of the model.
+
+    Example:
+        >>> with seeing(ModelInfo("a net", {}, ("cat", "dog"), None)):
+        ...     assert False, "16 pixels, not 32"
+        Traceback (most recent call last):
+        ValueError: a net cannot see the image (AssertionError: 16 pixels, not 32): its size may not be one that the model takes
+    """
+    try:
+        yield
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        cure = "its size may not be one that the model takes"
+        raise ValueError(f"{in_one_line(info.name)} cannot see the image ({one_line(error)}): {cure}") from error
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors, which lie in the file until they are used, and the metadata."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file: give it the model.safetensors that `flatten fit` writes")
     if not path.is_file():
         raise FileNotFoundError(f"no model file {path}: check the path; `flatten fit` writes one, model.safetensors")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        return read_safetensors(path)
+    except ValueError as error:
         cure = "give it the model.safetensors that `flatten fit` writes beside its .ckpt files"
-        raise ValueError(f"{path} is not a safetensors file ({error}): {cure}") from None
+        raise ValueError(f"{path} is not a safetensors file ({one_line(error)}): {cure}") from None
 
 
-def _info(path: Path, metadata: dict[str, str]) -> ModelInfo:
+def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
     if _KEY not in metadata:
         raise ValueError(f"{path} does not say which model it holds: give it a model.safetensors that `flatten fit` wrote")
     try:
-        entry = json.loads(metadata[_KEY])
-        task = entry.get("task", "classify")
-        preprocessing = load(KINDS[task].preprocessing)(**entry["preprocessing"])
-        return ModelInfo(entry["name"], entry["model_args"], entry["class_names"], preprocessing, task, entry.get("category_ids"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the description in {path} cannot be read ({error!r}): was it written by another version?") from None
+        entry = read_json(metadata[_KEY])
+        if not isinstance(entry, dict):
+            raise ValueError(f"it must hold values by name, got {shown(entry)}")
+        known = {option.name for option in fields(ModelInfo)}
+        own = {name: value for name, value in entry.items() if name in known}  # another version may say more
+        info = read_fields(ModelInfo, own, "the description")
+        preprocessing = read_fields(load(KINDS[info.task].preprocessing), info.preprocessing, "preprocessing")
+        _check_numbers(info)
+    except ValueError as error:
+        raise ValueError(f"the description in {path} cannot be read ({one_line(error)}): {_CHANGED}") from None
+    return replace(info, preprocessing=preprocessing)
+
+
+def _check_numbers(info: ModelInfo) -> None:
+    """Raise ValueError for numbers that only cost time and memory."""
+    if not info.class_names:
+        raise ValueError("class_names must not be empty")
+    for name in ("img_size", "short_side", "long_side", "window"):
+        side = info.preprocessing.get(name) or 0
+        if side / info.preprocessing.get("crop_pct", 1.0) > _MAX_SIDE:
+            raise ValueError(f"preprocessing.{name} must be at most {_MAX_SIDE}, got {shown(side)}")
+    for name, number in _numbers(info.model_args):
+        if abs(number) > (most := _MAX_SIDE if name == "min_size" else _MAX_NUMBER):
+            raise ValueError(f"model_args.{name} must be at most {most}, got {shown(number)}")
+
+
+def _numbers(value: object, name: str = "") -> Iterator[tuple[str, int]]:
+    """Return the integers in a value of JSON, however deep, and the name each was given by."""
+    stack = [(name, value)]
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, int):
+            yield name, value
+        elif isinstance(value, Mapping):
+            stack += value.items()
+        elif isinstance(value, (list, tuple)):
+            stack += [(name, each) for each in value]
+
+
+def _on_grids(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> StateDict:
+    """Return tensors with the grids of a file; an older one has none: they are those of the model that it describes."""
+    return grids_from_header(tensors, metadata) if GRIDS in metadata else with_grids_of(model, tensors)
+
+
+def _check(path: Path, info: ModelInfo, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Raise ValueError unless the model of the description is that of the tensors; it takes no memory to find out."""
+    with _named(path, info):
+        model = outline(info.build, tensors)
+        with torch.device("meta"):
+            shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+            model.load_state_dict(_on_grids(model, shapes, metadata))
+    for name, wanted in model.state_dict().items():
+        if name in tensors and tensors[name].is_floating_point() != wanted.is_floating_point():
+            raise _no_fit(path, info, f"{name} is {tensors[name].dtype}, the model has {wanted.dtype}")
+
+
+@contextmanager
+def _named(path: Path, info: ModelInfo) -> Iterator[None]:
+    """Name the file in whatever a builder says of a description: any error can come of arguments that are not its own."""
+    try:
+        yield
+    except Exception as error:
+        if "loading state_dict" in str(error):
+            raise _no_fit(path, info, " ".join(str(error).split("\n\t")[1:2])) from error
+        raise ValueError(f"the model in {path} cannot be built ({one_line(error)}): {_CHANGED}") from error
+
+
+def _no_fit(path: Path, info: ModelInfo, reason: str) -> ValueError:
+    return ValueError(f"the tensors of {path} do not fit its model {info.name} ({in_one_line(reason)}): {_CHANGED}")
+
+
+def _warn_unless_finite(path: Path, model: nn.Module) -> None:
+    parameters = {name: value.detach() for name, value in model.named_parameters() if value.is_floating_point() and value.numel()}
+    bad = [name for name, value in parameters.items() if not all(map(torch.isfinite, value.aminmax()))]
+    if bad:
+        warnings.warn(
+            f"{len(bad)} of {len(parameters)} tensors of {path} hold NaN or infinity (first: {printable(bad[0])}): "
+            "what this model says means nothing; was its training stopped by a loss that was not finite?",
+            stacklevel=3,
+        )

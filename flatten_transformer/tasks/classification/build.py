@@ -11,6 +11,8 @@ from torch import nn
 
 from flatten_transformer.digest import check_whole
 from flatten_transformer.hints import hint
+from flatten_transformer.models.files import one_line, read_tensors
+from flatten_transformer.tasks.building import building
 
 
 def weights_args(pretrained: bool | Path) -> dict[str, Any]:
@@ -54,24 +56,29 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
         torch.Size([3, 2])
     """
     _check(name, model_args)
-    begin = model_args.get("checkpoint_path")
-    try:
-        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **model_args)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ValueError(
-            f"model_args do not fit {name}: {str(error).split('() ')[-1]}: leave it out or correct its name"
-        ) from None
-    except RuntimeError as error:
-        if not begin or "loading state_dict" not in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"the weights {begin} do not fit {name} with {num_classes} classes ({reason[:200]}): for other classes give "
-            f"--model.pretrained {begin} instead"
-        ) from None
+    args = dict(model_args)
+    begin = None if _jax(args.get("checkpoint_path")) else args.pop("checkpoint_path", None)
+    overlay = args.get("pretrained_cfg_overlay")
+    with building(name, "model_args", overlay.get("file") if isinstance(overlay, Mapping) else None):
+        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **args)
+    if begin:
+        _begin(model, Path(begin), f"{name} with {num_classes} classes")
     return model
+
+
+def _jax(path: object) -> bool:
+    """Return whether a file is one of JAX's, which timm reads for the models that were published so."""
+    return str(path).endswith((".npz", ".npy"))
+
+
+def _begin(model: nn.Module, path: Path, what: str) -> None:
+    try:
+        model.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights {path} do not fit {what} ({one_line(error)[:200]}): for other classes give "
+            f"--model.pretrained {path} instead"
+        ) from None
 
 
 def _check(name: str, model_args: Mapping[str, Any]) -> None:
@@ -80,10 +87,11 @@ def _check(name: str, model_args: Mapping[str, Any]) -> None:
     taken = sorted({"num_classes", "in_chans"} & model_args.keys())
     if taken:
         raise ValueError(f"model_args must not hold {' and '.join(taken)}: the data say it; leave it out")
+    taken = sorted({"device", "dtype"} & model_args.keys())
+    if taken:
+        raise ValueError(f"model_args must not hold {' and '.join(taken)}: the trainer says it; leave it out")
     begin = model_args.get("checkpoint_path")
     if begin and not Path(begin).is_file():
         raise FileNotFoundError(
             f"no weights {begin} to begin with: give model.model_args.checkpoint_path, such as an earlier run's model.safetensors"
         )
-    if begin:
-        check_whole(Path(begin))

@@ -16,7 +16,7 @@ from flatten_transformer.atomic_file import check_outputs, is_stream
 from flatten_transformer.csv_file import CsvFile, path_cell
 from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.tasks.model_file import ModelInfo
+from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.prediction import check_complete, count_images, look_at
 from flatten_transformer.terminal import RowPrinter, say
 
@@ -119,5 +119,7 @@ def _check(top_k: int) -> None:
 @torch.inference_mode()
 def _classify_one(model: nn.Module, info: ModelInfo, path: Path, top_k: int) -> list[Guess]:
     image = info.preprocessing(read_image(path)).unsqueeze(0)  # [1, C, size, size]
-    probabilities, classes = model(image)[0].softmax(0).topk(min(top_k, len(info.class_names)))
+    with seeing(info):
+        logits = model(image)[0]  # [K]
+    probabilities, classes = logits.softmax(0).topk(min(top_k, len(info.class_names)))
     return [Guess(info.class_names[index], float(p)) for index, p in zip(classes.tolist(), probabilities, strict=True)]

@@ -19,6 +19,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from flatten_transformer.hints import hint
 from flatten_transformer.tasks.backbone import load_backbone
+from flatten_transformer.tasks.building import building
 from flatten_transformer.tasks.detection.cascade import (
     BOX_WEIGHTS,
     IOUS,
@@ -57,7 +58,8 @@ def build_detector(name: str, model_args: Mapping[str, Any], num_classes: int, i
         raise ValueError(f"no detector {name!r}: {hint(name, DETECTORS)}")
     kind, build = DETECTORS[name]
     options = read_options(kind, name, model_args)
-    core = build(options, num_classes, in_chans)
+    with building(name, "model_args"):
+        core = build(options, num_classes, in_chans)
     return Detector(
         core,
         first_label=int(kind is RegionOptions),
@@ -74,12 +76,8 @@ def _pyramid(options: DetectorOptions, in_chans: int, *, convolved: bool = False
     path = args.pop("checkpoint_path", None)
     if not options.pretrained:
         args["pretrained"] = False
-    try:
+    with building(options.backbone, "backbone_args"):
         body = timm.create_model(options.backbone, features_only=True, **args)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ValueError(f"backbone_args do not fit {options.backbone}: {str(error).split('() ')[-1]}: leave it out") from None
     if path and options.pretrained:
         load_backbone(body, options.backbone, args, path)
     strides = (8, 16, 32) if convolved else (4, 8, 16, 32)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from flatten_transformer.hints import hint
+from flatten_transformer.tasks.description import read_fields
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def read_options(kind: type[Options], detector: str, model_args: Mapping[str, An
         model_args: Options by name.
 
     Raises:
-        ValueError: If it takes no such option, or one is missing or out of range.
+        ValueError: If it takes no such option, or one is missing, of another type or out of range.
 
     Example:
         >>> read_options(DetectorOptions, "retinanet", {"backbone": "resnet18"}).max_size
@@ -92,4 +93,4 @@ def read_options(kind: type[Options], detector: str, model_args: Mapping[str, An
             raise ValueError(f"{detector} takes no {key!r} in model_args: {hint(key, known)}")
     if "backbone" not in model_args:
         raise ValueError(f"{detector} needs a backbone in model_args, such as flatten_swin_tiny_patch4_224")
-    return kind(**model_args)
+    return read_fields(kind, model_args, "model_args")

@@ -21,7 +21,7 @@ from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.detection.average_precision import coco_results
 from flatten_transformer.tasks.detection.pictures import draw_detections
-from flatten_transformer.tasks.model_file import ModelInfo
+from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.overlays import overlay_paths
 from flatten_transformer.tasks.prediction import check_complete, count_images, look_at
 from flatten_transformer.terminal import say
@@ -170,6 +170,7 @@ def _check(threshold: float) -> None:
 
 @torch.inference_mode()
 def _find(model: nn.Module, info: ModelInfo, image: Image.Image, threshold: float) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = model([info.preprocessing(image)])[0]
+    with seeing(info):
+        found: dict[str, Tensor] = model([info.preprocessing(image)])[0]
     sure = found["scores"] >= threshold
     return {name: value[sure] for name, value in found.items()}

@@ -17,6 +17,8 @@ from torchvision.ops import Conv2dNormActivation
 
 from flatten_transformer.hints import hint
 from flatten_transformer.tasks.backbone import feature_name, load_backbone, plain_model
+from flatten_transformer.tasks.building import building
+from flatten_transformer.tasks.description import read_fields
 
 STRIDE = 32  # sides must be multiples of it for the maps of all stages to fit onto one another
 _DROPOUT = 0.1  # of whole channels before a classifier, as in mmsegmentation
@@ -159,7 +161,7 @@ def _read_options(name: str, model_args: Mapping[str, Any]) -> SegmenterOptions:
         raise ValueError(f"{name} takes no {unknown[0]!r} in model_args: {hint(unknown[0], known)}")
     if "backbone" not in model_args:
         raise ValueError(f"{name} needs a backbone in model_args, such as flatten_swin_tiny_patch4_224")
-    options = SegmenterOptions(**model_args)
+    options = read_fields(SegmenterOptions, model_args, "model_args")
     if not timm.is_model(options.backbone):
         raise ValueError(f"timm knows no backbone {options.backbone!r}: {hint(options.backbone, timm.list_models())}")
     return options
@@ -170,11 +172,8 @@ def _host(kind: Segmentation, options: SegmenterOptions, args: Mapping[str, Any]
     given: dict[str, Any] = {"encoder_name": f"tu-{options.backbone}", "encoder_weights": True if fetched else None}
     given |= {"in_channels": in_chans, "classes": num_classes, "upsampling": 1}
     try:
-        return kind.build(options.decoder_channels or kind.decoder_channels, **given, **args)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ValueError(f"backbone_args do not fit {options.backbone}: {str(error).split('() ')[-1]}: leave it out") from None
+        with building(options.backbone, "backbone_args"):
+            return kind.build(options.decoder_channels or kind.decoder_channels, **given, **args)
     except ValueError as error:
         if "downsampling pattern" not in str(error):
             raise

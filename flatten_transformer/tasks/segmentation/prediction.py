@@ -15,7 +15,7 @@ from flatten_transformer.atomic_file import check_outputs, write_atomically, wri
 from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.printable import printable
-from flatten_transformer.tasks.model_file import ModelInfo
+from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.overlays import overlay_paths
 from flatten_transformer.tasks.prediction import check_complete, count_images, look_at
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
@@ -93,5 +93,6 @@ def predict_files(
 @torch.inference_mode()
 def _segment_one(model: nn.Module, info: ModelInfo, image: Image.Image) -> Tensor:
     pixels = info.preprocessing(image)  # [C, h, w], resized
-    logits = image_logits(model, pixels, window=info.preprocessing.window, stride=info.preprocessing.stride)
+    with seeing(info):
+        logits = image_logits(model, pixels, window=info.preprocessing.window, stride=info.preprocessing.stride)
     return class_map(logits, image.height, image.width)

@@ -1,0 +1,125 @@
+"""Descriptions that come in files: JSON of any content, read as exactly what is wanted or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Kind = TypeVar("Kind")
+_MAX_DIGITS = 18  # of an integer; 64 bits hold them
+
+
+def read_json(text: str) -> Any:
+    """Return what a JSON text says, if it says it by the standard and once.
+
+    Raises:
+        ValueError: If it is no JSON, names a key twice, holds NaN, infinity or a number beyond 64 bits, or is nested too deep.
+
+    Example:
+        >>> read_json('{"depth": 1, "depth": 2}')
+        Traceback (most recent call last):
+        ValueError: the key 'depth' is there twice
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_short)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there twice")
+        found[key] = value
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
+
+
+def _short(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"{text[:20]} is too large a number")
+    return int(text)
+
+
+def read_fields(kind: type[Kind], values: object, what: str) -> Kind:
+    """Return a dataclass of values that came from a file or a recipe, each of the type that its field is annotated with.
+
+    Args:
+        kind: The dataclass.
+        values: By the names of its fields.
+        what: What a message calls them.
+
+    Raises:
+        ValueError: If a value is unknown, missing or of another type, or the dataclass refuses it.
+
+    Example:
+        >>> from flatten_transformer.data.preprocessing import Preprocessing
+        >>> read_fields(Preprocessing, {"img_size": "32", "in_chans": 1, "mean": [0], "std": [1]}, "preprocessing")
+        Traceback (most recent call last):
+        ValueError: preprocessing.img_size must be int, got '32'
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{what} must hold values by name, got {shown(values)}")
+    hints, known = get_type_hints(kind), {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{what} has no {shown(unknown[0])}, only {', '.join(known)}")
+    for name, field in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{what}.{name} is missing")
+        if name in values and not fits(values[name], hints[name]):
+            raise ValueError(f"{what}.{name} must be {_named(hints[name])}, got {shown(values[name])}")
+    return kind(**values)
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Return whether a value is of an annotated type; numbers are finite, a bool is no number, a list may be a tuple.
+
+    Example:
+        >>> fits([0.5, 1], tuple[float, ...]), fits(True, int), fits(None, int | None)
+        (True, False, True)
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(key, inner[0]) and fits(each, inner[1]) for key, each in value.items())
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, (list, tuple)) and all(fits(each, inner[0]) for each in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it, cut short.
+
+    Example:
+        >>> shown("x" * 1000)
+        "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"
+    """
+    if isinstance(value, (dict, list, tuple)) and len(value) > 20:
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value[:80] if isinstance(value, str) else value)
+    return text if len(text) <= 61 else f"{text[:61]}…"
+
+
+def _named(hint: Any) -> str:
+    return str(getattr(hint, "__name__", hint)) if get_origin(hint) is None else str(hint).replace("collections.abc.", "")
