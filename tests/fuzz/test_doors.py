@@ -54,7 +54,7 @@ def test_any_bytes_are_an_image_or_refused(content: bytes) -> None:
     said = knock(lambda: images.append(decode_image(io.BytesIO(content), "a.png")))
     assert images or "a.png" in said
     for image in images:
-        knock(lambda image=image: to_mode(image, 3))
+        knock(functools.partial(to_mode, image, 3))
 
 
 COCO = altered(coco()).map(lambda value: json.dumps(value).encode()) | damaged(st.just(json.dumps(coco()).encode()))
