@@ -42,7 +42,7 @@ def test_the_signatures_of_the_layer_are_pinned() -> None:
         "device: torch.device | None = None, dtype: torch.dtype | None = None) -> None"
     )
     assert str(inspect.signature(flatten_transformer.FocusedLinearAttention.forward)).replace("'", "") == (
-        "(self, x: Tensor, grid_size: Sequence[int] | None = None, *, context: Tensor | None = None, "
+        "(self, x: Tensor | Projected, grid_size: Sequence[int] | None = None, *, context: Tensor | None = None, "
         "context_grid_size: Sequence[int] | None = None, attn_mask: Tensor | None = None) -> Tensor"
     )
 

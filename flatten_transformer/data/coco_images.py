@@ -20,7 +20,7 @@ from flatten_transformer.data.coco import CocoFile, CocoImage
 from flatten_transformer.data.coco_json import brief
 from flatten_transformer.data.coco_masks import encode
 from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
-from flatten_transformer.data.inside import check_file, lies_under
+from flatten_transformer.data.inside import check_place, lies_under
 from flatten_transformer.data.loading import OnBadImage, Reading
 from flatten_transformer.data.preprocessing import read_image
 
@@ -69,7 +69,7 @@ class CocoSource:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, CocoImage]:
         entry = self.entry(index)
-        check_file(self.folder / entry.file_name, self._allowed)
+        check_place(self.folder / entry.file_name, self._allowed)
         image = read_image(self.folder / entry.file_name)
         if image.size != (entry.width, entry.height):
             raise ValueError(

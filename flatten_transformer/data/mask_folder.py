@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 
 from flatten_transformer.data.class_list import read_class_names, read_text
 from flatten_transformer.data.image_folder import SUFFIXES, find_images
-from flatten_transformer.data.inside import check_file
+from flatten_transformer.data.inside import check_place
 from flatten_transformer.data.mask_file import read_mask
 from flatten_transformer.data.mask_numbers import Numbering
 from flatten_transformer.data.preprocessing import read_image
@@ -51,7 +51,7 @@ class MaskedImages:
             ValueError: If a file cannot be used; the message names it.
         """
         image_file, mask_file = self.pairs[index]
-        check_file(image_file, self._folders)
+        check_place(image_file, self._folders)
         image, classes = read_image(image_file), self.classes(index)
         if (image.height, image.width) != classes.shape:
             sizes = f"{classes.shape[1]} × {classes.shape[0]} pixels, its image {image.width} × {image.height}"
@@ -65,7 +65,7 @@ class MaskedImages:
             ValueError: If the file cannot be used; the message names it.
         """
         mask_file = self.pairs[index][1]
-        check_file(mask_file, self._folders)
+        check_place(mask_file, self._folders)
         numbers = read_mask(mask_file)
         try:
             return self.numbering.classes_of(numbers)

@@ -119,6 +119,8 @@ class SegmentationData(DataModule):
         (torch.Size([2, 3, 96, 96]), torch.Size([2, 96, 96]), 11)
     """
 
+    counted = "masks that hold it"
+
     def __init__(
         self,
         dataset: DataSet = "scenes",

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-
-@contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Let an error of the file system that names no file, as one about a full disk, name ``path``.
-
-    Example:
-        >>> with naming("metrics.csv"):
-        ...     raise OSError(28, "No space left on device")
-        Traceback (most recent call last):
-        OSError: [Errno 28] No space left on device: 'metrics.csv'
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(path)
-        raise
+from flatten_transformer.atomic_file import naming
 
 
 class CurvesAsCSV(CSVLogger):
@@ -42,15 +24,15 @@ class CurvesForTensorBoard(TensorBoardLogger):
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Log."""
-        with naming(self.log_dir):
+        with naming(Path(self.log_dir)):
             super().log_metrics(metrics, step)
 
     def save(self) -> None:
         """Write what was logged."""
-        with naming(self.log_dir):
+        with naming(Path(self.log_dir)):
             super().save()
 
     def finalize(self, status: str) -> None:
         """Write what was logged, and end."""
-        with naming(self.log_dir):
+        with naming(Path(self.log_dir)):
             super().finalize(status)

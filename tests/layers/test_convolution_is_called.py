@@ -196,6 +196,6 @@ def test_one_compiled_graph_holds_the_convolution_read_or_called(name: str, chan
     layer, x = make(name)
     if change:
         change(layer)
-    torch.compiler.reset()  # PyTorch guards no hooks: it would take the graph of the layer before
-    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.compiler.reset()  # PyTorch guards no hooks: it would take the last graph
+    compiled: Any = torch.compile(layer, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x), rtol=1e-12, atol=1e-12)

@@ -68,6 +68,7 @@ def test_a_lock_of_a_killed_training_keeps_nobody_out(tmp_path: Path) -> None:
         ("", False),
         ("not a process", False),
     ],
+    ids=["parent", "init", "ended", "elsewhere", "nobody", "nonsense"],
 )
 def test_where_the_file_system_knows_no_locks_the_owner_counts(
     owner: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
