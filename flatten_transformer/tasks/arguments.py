@@ -6,7 +6,7 @@ import re
 from typing import NoReturn
 
 import yaml  # type: ignore[import-untyped]  # ships no annotations
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from flatten_transformer.hints import hint
 from flatten_transformer.import_path import advice
@@ -54,3 +54,30 @@ def plain(message: str) -> str:
     message = _UNION.sub(r"Expected one of \1. Got value: \2", message)
     message = _CLASS.sub(r"\1", message).replace("NoneType", "null")
     return message.replace("Parser key ", "").replace("Expected a ", "Expected ")
+
+
+def check_values(parser: ArgumentParser, config: Namespace) -> None:
+    """Refuse null, and anything in the place of a group of options, where a recipe gives them; parsing lets them pass.
+
+    Args:
+        parser: What parsed ``config``.
+        config: From ``parser.parse_args``.
+
+    Raises:
+        ValueError: If an option is null and must not be, or a group holds no options by name.
+
+    Example:
+        >>> parser = RaisingParser(prog="flatten predict")
+        >>> _ = parser.add_argument("--top_k", type=int, default=1)
+        >>> check_values(parser, Namespace(top_k=None))
+        Traceback (most recent call last):
+        ValueError: "top_k": Expected int. Got value: None (see flatten predict --help)
+    """
+    for name, default in parser.get_defaults().items(branches=True):
+        if name not in config or (isinstance(default, Namespace) and not isinstance(config[name], Namespace)):
+            group = name if isinstance(default, Namespace) else name.rpartition(".")[0]
+            raise ValueError(f"{group} must hold options by name (see {parser.prog} --help)")
+    try:
+        parser.validate(config, skip_unset=False)
+    except TypeError as error:
+        raise ValueError(f"{plain(str(error))} (see {parser.prog} --help)") from error

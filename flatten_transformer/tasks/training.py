@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from flatten_transformer.hints import hint
 from flatten_transformer.lazy import load
 from flatten_transformer.printable import printable
-from flatten_transformer.tasks.arguments import RaisingParser
+from flatten_transformer.tasks.arguments import RaisingParser, check_values
 from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs, TellData
 from flatten_transformer.tasks.checkpoints import (
     LAST,
@@ -132,6 +132,7 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the checkpoint before anything is built."""
         self.config = parser.parse_args(args)
+        check_values(parser, self.config)
         if self.config.trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 "trainer.accumulate_grad_batches follows from the data: leave it out; data.batch_size is what a step sees, "

@@ -1,4 +1,5 @@
 import difflib
+import re
 import shutil
 from pathlib import Path
 
@@ -125,3 +126,21 @@ def test_fine_tuning_changes_early_layers_less(image_folder: Path) -> None:
 def test_a_missing_recipe_is_answered_with_its_likes() -> None:
     with pytest.raises(FileNotFoundError, match="no recipe and no file 'digits/flaten_deit': did you mean digits/flatten_deit"):
         find_recipe("digits/flaten_deit")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("trainer: null", "trainer must hold options by name"),
+        ("trainer: 5", "trainer must hold options by name"),
+        ("data: {augmentation: null}", "data.augmentation must hold options by name"),
+        ("data: {batch_size: null}", '"data.batch_size": Expected int. Got value: None'),
+        ("data: {augmentation: {scale: null}}", '"data.augmentation.scale": Expected tuple. Got value: None'),
+        ("model: {model_args: {num_heads: 5}}", "num_heads"),
+    ],
+)
+def test_what_a_recipe_cannot_mean_is_refused(recipe: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(recipe)
+    options = ["--trainer.fast_dev_run", "true", "--trainer.default_root_dir", str(tmp_path)]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        TrainingCLI("fit", ["--config", "digits/flatten_deit", "--config", str(tmp_path / "odd.yaml"), *options])
