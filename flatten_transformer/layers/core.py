@@ -17,6 +17,7 @@ from flatten_transformer.layers.layout import Decomposition, Layout, check_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.layers.rank_restoration import Stretch, convolve_values, depthwise_convolution, stretch_values
 from flatten_transformer.ops.checks import check_mask
+from flatten_transformer.ops.precision import sum_dtype
 
 
 class AttentionCore(LearnsOnGrid, nn.Module):
@@ -141,7 +142,8 @@ class AttentionCore(LearnsOnGrid, nn.Module):
         """
         layout = Layout(grid_size, context_grid_size, attn_mask, cross)
         q, k, v = self.split(query, key, value, layout)
-        out = self.mix(*self.condition(q, k, layout), v, layout).transpose(1, 2).flatten(2)
+        q, k = self.condition(q, k, layout)
+        out = self.mix(q, k, v.to(q.dtype), layout).to(v.dtype).transpose(1, 2).flatten(2)
         restored = self.restore(v, layout, x)
         out = out if restored is None else out + restored
         gate = self.gate(x)
@@ -163,25 +165,30 @@ class AttentionCore(LearnsOnGrid, nn.Module):
             NotImplementedError: If the design does not say what its matrix is.
         """
         q, k, v = self.split(query, key, value, layout)
-        matrix = self.weights(*self.condition(q, k, layout), v, layout)
+        q, k = self.condition(q, k, layout)
+        matrix = self.weights(q, k, v.to(q.dtype), layout).to(v.dtype)
         return Decomposition(matrix, v, self.restore(v, layout, x), self.gate(x))
 
     def split(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Return the heads apart, ``[B, H, N, D]`` and twice ``[B, H, M, D]``, masked keys and values zero."""
         q, k, v = (self._split_heads(tokens) for tokens in (query, key, value))
         if layout.attn_mask is not None:  # before anything else: a masked NaN must not reach a sum, forward or backward
-            check_mask(layout.attn_mask, k.shape[0], k.shape[2])
+            check_mask(layout.attn_mask, k)
             hidden = ~layout.attn_mask.transpose(2, 3)  # [B, 1, M, 1]
             k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
         return q, k, v
 
     def condition(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Add the key encoding and divide by the temperature, ``[B, H, N, D]`` and ``[B, H, M, D]``."""
+        """Add the key encoding and divide by the temperature, ``[B, H, N, D]`` and ``[B, H, M, D]``, in the dtype of sums."""
         encoding, temperature = self.key_encoding(layout.context_grid_size), self.temperature()
-        k = k if encoding is None else k + encoding
+        if encoding is None and temperature is None:
+            return q, k
+        dtype = sum_dtype(q)
+        q, k = q.to(dtype), k.to(dtype)
+        k = k if encoding is None else k + encoding.to(dtype)
         if temperature is None:
             return q, k
-        inverse = (1 / temperature).to(q.dtype)[:, None, :]
+        inverse = (1 / temperature).to(dtype)[:, None, :]
         return q * inverse, k * inverse
 
     def restore(self, v: Tensor, layout: Layout, x: Tensor | None) -> Tensor | None:
@@ -211,11 +218,14 @@ class AttentionCore(LearnsOnGrid, nn.Module):
         return self._split_heads(encoding)[0]
 
     def temperature(self) -> Tensor | None:
-        """Return the positive temperature softplus(scale), ``[H, D]``, or None where it is switched off."""
+        """Return the positive temperature softplus(scale), ``[H, D]``, or None where it is switched off.
+
+        It never falls below 1e-30, so that its reciprocal is a number: what is that small leaves other channels no say.
+        """
         if self.scale is None:
             return None
         scale = self.scale if self.scale.element_size() >= 4 else self.scale.float()
-        return F.softplus(scale).reshape(self.num_heads, -1)
+        return F.softplus(scale).clamp_min(1e-30).reshape(self.num_heads, -1)
 
     def set_grid_size(self, grid_size: Sequence[int]) -> None:
         """Learn on another grid from here on: resizes the parameters that belong to a grid."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flatten_transformer.ops.checks import is_grid
 from flatten_transformer.ops.peers.reference import apply_matrix
 
 
@@ -52,6 +53,6 @@ class Decomposition(NamedTuple):
 
 def check_grid(grid_size: Sequence[int]) -> tuple[int, ...]:
     """Return the grid as a tuple, or raise ValueError if it is not 1 to 3 positive sizes."""
-    if not isinstance(grid_size, Sequence) or not 1 <= len(grid_size) <= 3 or any(size < 1 for size in grid_size):
+    if not is_grid(grid_size):
         raise ValueError(f"grid_size must hold one to three positive sizes, such as (14, 14), got {grid_size!r}")
     return tuple(grid_size)

@@ -12,6 +12,7 @@ from flatten_transformer.ops.checks import (
     Norm,
     check_attention,
     check_convolution,
+    check_eps,
     check_focusing_factor,
     check_key_encoding,
     check_mask,
@@ -19,7 +20,11 @@ from flatten_transformer.ops.checks import (
     check_temperature,
 )
 from flatten_transformer.ops.dispatch import Backend, choose_backend
+from flatten_transformer.ops.empty import attend_to_nothing, is_empty
+from flatten_transformer.ops.linear_attention import add_convolution
 from flatten_transformer.ops.options import Options
+from flatten_transformer.ops.precision import sum_dtype
+from flatten_transformer.ops.transforms import transformed
 
 
 def focused_linear_attention(
@@ -51,22 +56,26 @@ def focused_linear_attention(
         attn_mask: Boolean, ``[B, 1, 1, M]`` or broadcastable to it; True where a key takes part, as in
             scaled_dot_product_attention. What lies in a masked key or value never matters, not even NaN.
             A sample whose keys are all masked attends to nothing: zeros.
-        focusing_factor: The power p ≥ 1, any real number. 3 is the paper's, 1 is ReLU linear attention.
-        temperature: ``[H, D]``, positive; divides queries and keys (the released softplus(scale)).
+        focusing_factor: The power p, a real number from 1 to 2¹⁶. 3 is the paper's, 1 is ReLU linear attention.
+        temperature: ``[H, D]``, positive; divides queries and keys (the released softplus(scale)). Others are refused
+            where looking is free, on a CPU; on a GPU, in graphs and under transforms they give NaN.
         norm: ``"joint"`` takes the norms of f_p over all heads of a token, as the official weights need;
             ``"per_head"`` over each head alone.
-        eps: Added to ReLU(x) and to the normaliser; positive, dimensionless.
+        eps: Added to ReLU(x) and to the normaliser; dimensionless, from 1e-30 to 1e30.
         key_encoding: ``[H, M, D]``, added to the keys.
         conv_weight: ``[E, 1, *kernel]`` with odd sides: adds rank restoration, a depthwise convolution of the values
             with one kernel set for all heads. Needs ``grid_size`` and as many queries as keys.
         conv_bias: ``[E]``, the bias of that convolution.
-        grid_size: The grid of the tokens, one to three axes, last axis fastest. Tokens before it are prefix tokens
+        grid_size: The grid of the tokens, one to three positive sizes, last axis fastest. Tokens before it are prefix tokens
             (class, register), which are not convolved.
         backend: ``"portable"`` (PyTorch operations, everywhere), ``"cpp"`` (a compiled kernel, CPU), ``"triton"`` (GPU);
-            None chooses, or the environment variable ``FLATTEN_BACKEND`` does.
+            None chooses, or the environment variable ``FLATTEN_BACKEND`` does. Under transforms of ``torch.func``, with
+            tangents and in second derivatives it is always the portable one, which is made of what PyTorch can transform.
+
+    The three tokens have one dtype, the other tensors any that is no finer than the sums, and all lie on one device.
 
     Returns:
-        ``[B, H, N, E]`` in ``query.dtype``.
+        ``[B, H, N, E]`` in ``query.dtype``. Without any key, or key channels, nothing is attended to: zeros.
 
     Raises:
         ValueError: If shapes, dtypes or options do not fit; for a mask over query-key pairs, which no
@@ -81,16 +90,19 @@ def focused_linear_attention(
     check_attention(query, key, value)
     check_focusing_factor(focusing_factor)
     check_norm(norm)
-    check_mask(attn_mask, key.shape[0], key.shape[2])
-    check_temperature(temperature, query.shape[1], query.shape[3])
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}: a token with no positive channel needs it")
+    check_mask(attn_mask, key)
+    check_temperature(temperature, query)
+    check_eps(eps, sum_dtype(query))
     check_key_encoding(key_encoding, key)
     check_convolution(conv_weight, conv_bias, grid_size, query, value)
 
     options = Options(focusing_factor, temperature, norm, eps, key_encoding, conv_weight, conv_bias, tuple(grid_size or ()))
-    attend = choose_backend(backend, query, value, options)
+    under_transforms = transformed(query, key, value, temperature, key_encoding, conv_weight, conv_bias)
+    attend = choose_backend(backend, query, value, options, under_transforms=under_transforms)
     if attn_mask is not None:  # before anything else: a masked NaN must not reach a sum, forward or backward
         hidden = ~attn_mask.transpose(2, 3)  # [B, 1, M, 1]
         key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
+    if is_empty(query, key, value):
+        out = attend_to_nothing(query, value, key, temperature, key_encoding, conv_weight, conv_bias)
+        return add_convolution(out, value, options) if value.numel() else out
     return attend(query, key, value, attn_mask, options)

@@ -43,7 +43,9 @@ def check_backend(backend: str | None) -> None:
         raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, or None to choose; got {backend!r}")
 
 
-def choose_backend(backend: str | None, query: Tensor, value: Tensor, options: Options) -> Attend:
+def choose_backend(
+    backend: str | None, query: Tensor, value: Tensor, options: Options, *, under_transforms: bool = False
+) -> Attend:
     """Return what computes this attention.
 
     Args:
@@ -52,6 +54,8 @@ def choose_backend(backend: str | None, query: Tensor, value: Tensor, options: O
         query: ``[B, H, N, D]``.
         value: ``[B, H, M, E]``.
         options: The rest.
+        under_transforms: Whether function transforms are at work: they are computed by the portable backend whatever was
+            asked for, as kernels know nothing but their gradient.
 
     Raises:
         ValueError: If there is no such backend.
@@ -72,7 +76,9 @@ def choose_backend(backend: str | None, query: Tensor, value: Tensor, options: O
             raise BackendError(
                 f'backend "{asked}" cannot run here: {reason}; with backend=None and {VARIABLE} unset one is chosen'
             )
-        return _BACKENDS[asked].attend
+        return _BACKENDS["portable" if under_transforms else asked].attend
+    if under_transforms:
+        return _BACKENDS["portable"].attend
     fused = "cpp" if query.device.type == "cpu" else "triton"
     if fused in _BACKENDS and _BACKENDS[fused].why_not(query, value, options) is None:
         return _BACKENDS[fused].attend

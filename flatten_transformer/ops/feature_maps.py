@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -41,13 +43,52 @@ def focused(x: Tensor, focusing_factor: float = 3.0, *, norm: Norm = "joint") ->
         raise ValueError(f"x must be [batch, heads, tokens, channels], got {shape_of(x)}")
     if focusing_factor == 1:
         return x
-    dims = (1, 3) if norm == "joint" else (3,)
-    # Any constant divisor gives the same f_p, so the gradient need not pass through the peak.
-    peak = x.detach().amax(dims, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    unit = x / peak
+    powered, size, ratio = split_focused(x, focusing_factor, norm=norm)
+    return powered * (size * ratio)
+
+
+class Factors(NamedTuple):
+    """Those of a focused feature: of any size is only one that needs no gradient."""
+
+    powered: Tensor  # [B, H, N, D], between 0 and 1
+    size: Tensor  # [B, H, N, 1], constant
+    ratio: Tensor  # [B, 1 or H, N, 1], ‖x‖ / ‖x**p‖ where the largest entry is 1
+
+
+def split_focused(x: Tensor, focusing_factor: float, *, norm: Norm, scale: float = 1.0) -> Factors:
+    """Return the factors of :func:`focused` of ``scale · x``.
+
+    In each head the largest entry is divided out before the power, so that it is 1 whatever the other heads are.
+
+    Args:
+        x: Non-negative features, ``[B, H, N, D]``.
+        focusing_factor: The power p ≥ 1.
+        norm: See :func:`focused`.
+        scale: A positive number.
+
+    Example:
+        >>> split_focused(torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2), 2.0, norm="per_head")
+        Factors(powered=tensor([[[[0.5625, 1.0000]]]]), size=tensor([[[[4.]]]]), ratio=tensor([[[[1.0895]]]]))
+    """
+    tiny = torch.finfo(x.dtype).tiny
+    # Any constant divisor gives the same f_p, so the gradient need not pass through the peaks.
+    own = x.detach().amax(3, keepdim=True).clamp_min(tiny)
+    unit = x / own
+    if focusing_factor == 1:
+        return Factors(unit, own * scale, torch.ones_like(own))
     powered = power(unit, focusing_factor)
-    shrinkage = torch.linalg.vector_norm(powered, dim=dims, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    return powered * (torch.linalg.vector_norm(unit, dim=dims, keepdim=True) / shrinkage * peak)
+    norms = [torch.linalg.vector_norm(part, dim=3, keepdim=True) for part in (unit, powered)]
+    size = own * scale
+    if norm == "joint":
+        peak = own.amax(1, keepdim=True)
+        share = own / peak
+        power_share = power(share, focusing_factor)
+        norms = [
+            torch.linalg.vector_norm(part * of_head, dim=1, keepdim=True)
+            for part, of_head in zip(norms, (share, power_share), strict=True)
+        ]
+        size = peak * scale * power_share
+    return Factors(powered, size, norms[0] / norms[1].clamp_min(tiny))
 
 
 def power(x: Tensor, exponent: float) -> Tensor:

@@ -13,7 +13,21 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from flatten_transformer.ops import linear_attention
+from flatten_transformer.ops.checks import (
+    check_attention,
+    check_convolution,
+    check_eps,
+    check_focusing_factor,
+    check_key_encoding,
+    check_option,
+    check_temperature,
+    shape_of,
+)
+from flatten_transformer.ops.empty import is_empty
 from flatten_transformer.ops.options import Options
+from flatten_transformer.ops.precision import sum_dtype
+from flatten_transformer.ops.transforms import transformed
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Options], Tensor]
 
@@ -86,13 +100,21 @@ def define_operator(
     """
 
     def run_forward(*inputs: Any) -> tuple[Tensor, ...]:
-        out, saved = forward(_laid_out(Arguments(*inputs)))
+        arguments = Arguments(*inputs)
+        _check(arguments)
+        if is_empty(arguments.query, arguments.key, arguments.value):
+            return tuple(x.zero_() for x in _fake_forward(norm_numbers, *inputs))
+        out, saved = forward(_laid_out(arguments))
         return (out, *saved)
 
     def run_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         saved = Saved(*inputs[_TENSORS : _TENSORS + len(Saved._fields)])
-        arguments = _laid_out(Arguments(*inputs[:_TENSORS], *inputs[_TENSORS + len(saved) :]))
-        return backward(_side_by_side(grad), arguments, saved)
+        arguments = Arguments(*inputs[:_TENSORS], *inputs[_TENSORS + len(saved) :])
+        _check(arguments)
+        _check_saved(grad, arguments, saved, norm_numbers)
+        if is_empty(arguments.query, arguments.key, arguments.value):
+            return tuple(x.zero_() for x in _fake_backward(grad, *arguments))
+        return backward(_side_by_side(grad), _laid_out(arguments), Saved(*(x.contiguous() for x in saved)))
 
     operator = torch.library.custom_op(f"flatten_transformer::{name}", run_forward, mutates_args=(), schema=_FORWARD)
     gradient = torch.library.custom_op(f"flatten_transformer::{name}_backward", run_backward, mutates_args=(), schema=_BACKWARD)
@@ -111,6 +133,8 @@ def define_operator(
         if grad is None:
             return (None,) * len(Arguments._fields)
         tensors = ctx.saved_tensors
+        if torch.is_grad_enabled() or transformed(grad, *tensors):  # a gradient of which another is taken
+            return _gradient_by_portable(grad, Arguments(*tensors[:_TENSORS], *ctx.settings), ctx.needs_input_grad)
         of_query, of_key, of_value, *of_options = gradient(grad, *tensors, *ctx.settings)
         of_encoding = of_key.sum(0) if tensors[4] is not None else None
         kept = [one if tensor is not None else None for one, tensor in zip(of_options, tensors[5:_TENSORS], strict=True)]
@@ -131,6 +155,52 @@ def define_operator(
         return out
 
     return attend
+
+
+def _gradient_by_portable(grad: Tensor, a: Arguments, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Return the gradient of every argument, or None where none is needed, as something that can be differentiated."""
+    options = Options(
+        *(a.focusing_factor, a.temperature, "joint" if a.joint else "per_head", a.eps),
+        *(a.key_encoding, a.conv_weight, a.conv_bias, tuple(a.grid_size)),
+    )
+    mask = None if a.key_weights is None else (a.key_weights > 0)[:, None, None]
+    wanted: list[Tensor] = [x for x, need in zip(a, needed, strict=True) if need]  # type: ignore[misc]
+    once_more = torch.is_grad_enabled()
+    with torch.enable_grad():
+        out = linear_attention.attend(a.query, a.key, a.value, mask, options)
+        gradients = iter(torch.autograd.grad(out, wanted, grad, create_graph=once_more, materialize_grads=True))
+    return tuple(next(gradients) if need else None for need in needed)
+
+
+def _check(a: Arguments) -> None:
+    """Raise ValueError unless kernels may follow these pointers: an operator can be called by anybody, with anything."""
+    check_attention(a.query, a.key, a.value)
+    check_temperature(a.temperature, a.query)
+    check_key_encoding(a.key_encoding, a.key)
+    check_focusing_factor(a.focusing_factor)
+    check_eps(a.eps, sum_dtype(a.query))
+    check_convolution(a.conv_weight, a.conv_bias, a.grid_size or None, a.query, a.value)
+    if a.key_weights is not None and a.key_weights.shape != (a.key.shape[0], a.key.shape[2]):
+        raise ValueError(f"key_weights must be [batch, keys] of key {shape_of(a.key)}, got {shape_of(a.key_weights)}")
+    check_option("key_weights", a.key_weights, a.query)
+
+
+def _check_saved(grad: Tensor, a: Arguments, saved: Saved, norm_numbers: int) -> None:
+    """Raise ValueError unless this is the gradient of an output of these arguments, and what its forward pass saved."""
+    batch, heads, queries, channels = a.query.shape
+    outputs = a.value.shape[3]
+    dtype = sum_dtype(a.query)
+    for name, tensor, wanted, shape in (
+        ("grad", grad, a.query.dtype, (batch, heads, queries, outputs)),
+        ("context", saved.context, dtype, (batch, heads, channels, outputs)),
+        ("key_sum", saved.key_sum, dtype, (batch, heads, channels)),
+        ("norms", saved.norms, dtype, (batch, 1 if a.joint else heads, norm_numbers, queries + a.key.shape[2])),
+    ):
+        if tensor.shape != shape or tensor.dtype != wanted or tensor.device != a.query.device:
+            raise ValueError(
+                f"{name} must be {list(shape)} of {wanted} on {a.query.device}, as the forward pass returned it; "
+                f"got {shape_of(tensor)} of {tensor.dtype} on {tensor.device}"
+            )
 
 
 def _laid_out(a: Arguments) -> Arguments:
@@ -169,11 +239,6 @@ def key_weights(attn_mask: Tensor | None, key: Tensor) -> Tensor | None:
         return None
     kept = attn_mask.expand(key.shape[0], 1, 1, key.shape[2])[:, 0, 0].to(sum_dtype(key))
     return kept / kept.sum(dim=1, keepdim=True).clamp(min=1)
-
-
-def sum_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that sums over ``x`` are kept in: float32, or float64 for float64."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _tensors(options: Options, dtype: torch.dtype | None) -> Iterator[Tensor | None]:
@@ -230,5 +295,5 @@ def _fake_backward(
     *_: Any,
 ) -> tuple[Tensor, ...]:
     tokens = [x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (query, key, value)]
-    options = [grad.new_empty(0) if x is None else torch.empty_like(x) for x in (temperature, conv_weight, conv_bias)]
+    options = [grad.new_empty(0) if x is None else x.new_empty(x.shape) for x in (temperature, conv_weight, conv_bias)]
     return (*tokens, *options)

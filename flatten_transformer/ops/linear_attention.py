@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops.checks import check_attention, check_mask
-from flatten_transformer.ops.feature_maps import focused
-from flatten_transformer.ops.fused import sum_dtype
+from flatten_transformer.ops.checks import check_attention, check_mask, check_positive
+from flatten_transformer.ops.empty import attend_to_nothing, is_empty
+from flatten_transformer.ops.feature_maps import Factors, split_focused
 from flatten_transformer.ops.options import Options
+from flatten_transformer.ops.precision import shift, sum_dtype, without_autocast
 from flatten_transformer.ops.rank_restoration import restore_rank
+from flatten_transformer.ops.transforms import numbers_can_be_read
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options) -> Tensor:
@@ -30,16 +31,38 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, 
     Returns:
         ``[B, H, N, E]`` in ``query.dtype``.
     """
-    dtype = sum_dtype(query)
+    if options.temperature is not None and numbers_can_be_read(options.temperature):
+        check_positive(options.temperature)
+    dtype, scale = sum_dtype(query), shift(options.eps)
+    q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
     if options.key_encoding is not None:
-        key = key + options.key_encoding
+        k = k + options.key_encoding.to(dtype)
     with without_autocast(query.device.type):
-        q, k = (_features(x.to(dtype), options) for x in (query, key))
-        out = linear_attention(q, k, value.to(dtype), attn_mask, eps=options.eps).to(query.dtype)
+        of_query, of_key = (_features(x, options, scale) for x in (q, k))
+        features = of_key.powered * (of_key.size * of_key.ratio)
+        # a query's own size cancels but for the eps, as does the scale
+        eps = options.eps * scale / of_query.size.clamp_min(torch.finfo(dtype).tiny) * scale / of_query.ratio
+        out = _mix(of_query.powered, features, v, attn_mask, eps)
+        return add_convolution(out, v, options).to(query.dtype)
+
+
+def add_convolution(out: Tensor, value: Tensor, options: Options) -> Tensor:
+    """Add rank restoration, if it is asked for, to all tokens but the prefix tokens.
+
+    Args:
+        out: ``[B, H, N, E]``.
+        value: ``[B, H, N, E]``, in the same dtype.
+        options: Those of the convolution, in any dtype.
+
+    Returns:
+        ``[B, H, N, E]``.
+    """
     if options.conv_weight is None:
         return out
-    prefix, tokens = value.split([value.shape[2] - math.prod(options.grid_size), math.prod(options.grid_size)], dim=2)
-    restored = restore_rank(tokens, options.conv_weight, options.conv_bias, options.grid_size)
+    weight, bias = options.conv_weight.to(out.dtype), options.conv_bias
+    tokens = math.prod(options.grid_size)
+    prefix, tokens_of_grid = value.split([value.shape[2] - tokens, tokens], dim=2)
+    restored = restore_rank(tokens_of_grid, weight, None if bias is None else bias.to(out.dtype), options.grid_size)
     return out + torch.cat([torch.zeros_like(prefix), restored], dim=2)
 
 
@@ -68,21 +91,37 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
         torch.Size([2, 4, 196, 32])
     """
     check_attention(q, k, v)
-    check_mask(attn_mask, k.shape[0], k.shape[2])
-    out_dtype, dtype = q.dtype, sum_dtype(q)
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    check_mask(attn_mask, k)
+    if is_empty(q, k, v):
+        return attend_to_nothing(q, v, k)
+    dtype = sum_dtype(q)
+    with without_autocast(q.device.type):
+        return _mix(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask, eps).to(q.dtype)
+
+
+def _mix(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, eps: float | Tensor) -> Tensor:
+    """Return ``q (kᵀ v) / (q · mean(k) + eps)`` with ``eps`` for all queries, or for each, ``[B, H, N, 1]``.
+
+    Features of any size are divided by the largest sum of keys of their head: a constant, through which no gradient need pass.
+    """
     kept: Tensor | int = k.shape[2]
     if attn_mask is not None:
         kept = attn_mask.sum(dim=3, keepdim=True).clamp(min=1)  # [B, 1, 1, 1]
         k = k.masked_fill(~attn_mask.transpose(2, 3), 0)
+    tiny = torch.finfo(q.dtype).tiny
+    if _quadratic_is_cheaper(q.shape[2], k.shape[2], q.shape[3], v.shape[3]):
+        largest = k.detach().amax((2, 3), keepdim=True).clamp_min(tiny)
+        products = q @ (k / (kept * largest)).transpose(2, 3)  # [B, H, N, M], fewer elements than q, k and v have
+        return products @ v / _normaliser(products.sum(dim=3, keepdim=True), eps / largest)
+    mean = k.sum(dim=2).unsqueeze(3) / kept  # [B, H, D, 1]
+    largest = mean.detach().amax(2, keepdim=True).clamp_min(tiny)
+    context = k.transpose(2, 3) @ v / (kept * largest)  # [B, H, D, E]: small, so it is divided instead of k
+    return q @ context / _normaliser(q @ (mean / largest), eps / largest)
 
-    with without_autocast(q.device.type):
-        if _quadratic_is_cheaper(q.shape[2], k.shape[2], q.shape[3], v.shape[3]):
-            products = q @ (k / kept).transpose(2, 3)  # [B, H, N, M], fewer elements than q, k and v have
-            return (products @ v / (products.sum(dim=3, keepdim=True) + eps)).to(out_dtype)
-        context = k.transpose(2, 3) @ v / kept  # [B, H, D, E]: small, so it is divided instead of k
-        normaliser = q @ (k.sum(dim=2).unsqueeze(3) / kept) + eps  # [B, H, N, 1]
-        return (q @ context / normaliser).to(out_dtype)
+
+def _normaliser(products: Tensor, eps: Tensor) -> Tensor:
+    """Return the sum of a query's weights ``[B, H, N, 1]``; where it leaves the range, so does what it divides: zero."""
+    return (products + eps).clamp_min(1e-290 if products.dtype == torch.float64 else 1e-30)
 
 
 def _quadratic_is_cheaper(queries: int, keys: int, key_channels: int, value_channels: int) -> bool:
@@ -92,23 +131,12 @@ def _quadratic_is_cheaper(queries: int, keys: int, key_channels: int, value_chan
     return queries * keys * channels < key_channels * value_channels * (queries + keys)
 
 
-def _features(x: Tensor, options: Options) -> Tensor:
+def _features(x: Tensor, options: Options, scale: float) -> Factors:
+    """Return the factors of ``scale · φ(x)``, see :func:`split_focused`; NaN where a temperature is not positive."""
     x = torch.relu(x)
     if options.temperature is None:
-        x = x + options.eps
-    else:  # (x + eps) / temperature in one pass
-        inverse = 1 / options.temperature.to(x.dtype)[:, None, :]
-        x = torch.addcmul(options.eps * inverse, x, inverse)
-    return focused(x, options.focusing_factor, norm=options.norm)
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Keep float32 products float32: under autocast a matmul would round them to half precision."""
-    if _autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
-@torch.compiler.assume_constant_result  # Dynamo of PyTorch 2.8 and 2.9 cannot look into it
-def _autocast_available(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
+        return split_focused(x + options.eps, options.focusing_factor, norm=options.norm, scale=scale)
+    temperature = options.temperature.to(x.dtype)[:, None, :]
+    inverse = torch.where(temperature > 0, temperature.new_full((), scale), torch.nan) / temperature
+    x = torch.addcmul(options.eps * inverse, x, inverse)  # scale · (x + eps) / temperature in one pass
+    return split_focused(x, options.focusing_factor, norm=options.norm)

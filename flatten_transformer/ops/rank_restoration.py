@@ -30,6 +30,8 @@ def restore_rank(value: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, g
     """
     convolve, padding = _CONVOLVE[len(grid_size)], [size // 2 for size in conv_weight.shape[2:]]
     channels = value.shape[3]
+    if channels == 0:  # which no convolution takes
+        return value + conv_weight.sum()
     return on_maps(value, grid_size, lambda maps: convolve(maps, conv_weight, conv_bias, padding=padding, groups=channels))
 
 

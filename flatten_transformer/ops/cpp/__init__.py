@@ -9,11 +9,15 @@ import ctypes
 import torch
 from torch import Tensor
 
+from flatten_transformer.ops.checks import check_positive
 from flatten_transformer.ops.cpp.build import Problem, load, unavailable, warn_if_off
-from flatten_transformer.ops.fused import Arguments, Saved, define_operator, sum_dtype
+from flatten_transformer.ops.fused import Arguments, Saved, define_operator
 from flatten_transformer.ops.options import Options
+from flatten_transformer.ops.precision import shift, sum_dtype
 
 __all__ = ["attend", "warn_if_off", "why_not"]
+
+_REFUSED = 2  # what the kernel returns for a temperature that is not positive
 
 
 def why_not(query: Tensor, value: Tensor, options: Options) -> str | None:
@@ -42,7 +46,7 @@ def _forward(a: Arguments) -> tuple[Tensor, Saved]:
 
 def _backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
     of_tokens = [_side_by_side(x, x.shape[3]) for x in (a.query, a.key, a.value)]
-    of_options = [grad.new_empty(0) if x is None else torch.empty_like(x) for x in (a.temperature, a.conv_weight, a.conv_bias)]
+    of_options = [grad.new_empty(0) if x is None else x.new_empty(x.shape) for x in (a.temperature, a.conv_weight, a.conv_bias)]
     names = ("query", "key", "value", "temperature", "weight", "bias")
     gradients = dict(zip((f"grad_{name}" for name in names), (*of_tokens, *of_options), strict=True))
     _run("backward", a, grad=grad, context=saved.context, key_sum=saved.key_sum, **gradients)
@@ -76,8 +80,12 @@ def _run(direction: str, a: Arguments, **others: Tensor) -> None:
         threads=torch.get_num_threads(),
         focusing_factor=a.focusing_factor,
         eps=a.eps,
+        shift=shift(a.eps),
     )
-    if load().functions[direction, a.query.dtype](ctypes.byref(problem)):
+    failed = load().functions[direction, a.query.dtype](ctypes.byref(problem))
+    if failed == _REFUSED and a.temperature is not None:
+        check_positive(a.temperature)
+    if failed:
         sizes = f"query {tuple(a.query.shape)}, key {tuple(a.key.shape)} and value {tuple(a.value.shape)}"
         raise torch.OutOfMemoryError(f"out of memory in the kernel of attention, {direction}, for {sizes}: take smaller batches")
 

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -44,7 +45,7 @@ struct Problem {
   int64_t batch, heads, queries, keys, channels, value_channels;
   int64_t height, width, kernel_height, kernel_width;
   int64_t joint, threads;
-  double focusing_factor, eps;
+  double focusing_factor, eps, shift;  // shift: a power of two that makes features smaller, see precision.py
 };
 
 namespace {
@@ -154,9 +155,9 @@ void product(int64_t rows, int64_t columns, int64_t inner, const T *a, int64_t r
 
 template <class T> Vec<T> power(Vec<T> x, double exponent) {
   if (exponent == 2) return x * x;
-  const int64_t whole = int64_t(exponent);
+  const int64_t whole = exponent <= 64 ? int64_t(exponent) : 0;
   Vec<T> result = Vec<T>{} + T(1);
-  if (double(whole) != exponent || whole > 64) {
+  if (double(whole) != exponent) {
     for (int i = 0; i < LANES<T>; ++i) result[i] = std::pow(x[i], T(exponent));
     return result;
   }
@@ -176,8 +177,9 @@ template <class T> struct Tokens {
 template <class T> struct Shape {
   int64_t heads, channels, row;  // row: padded channels of all heads
   int64_t groups, group_heads;   // over whose channels a norm runs
-  const T *inverse_temperature;  // [H, padded D], zero in the padding
-  T eps;
+  const T *inverse_temperature;  // [H, padded D], times the shift, zero in the padding
+  T eps, shift;
+  T large;  // with such a peak of all heads the eps is no match for powers of a weaker head that underflow
   double power;
 
   Shape(const Problem &p, const T *inverse)
@@ -188,35 +190,40 @@ template <class T> struct Shape {
         group_heads(p.joint ? p.heads : 1),
         inverse_temperature(inverse),
         eps(T(p.eps)),
+        shift(T(p.shift)),
+        large(T(p.shift * std::sqrt(p.eps / std::numeric_limits<T>::min()) / 1e6)),
         power(p.focusing_factor) {}
   int64_t head() const { return row / heads; }
+  // Of the normaliser of a query whose features have this gain, where those of the keys are shifted.
+  T margin(T gain) const { return eps * shift / std::max(gain, std::numeric_limits<T>::min()) * shift; }
 };
 
-// φ of a tile of tokens, split as f · u**p with u = a / max a: [TILE, H, padded D] each, and numbers a token and group.
+// φ of a tile of tokens, split as gain · u**p with u = a / peak: [TILE, H, padded D] each, and numbers a token and head.
 template <class T> struct Features {
-  Buffer<T> unit, less, powered;  // u, u**(p-1), u**p
-  Buffer<T> peak, norm, power_norm, factor, inverse_factor;
+  Buffer<T> unit, less, powered;                      // u, u**(p-1), u**p
+  Buffer<T> gain, margin;                             // margin: what eps adds to the normaliser of a query
+  Buffer<T> inverse_peak, unit_share, power_share;  // shares: ρ² / R² and ρ**2p / S², see README.md
 
   Features(Memory &memory, const Shape<T> &s)
       : unit(memory, TILE * s.row),
         less(memory, TILE * s.row),
         powered(memory, TILE * s.row),
-        peak(memory, TILE * s.groups),
-        norm(memory, TILE * s.groups),
-        power_norm(memory, TILE * s.groups),
-        factor(memory, TILE * s.groups),
-        inverse_factor(memory, TILE * s.groups) {}
+        gain(memory, TILE * s.heads),
+        margin(memory, TILE * s.heads),
+        inverse_peak(memory, TILE * s.heads),
+        unit_share(memory, TILE * s.heads),
+        power_share(memory, TILE * s.heads) {}
 
-  // KEEP what differentiate() needs; otherwise u**p and the numbers a token are all.
+  // KEEP what differentiate() needs; otherwise u**p, gains and margins are all.
   template <bool KEEP> void fill(const Shape<T> &s, const Tokens<T> &x, int64_t start, int64_t count) {
     for (int64_t t = 0; t < count; ++t)
       for (int64_t g = 0; g < s.groups; ++g) {
-        const int64_t from = g * s.group_heads, i = t * s.groups + g, j = t * s.row + from * s.head();
-        peak[i] = read(s, x, start + t, from, from + s.group_heads, &unit[j]);
+        const int64_t from = g * s.group_heads, until = from + s.group_heads;
+        const T most = read(s, x, start + t, from, until, &unit[t * s.row + from * s.head()]);
         if (s.power == 3) {
-          raise<KEEP>(s, i, j, [](Vec<T> u) { return u * u; });
+          focus<KEEP>(s, t, from, until, most, [](Vec<T> u) { return u * u; });
         } else {
-          raise<KEEP>(s, i, j, [&](Vec<T> u) { return power<T>(u, s.power - 1); });
+          focus<KEEP>(s, t, from, until, most, [&](Vec<T> u) { return power<T>(u, s.power - 1); });
         }
       }
   }
@@ -237,21 +244,57 @@ template <class T> struct Features {
     return std::max(largest<T>(most), std::numeric_limits<T>::min());
   }
 
-  template <bool KEEP, class Below> void raise(const Shape<T> &s, int64_t i, int64_t j, Below below) {
-    const T inverse = 1 / peak[i];
-    const bool tiny = !(inverse < std::numeric_limits<T>::max());
+  // From a of the heads of one norm and its largest entry: their features. The heads have one peak, but for large ones.
+  template <bool KEEP, class Below>
+  void focus(const Shape<T> &s, int64_t t, int64_t from, int64_t until, T most, Below below) {
+    const int64_t together = most > s.large ? 1 : until - from;
+    T squares = 0, power_squares = 0;
+    for (int64_t h = from; h < until; h += together) {
+      const T own = together == 1 ? largest_entry(s, &unit[t * s.row + h * s.head()]) : most;
+      const T share = own / most, raised = share == 1 ? 1 : power_of(share, s.power);
+      const auto [of_unit, of_power] = raise<KEEP>(s, t * s.row + h * s.head(), together, own, below);
+      squares += of_unit * share * share, power_squares += of_power * raised * raised;
+      inverse_peak[t * s.heads + h] = 1 / own, unit_share[t * s.heads + h] = share, power_share[t * s.heads + h] = raised;
+    }
+    const T ratio = most * (std::sqrt(squares) / std::sqrt(power_squares));
+    for (int64_t h = from; h < until; h += together) {
+      const int64_t first = t * s.heads + h;
+      const T of_unit = unit_share[first] * unit_share[first] / squares;
+      const T of_power = power_share[first] * power_share[first] / power_squares;
+      const T of_gain = ratio * power_share[first], of_margin = s.margin(of_gain), of_peak = inverse_peak[first];
+      for (int64_t i = first; i < first + together; ++i) {
+        gain[i] = of_gain, margin[i] = of_margin;
+        if (KEEP) inverse_peak[i] = of_peak, unit_share[i] = of_unit, power_share[i] = of_power;
+      }
+    }
+  }
+
+  static T largest_entry(const Shape<T> &s, const T *a) {
+    Vec<T> most{};
+    for (int64_t d = 0; d < s.head(); d += LANES<T>) most = load(a + d) > most ? load(a + d) : most;
+    return std::max(largest<T>(most), std::numeric_limits<T>::min());
+  }
+
+  static T power_of(T x, double exponent) {
+    Vec<T> one{};
+    one[0] = x;
+    return power<T>(one, exponent)[0];
+  }
+
+  // Returns the sums of squares of u and of u**p over a few heads.
+  template <bool KEEP, class Below>
+  std::pair<T, T> raise(const Shape<T> &s, int64_t j, int64_t heads, T peak, Below below) {
+    const T inverse = 1 / peak;
+    const bool exact = inverse < std::numeric_limits<T>::max() && inverse >= std::numeric_limits<T>::min();
     T *u = &unit[j], *l = &less[j], *up = &powered[j];
     Vec<T> squares{}, power_squares{};
-    for (int64_t d = 0; d < s.group_heads * s.head(); d += LANES<T>) {
-      const Vec<T> one = tiny ? load(u + d) / peak[i] : load(u + d) * inverse, lower = below(one), whole = lower * one;
+    for (int64_t d = 0; d < heads * s.head(); d += LANES<T>) {
+      const Vec<T> one = exact ? load(u + d) * inverse : load(u + d) / peak, lower = below(one), whole = lower * one;
       if (KEEP) store(u + d, one), store(l + d, lower);
       store(up + d, whole);
       squares += one * one, power_squares += whole * whole;
     }
-    norm[i] = std::sqrt(sum<T>(squares));
-    power_norm[i] = std::sqrt(sum<T>(power_squares));
-    factor[i] = peak[i] * norm[i] / power_norm[i];
-    inverse_factor[i] = 1 / factor[i];
+    return {sum<T>(squares), sum<T>(power_squares)};
   }
 
   // The token's channels from d on, with their encoding, before ReLU.
@@ -263,29 +306,31 @@ template <class T> struct Features {
     return a;
   }
 
-  // From the gradient of φ, [TILE, H, padded D], to that of the tokens, [tokens, H, D], and of the temperature.
+  // From gain times the gradient of φ, [TILE, H, padded D], to that of the tokens, [tokens, H, D], and of the temperature.
   void differentiate(const Shape<T> &s, const Tokens<T> &x, int64_t start, int64_t count, const T *gradient, T *to,
                      T *of_temperature) const {
     const int64_t head = s.head();
     for (int64_t t = 0; t < count; ++t)
       for (int64_t g = 0; g < s.groups; ++g) {
-        const int64_t from = g * s.group_heads, until = from + s.group_heads, i = t * s.groups + g, line = t * s.row;
+        const int64_t from = g * s.group_heads, until = from + s.group_heads, line = t * s.row;
         Vec<T> products{};
         for (int64_t j = line + from * head; j < line + until * head; j += LANES<T>)
           products += load(gradient + j) * load(&powered[j]);
-        const T along = sum<T>(products), slope = norm[i] / power_norm[i] * T(s.power);
-        const T of_norm = along / (norm[i] * power_norm[i]), of_power_norm = along * slope / (power_norm[i] * power_norm[i]);
-        for (int64_t h = from; h < until; ++h)
+        const T along = sum<T>(products), exponent = T(s.power);
+        for (int64_t h = from; h < until; ++h) {
+          const int64_t i = t * s.heads + h;
+          const T inverse = inverse_peak[i], of_unit = along * unit_share[i], of_power = along * power_share[i];
           for (int64_t d = 0; d < head; d += LANES<T>) {
             const int64_t j = line + h * head + d;
-            const Vec<T> below = load(&less[j]), u = load(&unit[j]);
-            Vec<T> of_a = below * (slope * load(gradient + j) - of_power_norm * load(&powered[j])) + of_norm * u;
+            const Vec<T> u = load(&unit[j]);
+            Vec<T> of_a = exponent * load(&less[j]) * (load(gradient + j) - of_power * load(&powered[j])) + of_unit * u;
             of_a *= load(s.inverse_temperature + h * head + d);
             T *sums = of_temperature + h * head + d;
-            store(sums, load(sums) - of_a * u * peak[i]);
+            store(sums, load(sums) - of_a * u);
             const Vec<T> a = raw(s, x, start + t, h, d);
-            store(to + ((start + t) * s.heads + h) * s.channels + d, a > 0 ? of_a : Vec<T>{}, s.channels - d);
+            store(to + ((start + t) * s.heads + h) * s.channels + d, a > 0 ? of_a * inverse : Vec<T>{}, s.channels - d);
           }
+        }
       }
   }
 };
@@ -441,7 +486,8 @@ template <class T> void invert_temperature(const Problem &p, T *inverse) {
   const int64_t head = padded<T>(p.channels);
   const T *temperature = static_cast<const T *>(p.temperature);
   for (int64_t h = 0; h < p.heads; ++h)
-    for (int64_t d = 0; d < p.channels; ++d) inverse[h * head + d] = temperature ? 1 / temperature[h * p.channels + d] : 1;
+    for (int64_t d = 0; d < p.channels; ++d)
+      inverse[h * head + d] = T(p.shift) / (temperature ? temperature[h * p.channels + d] : 1);
 }
 
 struct Split {  // of tokens into ranges, by their number alone
@@ -501,7 +547,11 @@ template <class T> struct Call {
   T weight(int64_t b, int64_t token) const {
     return p.key_weights ? static_cast<const T *>(p.key_weights)[b * p.keys + token] : T(1) / T(p.keys);
   }
-  int64_t group(int64_t t, int64_t h) const { return p.joint ? t : t * p.heads + h; }
+  // One over what the weights of a query add up to, 0 where that leaves the range of T.
+  static T share(T products, T margin) {
+    const T total = products + margin;
+    return total < (sizeof(T) == 4 ? T(1e-35) : T(1e-300)) ? 0 : 1 / total;  // a NaN stays one
+  }
   int64_t context_size() const { return p.heads * shape.channels * line; }
 
   // A tile of rows of E channels, padded with zeros, each times its scale if there are any.
@@ -534,7 +584,7 @@ template <class T> void sum_keys(const Call<T> &c, int64_t b, int64_t start, int
     for (int64_t h = 0; h < c.p.heads; ++h) {
       const T *features = &keys.powered[h * c.head];
       T scales[TILE];
-      for (int64_t t = 0; t < count; ++t) scales[t] = c.weight(b, at + t) * keys.factor[c.group(t, h)];
+      for (int64_t t = 0; t < count; ++t) scales[t] = c.weight(b, at + t) * keys.gain[t * c.p.heads + h];
       for (int64_t d = 0; d < c.head; d += LANES<T>) {
         Vec<T> total{};
         for (int64_t t = 0; t < count; ++t) total += load(features + t * c.shape.row + d) * scales[t];
@@ -566,7 +616,7 @@ void forward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, co
         Vec<T> products{};
         for (int64_t d = 0; d < c.head; d += LANES<T>)
           products += load(features + t * c.shape.row + d) * load(key_sum + h * c.head + d);
-        const T share = 1 / (sum<T>(products) + c.shape.eps * queries.inverse_factor[c.group(t, h)]);
+        const T share = c.share(sum<T>(products), queries.margin[t * c.p.heads + h]);
         T *out = static_cast<T *>(c.p.out) + ((b * c.p.queries + at + t) * c.p.heads + h) * channels;
         for (int64_t e = 0; e < channels; e += LANES<T>) store(out + e, load(&sums[t * c.line + e]) * share, channels - e);
       }
@@ -594,12 +644,12 @@ void backward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, c
       product<T, false>(count, c.line, c.p.channels, features, c.shape.row, 1, context + h * c.p.channels * c.line, c.line,
                         sums.data(), c.line);
       c.gather(c.grads(b, h) + at * c.grad_stride(), c.grad_stride(), count, grads.data());
-      T shares[TILE], along[TILE];
+      T along[TILE];
       for (int64_t t = 0; t < count; ++t) {
         Vec<T> products{}, agreement{};
         for (int64_t d = 0; d < c.head; d += LANES<T>)
           products += load(features + t * c.shape.row + d) * load(key_sum + h * c.head + d);
-        const T share = 1 / (sum<T>(products) + c.shape.eps * queries.inverse_factor[c.group(t, h)]);
+        const T share = c.share(sum<T>(products), queries.margin[t * c.p.heads + h]);
         for (int64_t e = 0; e < c.line; e += LANES<T>) {
           const Vec<T> scaled = load(&grads[t * c.line + e]) * share;
           agreement += scaled * load(&sums[t * c.line + e]);
@@ -610,7 +660,6 @@ void backward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, c
           T *of_sum = of_key_sum + h * c.head + d;
           store(of_sum, load(of_sum) - load(features + t * c.shape.row + d) * along[t]);
         }
-        shares[t] = queries.inverse_factor[c.group(t, h)];
       }
       product<T, true>(c.p.channels, c.line, count, features, 1, c.shape.row, grads.data(), c.line,
                        of_context + h * c.p.channels * c.line, c.line);
@@ -620,7 +669,7 @@ void backward_queries(const Call<T> &c, int64_t b, int64_t start, int64_t end, c
       for (int64_t t = 0; t < count; ++t)
         for (int64_t d = 0; d < c.head; d += LANES<T>) {
           T *of = of_feature + t * c.shape.row + d;
-          store(of, (load(of) - load(key_sum + h * c.head + d) * along[t]) * shares[t]);
+          store(of, load(of) - load(key_sum + h * c.head + d) * along[t]);
         }
     }
     queries.differentiate(c.shape, tokens, at, count, of_features.data(), to, of_temperature);
@@ -649,13 +698,13 @@ void backward_keys(const Call<T> &c, int64_t b, int64_t start, int64_t end, cons
       product<T, false>(count, c.head, channels, values.data(), c.line, 1, transposed + h * channels * c.head, c.head,
                         of_feature, c.shape.row);
       for (int64_t t = 0; t < count; ++t) {
-        const T weight = c.weight(b, at + t), scale = weight * keys.factor[c.group(t, h)];
+        const T scale = c.weight(b, at + t) * keys.gain[t * c.p.heads + h];
         T *of_value = static_cast<T *>(c.p.grad_value) + ((b * c.p.keys + at + t) * c.p.heads + h) * channels;
         for (int64_t e = 0; e < channels; e += LANES<T>)
           store(of_value + e, load(&sums[t * c.line + e]) * scale, channels - e);
         for (int64_t d = 0; d < c.head; d += LANES<T>) {
           T *of = of_feature + t * c.shape.row + d;
-          store(of, (load(of) + load(of_key_sum + h * c.head + d)) * weight);
+          store(of, (load(of) + load(of_key_sum + h * c.head + d)) * scale);
         }
       }
       T *of_value = static_cast<T *>(c.p.grad_value) + ((b * c.p.keys + at) * c.p.heads + h) * channels;
@@ -758,7 +807,7 @@ template <class T> void backward(Memory &memory, const Problem &p) {
     if (memory.exhausted) return;
     add_up(of_temperatures, query_parts + key_parts, row, total.data());
     for (int64_t i = 0; i < matrix; ++i)
-      static_cast<T *>(p.grad_temperature)[i] = total[i / p.channels * head + i % p.channels];
+      static_cast<T *>(p.grad_temperature)[i] = total[i / p.channels * head + i % p.channels] / T(p.shift);
   }
   if (!c.convolution.present()) return;
   const int64_t taps = p.kernel_height * p.kernel_width, kernel = (taps + 1) * line;
@@ -781,10 +830,19 @@ template <class T> void backward(Memory &memory, const Problem &p) {
   }
 }
 
-// Return 0, or 1 where memory is not enough; what was written until then means nothing.
-int run(void (*direction)(Memory &, const Problem &), const Problem &p) {
+// Whether a temperature lies outside the range that check_positive demands.
+template <class T> bool refuses(const Problem &p) {
+  const double least = std::numeric_limits<float>::min();
+  const T *temperature = static_cast<const T *>(p.temperature);
+  return temperature && !std::all_of(temperature, temperature + p.heads * p.channels,
+                                     [=](T t) { return double(t) >= least && double(t) <= 1 / least; });
+}
+
+// Return 0, 1 where memory is not enough, or 2 for a temperature that no attention has; what was written means nothing then.
+template <class T> int run(void (*direction)(Memory &, const Problem &), const Problem &p) {
   Memory memory;
   if (!countable(p)) return 1;
+  if (refuses<T>(p)) return 2;
   direction(memory, p);
   return memory.exhausted;
 }
@@ -792,8 +850,8 @@ int run(void (*direction)(Memory &, const Problem &), const Problem &p) {
 }  // namespace
 
 extern "C" {
-int focused_forward_float(const Problem *p) { return run(forward<float>, *p); }
-int focused_forward_double(const Problem *p) { return run(forward<double>, *p); }
-int focused_backward_float(const Problem *p) { return run(backward<float>, *p); }
-int focused_backward_double(const Problem *p) { return run(backward<double>, *p); }
+int focused_forward_float(const Problem *p) { return run<float>(forward<float>, *p); }
+int focused_forward_double(const Problem *p) { return run<double>(forward<double>, *p); }
+int focused_backward_float(const Problem *p) { return run<float>(backward<float>, *p); }
+int focused_backward_double(const Problem *p) { return run<double>(backward<double>, *p); }
 }

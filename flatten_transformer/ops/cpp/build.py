@@ -38,6 +38,7 @@ class Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _SIZES),
         ("focusing_factor", ctypes.c_double),
         ("eps", ctypes.c_double),
+        ("shift", ctypes.c_double),
     ]
 
 

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flatten_transformer.ops.checks import shape_of
-from flatten_transformer.ops.fused import sum_dtype
-from flatten_transformer.ops.linear_attention import without_autocast
 from flatten_transformer.ops.peers.prepare import masked_softmax, prepare
+from flatten_transformer.ops.precision import sum_dtype, without_autocast
 
 _POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
@@ -53,7 +52,7 @@ def agent_attention(
     """
     q, k, v = prepare(query, key, value, attn_mask)
     _check_agents(query, key, agents, query_bias, key_bias)
-    a = agents.to(q.dtype) * q.shape[3] ** -0.5
+    a = agents.to(q.dtype) * (q.shape[3] or 1) ** -0.5
     with without_autocast(query.device.type):
         gather = a @ k.transpose(2, 3)  # [B, H, A, M]
         spread = q @ a.transpose(2, 3)  # [B, H, N, A]
@@ -82,7 +81,7 @@ def pool_agents(query: Tensor, grid_size: Sequence[int], agents: Sequence[int], 
     tokens = query.to(sum_dtype(query))
 
     def pool(x: Tensor) -> Tensor:  # [B, N, C] -> [B, A, C]
-        image = x.transpose(1, 2).reshape(batch, -1, *grid_size)
+        image = x.transpose(1, 2).reshape(batch, x.shape[2], *grid_size)
         return _POOL[len(grid_size)](image, tuple(agents)).flatten(2).transpose(1, 2)
 
     if mask is None:

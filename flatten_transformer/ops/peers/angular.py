@@ -8,8 +8,8 @@ import math
 
 from torch import Tensor
 
-from flatten_transformer.ops.linear_attention import without_autocast
 from flatten_transformer.ops.peers.prepare import prepare, unit
+from flatten_transformer.ops.precision import without_autocast
 
 
 def angular_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flatten_transformer.ops.linear_attention import without_autocast
 from flatten_transformer.ops.peers.prepare import masked_softmax, prepare
+from flatten_transformer.ops.precision import without_autocast
 
 
 def efficient_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:

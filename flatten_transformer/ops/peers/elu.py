@@ -7,8 +7,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from flatten_transformer.ops.linear_attention import linear_attention, without_autocast
+from flatten_transformer.ops.linear_attention import linear_attention
 from flatten_transformer.ops.peers.prepare import prepare
+from flatten_transformer.ops.precision import without_autocast
 
 
 def elu_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:

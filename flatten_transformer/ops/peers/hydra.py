@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flatten_transformer.ops.linear_attention import without_autocast
 from flatten_transformer.ops.peers.prepare import prepare, unit
+from flatten_transformer.ops.precision import without_autocast
 
 
 def hydra_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flatten_transformer.ops.linear_attention import without_autocast
 from flatten_transformer.ops.peers.prepare import kept_keys, prepare
+from flatten_transformer.ops.precision import without_autocast
 
 
 def inline_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
@@ -40,4 +40,4 @@ def inline_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
         mean_key, mean_value = (x.sum(dim=2, keepdim=True) / kept for x in (k, v))
         # (1 - s q·mean(k)) mean(v) + s q (kᵀv/M): the covariance of keys and values, which is small
         covariance = k.transpose(2, 3) @ v / kept - mean_key.transpose(2, 3) * mean_value  # [B, H, D, E]
-        return (mean_value + q @ (covariance * q.shape[3] ** -0.5)).to(query.dtype)
+        return (mean_value + q @ (covariance * (q.shape[3] or 1) ** -0.5)).to(query.dtype)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, relu
 
 from flatten_transformer.ops.checks import shape_of
-from flatten_transformer.ops.linear_attention import linear_attention, without_autocast
+from flatten_transformer.ops.linear_attention import linear_attention
 from flatten_transformer.ops.peers.prepare import prepare
+from flatten_transformer.ops.precision import without_autocast
 
 
 def polaformer_attention(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatten_transformer.ops.checks import check_attention, check_mask
-from flatten_transformer.ops.fused import sum_dtype
+from flatten_transformer.ops.precision import sum_dtype
 
 
 def prepare(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,7 +24,7 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None)
         ValueError: If shapes, dtypes or the mask do not fit.
     """
     check_attention(query, key, value)
-    check_mask(attn_mask, key.shape[0], key.shape[2])
+    check_mask(attn_mask, key)
     dtype = sum_dtype(query)
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if attn_mask is None:
@@ -35,7 +35,7 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None)
 
 def kept_keys(key: Tensor, attn_mask: Tensor | None) -> Tensor | int:
     """Return how many keys of ``[B, H, M, D]`` take part: M, or ``[B, 1, 1, 1]``; at least 1, as a divisor."""
-    return key.shape[2] if attn_mask is None else attn_mask.sum(dim=3, keepdim=True).clamp(min=1)
+    return key.shape[2] or 1 if attn_mask is None else attn_mask.sum(dim=3, keepdim=True).clamp(min=1)
 
 
 def masked_softmax(scores: Tensor, kept: Tensor | None, dim: int) -> Tensor:
@@ -56,11 +56,17 @@ def masked_softmax(scores: Tensor, kept: Tensor | None, dim: int) -> Tensor:
 
 
 def unit(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """Return ``x / max(‖x‖, 1e-6)`` with the norm over ``dims``: zeros stay zero, and their gradients in range.
+    """Return ``x / max(‖x‖, 1e-6)`` with the norm over ``dims``: zeros stay zero, and no square leaves the range.
+
+    The largest entry is divided out first: a constant, so that the gradient need not pass through it.
 
     Example:
         >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), 1)
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    return x / torch.linalg.vector_norm(x, dim=dims, keepdim=True).clamp_min(1e-6)
+    if x.numel() == 0:
+        return x
+    largest = torch.linalg.vector_norm(x.detach(), torch.inf, dim=dims, keepdim=True).clamp_min(1e-6)
+    scaled = x / largest
+    return scaled / torch.maximum(torch.linalg.vector_norm(scaled, dim=dims, keepdim=True), 1e-6 / largest)

@@ -32,7 +32,7 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tens
         torch.Size([2, 4, 196, 32])
     """
     check_attention(query, key, value)
-    check_mask(attn_mask, key.shape[0], key.shape[2])
+    check_mask(attn_mask, key)
     if attn_mask is None:
         return F.scaled_dot_product_attention(query, key, value)
     hidden = ~attn_mask.transpose(2, 3)

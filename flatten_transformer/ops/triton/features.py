@@ -13,6 +13,7 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # whose tl.dot takes bfloat16 for integers
 TINY = tl.constexpr(1e-37)  # what divides is at least this
+SHIFT = tl.constexpr(2.0**-16)  # by which all a are made smaller: sums of the largest stay finite; exact
 
 
 @triton.jit
@@ -60,15 +61,22 @@ def power(base, exponent, WHOLE: tl.constexpr):
                 if (WHOLE >> (6 - bit)) & 1 == 1:
                     result = result * base
     else:
-        result = tl.exp2(exponent * tl.log2(tl.maximum(base, TINY)))
+        result = tl.exp2(exponent * tl.log2(tl.where(base < TINY, TINY, base)))  # a NaN stays one
     return result
 
 
 @triton.jit
 def temperature_of(inverse, head, D: tl.constexpr, PADDED: tl.constexpr):
-    """Return the reciprocals of a head's temperatures, ``[PADDED]``; zero beyond D, so that padding never counts."""
-    channels = tl.arange(0, PADDED)
-    return tl.where(channels < D, 1.0, 0.0) if inverse is None else load_channels(inverse + head * D, D, PADDED)
+    """Return the reciprocals of a head's temperatures, times SHIFT, ``[PADDED]``; NaN for negative ones.
+
+    They are zero beyond D, so that padding never counts.
+    """
+    if inverse is None:
+        result = tl.where(tl.arange(0, PADDED) < D, SHIFT, 0.0)
+    else:
+        loaded = load_channels(inverse + head * D, D, PADDED)
+        result = tl.where(loaded >= 0.0, loaded * SHIFT, float("nan"))
+    return result
 
 
 @triton.jit
@@ -82,8 +90,8 @@ def load_scores(x, strides, encoding, encoding_strides, batch, head, rows, insid
 
 @triton.jit
 def features_of_head(scores, inverse_temperature, eps, exponent, WHOLE: tl.constexpr):
-    """Return a token's largest a and its reciprocal, ``[BLOCK]``, a over its largest and that to the power p."""
-    positive = (tl.maximum(scores, 0.0) + eps) * inverse_temperature[None, :]
+    """Return a token's largest a, shifted, and its reciprocal, ``[BLOCK]``, a over its largest and that to the power p."""
+    positive = (tl.where(scores < 0.0, 0.0, scores) + eps) * inverse_temperature[None, :]
     peak = tl.max(positive, axis=1)
     inverse = 1.0 / peak
     unit = positive * inverse[:, None]
@@ -157,7 +165,8 @@ def store_gradients(
     store_tile(of_x + batch * strides[0] + head * strides[1], of_scores, rows, inside, strides[2], D, PADDED)
     if of_temperature is not None:
         channels = tl.arange(0, PADDED)
-        tl.store(of_temperature + part * D + channels, -tl.sum(unit * gradient, axis=0) * inverse_temperature, mask=channels < D)
+        of_head = -tl.sum(unit * gradient, axis=0) * (inverse_temperature / SHIFT)
+        tl.store(of_temperature + part * D + channels, of_head, mask=channels < D)
 
 
 @triton.jit

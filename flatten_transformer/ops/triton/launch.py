@@ -196,7 +196,7 @@ def _convolution_backward(grad: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
         sizes.tiles["E"], sizes.tiles["PAD_E"], sizes.taps_at_once, **sizes.convolution, **_LAUNCH,
     )  # fmt: skip
     summed = parts.sum(0)  # [K + 1, E]
-    of_weight = torch.empty_like(a.conv_weight)  # laid out as PyTorch is told it will be
+    of_weight = a.conv_weight.new_empty(a.conv_weight.shape)
     of_weight.flatten(1).copy_(summed[:-1].t())
     return of_weight, grad.new_empty(0) if a.conv_bias is None else summed[-1].to(a.conv_bias.dtype, copy=True)
 

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from flatten_transformer.ops.triton.convolution import convolved_tile, tokens_of_block
 from flatten_transformer.ops.triton.features import (
+    SHIFT,
     TINY,
     exact_column_sums,
     exact_product,
@@ -31,8 +32,9 @@ from flatten_transformer.ops.triton.features import (
 def attend_to_channels(powered, sums, gain, eps):
     """Return how a query divides its attention among the channels, ``[BLOCK, PAD_D]``, 1 / normaliser, eps over gain."""
     weighted = powered * sums[None, :]
-    epsilon = eps / tl.maximum(gain, TINY)
-    inverse = 1.0 / (tl.sum(weighted, axis=1) + epsilon)
+    epsilon = eps * SHIFT / tl.maximum(gain, TINY) * SHIFT
+    total = tl.sum(weighted, axis=1) + epsilon
+    inverse = tl.where(total < TINY, 0.0, 1.0 / total)  # out of range: it attends to nothing
     return weighted * inverse[:, None], inverse, epsilon
 
 

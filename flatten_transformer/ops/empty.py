@@ -1,0 +1,31 @@
+"""Attention over nothing: an empty batch, no tokens or no channels give what scaled_dot_product_attention gives."""
+
+# B batch, H heads, N queries, M keys, D key channels, E value channels per head.
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def is_empty(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Return whether there is nothing to compute: no output, or nothing that any query attends to."""
+    return 0 in query.shape or 0 in key.shape or value.shape[3] == 0
+
+
+def attend_to_nothing(query: Tensor, value: Tensor, *others: Tensor | None) -> Tensor:
+    """Return zeros ``[B, H, N, E]`` whose gradients are zeros, of every tensor, as the answer to an empty question.
+
+    Args:
+        query: ``[B, H, N, D]``.
+        value: ``[B, H, M, E]``.
+        others: Every other tensor that a gradient may be asked of.
+
+    Example:
+        >>> attend_to_nothing(torch.rand(1, 2, 3, 4), torch.rand(1, 2, 0, 2)).flatten()
+        tensor([0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0.])
+    """
+    out = query.new_zeros(*query.shape[:3], value.shape[3])
+    for x in (query, value, *others):
+        if x is not None and x.is_floating_point():
+            out = out + x[..., :0].sum().to(query.dtype)
+    return out

@@ -1,0 +1,34 @@
+"""Whether function transforms are at work: a kernel that knows nothing but its gradient must step aside for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Return whether a transform of ``torch.func`` is active, or one of the tensors carries a tangent.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> transformed(x)
+        False
+        >>> torch.func.vmap(lambda y: torch.tensor(transformed(y)))(x)
+        tensor([True, True])
+    """
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return forward_ad._current_level >= 0 and any(
+        x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    )
+
+
+def numbers_can_be_read(x: Tensor) -> bool:
+    """Return whether looking at the numbers of ``x`` costs nothing: on a CPU, where nobody traces, fakes or transforms."""
+    return x.device.type == "cpu" and not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
