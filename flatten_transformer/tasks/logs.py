@@ -15,7 +15,7 @@ class CurvesAsCSV(CSVLogger):
 
     def save(self) -> None:
         """Write what was logged."""
-        with naming(Path(self.log_dir) / self.experiment.NAME_METRICS_FILE):
+        with naming(Path(self.log_dir) / "metrics.csv"):
             super().save()
 
 

@@ -170,7 +170,7 @@ class TrainingCLI(LightningCLI):
         try:
             getattr(self.trainer, self.stage)(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            if not _restoring(error):
+            if path is None or not _restoring(error):
                 raise
             plain = isinstance(error, (ValueError, RuntimeError))
             reason = str(error) if plain else f"it is not what a training writes ({type(error).__name__}: {error})"

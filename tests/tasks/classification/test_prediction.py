@@ -1,6 +1,7 @@
 import csv
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,14 @@ def rows(path: Path) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
+@pytest.fixture
+def _heeded_hangup() -> Iterator[None]:
+    """Let a hangup end this process, also where it was started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def press_ctrl_c() -> None:
     raise KeyboardInterrupt
 
@@ -130,6 +139,7 @@ def press_ctrl_c() -> None:
         (lambda: signal.raise_signal(signal.SIGHUP), 129, "stopped by SIGHUP"),
     ],
 )
+@pytest.mark.usefixtures("_heeded_hangup")
 def test_what_was_found_before_a_stop_stays(
     stop: Any,
     status: int,

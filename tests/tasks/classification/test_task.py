@@ -124,10 +124,19 @@ def test_resuming_restores_the_average_and_goes_on_where_it_was(make_task: MakeT
     assert not torch.equal(weights(resumed.final_model), weights(task.final_model))
 
 
-@pytest.mark.parametrize("other", [{"ema_decay": None}, {"model_args": DEFAULT["model_args"] | {"depth": 2}}], ids=str)
-def test_a_checkpoint_of_another_model_is_refused(other: dict[str, Any], make_task: MakeTask, fit: Fit, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"ema_decay": None}, "trained with a moving average, and this is a training without one"),
+        ({"model_args": DEFAULT["model_args"] | {"depth": 2}}, "this checkpoint is not of ClassificationTask"),
+    ],
+    ids=["average", "depth"],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    other: dict[str, Any], words: str, make_task: MakeTask, fit: Fit, tmp_path: Path
+) -> None:
     fit(make_task(ema_decay=0.5), max_epochs=1).save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.raises(ValueError, match="this checkpoint is not of ClassificationTask"):
+    with pytest.raises(ValueError, match=words):
         fit(make_task(**({"ema_decay": 0.5} | other)), ckpt_path=tmp_path / "one.ckpt")
 
 
