@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -89,8 +89,7 @@ def wholes(draw: st.DrawFn) -> Whole:
         grid=tuple(draw(SIDES) for _ in range(axes)),
         kernel=tuple(draw(KERNELS) for _ in range(axes)),
         prefix=draw(st.integers(0, 3)),
-        # with 8, one draw in 70 has a token whose only positive channel is near 0: its gradient cancels (up to 9e-5, measured)
-        key_channels=draw(st.sampled_from([15, 16, 32, 33, 64])),
+        key_channels=draw(st.sampled_from([8, 15, 16, 32, 33, 64])),
         value_channels=draw(st.sampled_from([8, 15, 16, 32, 33, 64])),
         focusing_factor=draw(st.sampled_from([1.0, 2.0, 3.0, 4.0, 2.5])),
         norm=draw(st.sampled_from(["joint", "per_head"])),
@@ -109,6 +108,8 @@ LONG = Whole(1, 2, 2, (27, 41), (5, 5), 2, 32, 32)  # more than one range of tok
 @example(case=Whole(3, 1, 1, (1, 1), (5, 5), 0, 16, 16))
 def test_output_and_every_gradient_equal_the_oracle(backend: str, dtype: torch.dtype, case: Whole) -> None:
     """Fewer tokens, whose gradients cancel, are test_linear_attention's; here a small one is measured by the values' too."""
+    # Of 8 channels one draw in 50 has a token whose only positive one is near 0: its gradient cancels (float32: 1e-4, measured).
+    assume(case.key_channels > 8 or dtype == torch.float64)
     inputs = case.inputs(dtype)
     came = case.run(focused_linear_attention, inputs)
     wanted = case.run(reference.focused_linear_attention, [tensor.double() for tensor in inputs])
