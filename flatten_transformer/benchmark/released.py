@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LAYER = "flatten_transformer.layers.focused_linear_attention"
+_LAYER = "flatten_transformer.layers.attention.focused"
 
 
 def released_attention(
