@@ -1,6 +1,7 @@
 """FLatten-CSwin: exact stripes, any size, official files, timm's contract."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from flatten_transformer.layers import create_attention_core
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.attention_choice import AttentionChoice
-from flatten_transformer.models.flatten_cswin import SoftmaxStripes, attend_in_stripes, checkpoint_filter_fn, linear_stripes
+from flatten_transformer.models.checkpoint import checkpoint_filter_fn
+from flatten_transformer.models.flatten_cswin import SoftmaxStripes, attend_in_stripes, linear_stripes
 from tests.helpers import relative_error
 
 SMALL: dict[str, Any] = {
@@ -23,6 +25,7 @@ SMALL: dict[str, Any] = {
     "num_classes": 5,
     "softmax_split_sizes": (1, 2, 3, 7),
 }
+FOCUSED = partial(create_attention_core, "focused")
 LAYOUTS: list[dict[str, Any]] = [
     {},
     {"split_sizes": (5, 3, 2, 1)},
@@ -71,7 +74,7 @@ def softmax_by_hand(attn: SoftmaxStripes, image: Tensor) -> Tensor:
 def linear_by_hand(attn: Any, image: Tensor, window: tuple[int, int]) -> Tensor:
     """Attend within the top left corner of a window with the same corner of its encoding, unpadded."""
     height, width = image.shape[1:3]
-    corner: Any = linear_stripes(AttentionChoice(), 8, 2, (height, width), dtype=torch.float64)
+    corner: Any = linear_stripes(FOCUSED, 8, 2, (height, width), dtype=torch.float64)
     state = attn.state_dict()
     state["positional_encoding"] = state["positional_encoding"].unflatten(1, window)[:, :height, :width].flatten(1, 2)
     corner.load_state_dict(state)
@@ -85,7 +88,7 @@ def linear_by_hand(attn: Any, image: Tensor, window: tuple[int, int]) -> Tensor:
 @pytest.mark.parametrize("kind", ["linear", "softmax"])
 def test_a_padded_stripe_gives_what_a_narrower_stripe_gives(kind: str, window: tuple[int, int]) -> None:
     attn = draw(
-        linear_stripes(AttentionChoice(), 8, 2, window, dtype=torch.float64)
+        linear_stripes(FOCUSED, 8, 2, window, dtype=torch.float64)
         if kind == "linear"
         else SoftmaxStripes(8, 2, attn_drop=0.0, dtype=torch.float64)
     )

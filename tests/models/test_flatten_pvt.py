@@ -10,7 +10,7 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
-from flatten_transformer.models.flatten_pvt import checkpoint_filter_fn
+from flatten_transformer.models.checkpoint import checkpoint_filter_fn
 from tests.helpers import relative_error
 from tests.models.pyramids import SMALL, authors, official, small
 
@@ -112,7 +112,7 @@ def test_a_stranger_among_the_weights_is_named() -> None:
     weights = official(model)
     weights["cls_token"] = torch.zeros(1, 1, 32)
     with pytest.raises(ValueError, match="1 unexpected \\(first: cls_token\\)"):
-        checkpoint_filter_fn(weights, model)  # type: ignore[arg-type]
+        checkpoint_filter_fn(weights, model)
     with pytest.raises(RuntimeError, match="cls_token"):
         model.load_state_dict(weights)
     assert model.load_state_dict(weights, strict=False).unexpected_keys == ["cls_token"]

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from flatten_transformer.models.flatten_pvt_v2 import checkpoint_filter_fn
+from flatten_transformer.models.checkpoint import checkpoint_filter_fn
 from tests.helpers import relative_error
 from tests.models.pyramids import SMALL, authors, official, small
 

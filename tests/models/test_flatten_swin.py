@@ -1,6 +1,7 @@
 """FLatten-Swin: exact padding, any size, timm's model where all is softmax, official files, timm's contract."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from timm.models import group_parameters
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
-from flatten_transformer.layers import FocusedLinearAttention
+from flatten_transformer.layers import FocusedLinearAttention, create_attention
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.flatten_swin import LinearWindowBlock, SoftmaxWindowBlock, checkpoint_filter_fn
+from flatten_transformer.models.checkpoint import checkpoint_filter_fn
+from flatten_transformer.models.flatten_swin import LinearWindowBlock, SoftmaxWindowBlock
 from tests.helpers import relative_error
 
 SMALL: dict[str, Any] = {
@@ -26,6 +28,7 @@ SMALL: dict[str, Any] = {
     "window_size": 6,
     "softmax_window_size": 3,
 }
+FOCUSED = partial(create_attention, "focused")
 LAYOUTS = [{}, {"window_size": 56}, {"attn_types": "LSLS"}, {"attn_types": "L"}, {"attn_types": "S"}]
 
 
@@ -83,9 +86,8 @@ def without_padding(attn: nn.Module, tokens: Tensor, window: tuple[int, int], cr
 def test_a_padded_window_gives_what_a_smaller_window_gives(kind: str) -> None:
     window, feat_size = (4, 3), (6, 7)
     host = SwinTransformerBlock(8, feat_size, num_heads=2, window_size=window, dtype=torch.float64)
-    block = draw(
-        LinearWindowBlock(host, feat_size, window, False) if kind == "linear" else SoftmaxWindowBlock(host, feat_size, False)
-    )
+    linear = LinearWindowBlock(host, feat_size, window, False, FOCUSED)
+    block = draw(linear if kind == "linear" else SoftmaxWindowBlock(host, feat_size, False))
     x = torch.randn(2, *feat_size, 8, dtype=torch.float64)
     windows = block.windows(feat_size)
     assert windows == Windows(feat_size, window)
@@ -102,7 +104,7 @@ def test_a_padded_window_gives_what_a_smaller_window_gives(kind: str) -> None:
 
 def test_a_shifted_linear_block_is_the_block_on_the_rolled_map() -> None:
     host = SwinTransformerBlock(8, (8, 4), num_heads=2)
-    shifted, plain = (draw(LinearWindowBlock(host, (8, 4), (4, 4), on)) for on in (True, False))
+    shifted, plain = (draw(LinearWindowBlock(host, (8, 4), (4, 4), on, FOCUSED)) for on in (True, False))
     plain.load_state_dict(shifted.state_dict())
     x = torch.randn(1, 8, 4, 8)
     torch.testing.assert_close(shifted(x), plain(x.roll(-2, 1)).roll(2, 1))  # one window wide: rolled in height alone
