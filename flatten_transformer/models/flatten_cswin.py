@@ -367,13 +367,11 @@ class FlattenCSwinTransformer(Pyramid):
 
     def embed(self, x: Tensor) -> Tensor:
         """Return ``[B, height / 4, width / 4, embed_dim]`` of images."""
-        patches: Tensor = self.stem(x)
-        return patches
+        return self.stem(x)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Return the last map normalised."""
-        normalised: Tensor = self.norm(x)
-        return normalised
+        return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits, ``[B, classes]``, of a map, ``[B, height, width, C]``; its pooled features for ``pre_logits``."""

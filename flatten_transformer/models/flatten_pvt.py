@@ -51,8 +51,7 @@ class PatchEmbed(nn.Module):
         in_chans: Channels of the map.
         dim: Channels C of the tokens.
         patch_size: Side of a patch.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        factory: Device and dtype.
     """
 
     def __init__(
@@ -60,14 +59,12 @@ class PatchEmbed(nn.Module):
         in_chans: int,
         dim: int,
         patch_size: int,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **factory)
+        self.norm = nn.LayerNorm(dim, **factory)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Return tokens ``[B, N, C]`` and their map of ``[B, in_chans, height, width]``."""
@@ -84,8 +81,7 @@ class PyramidBlock(nn.Module):
         mlp_ratio: Hidden channels of the MLP over C.
         proj_drop: Dropout probability in the MLP.
         drop_path: Probability to leave a branch out, for a sample.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        factory: Device and dtype.
     """
 
     def __init__(
@@ -96,15 +92,14 @@ class PyramidBlock(nn.Module):
         mlp_ratio: float,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        **factory: Any,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=_EPS, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=_EPS, **factory)
         self.attn = attn
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=_EPS, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=_EPS, **factory)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **factory)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, feat_size: Grid) -> Tensor:
@@ -123,8 +118,7 @@ class PyramidStage(LearnsOnGrid, nn.Module):
         dim: Channels C.
         feat_size: The map the position encoding is learned on; it is resized to others.
         pos_drop: Dropout probability after the position encoding.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        factory: Device and dtype.
     """
 
     grad_checkpointing = False
@@ -137,13 +131,12 @@ class PyramidStage(LearnsOnGrid, nn.Module):
         feat_size: Grid,
         *,
         pos_drop: float = 0.0,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.feat_size = feat_size
         self.patch_embed = patch_embed
-        self.pos_embed = nn.Parameter(torch.zeros(1, feat_size[0] * feat_size[1], dim, device=device, dtype=dtype))
+        self.pos_embed = nn.Parameter(torch.zeros(1, feat_size[0] * feat_size[1], dim, **factory))
         self.pos_drop = nn.Dropout(pos_drop)
         self.blocks = nn.ModuleList(blocks)
         self.reset_parameters()

@@ -71,12 +71,13 @@ class Pyramid(nn.Module):
         intermediates = []
         x = self.embed(x)
         for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            raw = x = stage(x)
-            if index == len(self.stages) - 1:
-                x = self.normalise(x)
+            x = stage(x)
+            final = index == len(self.stages) - 1
             if index in chosen:
-                level = x if norm else raw
+                level = self.normalise(x) if norm and final else x
                 intermediates.append(level.permute(0, 3, 1, 2).contiguous() if self.channels_last else level)
+            if final and not intermediates_only:
+                x = self.normalise(x)
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
