@@ -1,98 +1,92 @@
-"""Which attention the linear blocks of a family have: chosen once, built wherever a block needs one."""
+"""Which attention the linear blocks of a family have: the keywords that all families share, and what is built by them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, TypedDict
 
-import torch
+from torch import nn
 
-from flatten_transformer.layers import GridAttention, create_attention, create_attention_core
+from flatten_transformer.layers import GridAttention, create_attention
 from flatten_transformer.layers.attention.registry import check_options
 from flatten_transformer.ops.dispatch import Backend, check_backend
 
-
-class AttentionChoice(NamedTuple):
-    """An attention by name with its options, as a user has chosen it; by default focused linear attention.
-
-    Example:
-        >>> AttentionChoice("relu").layer(64, 2, (7, 7)).focusing_factor
-        1.0
-    """
-
-    name: str = "focused"
-    options: Mapping[str, Any] = {}
-
-    def layer(
-        self,
-        dim: int,
-        num_heads: int,
-        grid_size: Sequence[int],
-        *,
-        qkv_bias: bool = True,
-        proj_bias: bool = True,
-        proj_drop: float = 0.0,
-        sr_ratio: int | None = None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        **layout: Any,
-    ) -> GridAttention:
-        """Return one with projections; arguments as in :func:`flatten_transformer.layers.create_attention`."""
-        return create_attention(
-            self.name,
-            dim,
-            num_heads,
-            grid_size,
-            qkv_bias=qkv_bias,
-            proj_bias=proj_bias,
-            proj_drop=proj_drop,
-            sr_ratio=sr_ratio,
-            device=device,
-            dtype=dtype,
-            **layout,
-            **self.options,
-        )
-
-    def core(self, dim: int, num_heads: int, grid_size: Sequence[int], **factory: Any) -> GridAttention:
-        """Return one without projections, for hosts that keep their own."""
-        return create_attention_core(self.name, dim, num_heads, grid_size, **factory, **self.options)
+# options of an attention that belong to its host, whatever the family
+_SET_BY_MODELS = {
+    *("context_dim", "device", "dtype", "num_prefix_tokens", "proj_bias", "proj_drop", "projections", "qkv_bias", "sr_ratio")
+}
 
 
-def choose_attention(
-    attention: str,
-    attention_args: Mapping[str, Any] | None,
-    *,
-    focusing_factor: float | None,
-    kernel_size: int | None,
-    backend: Backend | None,
-) -> AttentionChoice:
-    """Return the attention of a model's linear blocks, checked.
+class AttentionOptions(TypedDict, total=False):
+    """Keywords of every family; by default its linear blocks attend by focused linear attention as published.
 
     Args:
-        attention: One of :func:`flatten_transformer.layers.list_attentions`.
-        attention_args: Its options.
-        focusing_factor: An option by itself; None leaves the attention its own.
-        kernel_size: Likewise.
-        backend: Likewise.
+        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
+        attention_args: Its options, such as ``{"rank_restoration": False}``.
+        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
+            the focused one.
+        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
+    """
 
-    Raises:
-        ValueError: If there is no such attention, it has no such option, or an option is given twice.
+    attention: str
+    attention_args: Mapping[str, Any] | None
+    focusing_factor: float | None
+    kernel_size: int | None
+    backend: Backend | None
+
+
+def pop_attention_options(kwargs: dict[str, Any]) -> AttentionOptions:
+    """Remove the attention keywords from ``kwargs``, whose rest is for timm's host, and return them.
 
     Example:
-        >>> choose_attention("focused", {"norm": "per_head"}, focusing_factor=4, kernel_size=None, backend=None).options
+        >>> kwargs = {"attention": "elu", "depth": 2}
+        >>> pop_attention_options(kwargs), kwargs
+        ({'attention': 'elu'}, {'depth': 2})
+    """
+    options: Any = {name: kwargs.pop(name) for name in AttentionOptions.__optional_keys__ & kwargs.keys()}
+    return options
+
+
+def choose_attention(model: type[nn.Module], options: AttentionOptions, **own: Any) -> partial[GridAttention]:
+    """Return what builds the attention of the linear blocks, called with ``dim``, ``num_heads`` and ``grid_size``.
+
+    Args:
+        model: Whose blocks they are.
+        options: As the model was given them.
+        own: Options that the model sets for all blocks.
+
+    Raises:
+        TypeError: If there is no such keyword.
+        ValueError: If there is no such attention, it has no such option, or an option is given twice or is the model's.
+
+    Example:
+        >>> choose_attention(nn.Module, {"attention_args": {"norm": "per_head"}, "focusing_factor": 4}).keywords
         {'norm': 'per_head', 'focusing_factor': 4}
     """
-    check_backend(backend)
-    options = dict(attention_args or {})
-    named = {"focusing_factor": focusing_factor, "kernel_size": kernel_size, "backend": backend}
-    for name, value in named.items():
-        if value is None:
+    unknown = options.keys() - AttentionOptions.__optional_keys__
+    if unknown:
+        raise TypeError(f"{model.__name__}.__init__() got an unexpected keyword argument {min(unknown)!r}")
+    check_backend(options.get("backend"))
+    chosen = dict(options.get("attention_args") or {})
+    for option, value in options.items():
+        if option in ("attention", "attention_args") or value is None:
             continue
-        if name in options:
-            raise ValueError(f"{name} is {value!r} and, in attention_args, {options[name]!r}: give it once")
-        options[name] = value
-    taken = sorted(options.keys() & {"device", "dtype", "num_prefix_tokens"})
+        if option in chosen:
+            raise ValueError(f"{option} is {value!r} and, in attention_args, {chosen[option]!r}: give it once")
+        chosen[option] = value
+    taken = sorted(chosen.keys() & (_SET_BY_MODELS | own.keys()))
     if taken:
-        raise ValueError(f"attention_args must not hold {', '.join(taken)}: the model says it; leave it out")
-    check_options(attention, options)
-    return AttentionChoice(attention, options)
+        raise ValueError(f"attention_args must not hold {taken[0]}: the model sets it; {_cure(taken[0], model)}")
+    attention = options.get("attention", "focused")
+    check_options(attention, chosen)
+    return partial(create_attention, attention, **own, **chosen)
+
+
+def _cure(option: str, model: type[nn.Module]) -> str:
+    """Return what to do instead of giving an option to the attention that the model sets."""
+    keywords = {name for base in model.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
+    named = [name for name in (option, f"{option}_rate", f"{option}s") if name in keywords]
+    return f"pass {named[0]} to the model" if named else "leave it out"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers.learned_grids import GRIDS, SQUARE, LearnsOnGrid
 
+_OWN_NAMES = "own_names"  # in the metadata of a model: its tensors are converted already
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
@@ -57,7 +58,22 @@ def fit_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> StateDict
     """
     came = unwrap(checkpoint)
     convert = getattr(model, "convert_names", None)
-    return fit_key_encodings(came if convert is None else StateDict(convert(came, model), came._metadata), model)
+    if convert is None:
+        return fit_key_encodings(came, model)
+    fitted = fit_key_encodings(StateDict(convert(came, model), came._metadata), model)
+    fitted._metadata.setdefault("", {})[_OWN_NAMES] = True
+    return fitted
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
+    """Return the tensors of a checkpoint as ``model`` wants them: its own names, encodings resized. For every family.
+
+    Raises:
+        ValueError: If it is a checkpoint of another model.
+    """
+    fitted = fit_checkpoint(state_dict, model)
+    check_fit(fitted, model, stem=next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)))
+    return fitted
 
 
 def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> StateDict:
@@ -191,7 +207,10 @@ def _convert_in_place(
     model: nn.Module,
     state_dict: dict[str, Any],
     prefix: str,
+    local_metadata: dict[str, Any],
     *_: Any,
 ) -> None:
+    if local_metadata.pop(_OWN_NAMES, False):
+        return
     own = {name.removeprefix(prefix): state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
     state_dict.update({prefix + name: value for name, value in convert(own, model).items()})

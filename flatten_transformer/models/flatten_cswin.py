@@ -10,7 +10,7 @@ enough to widen the stripes of the early stages to the whole map. timm has no CS
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,20 +18,20 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.attention.base import Projected
 from flatten_transformer.layers.attention.layout import Layout
 from flatten_transformer.layers.rank_restoration import convolve_values, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
-from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_checkpoint
-from flatten_transformer.models.options import check_attn_drop, expand_attn_types
+from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention
+from flatten_transformer.models.checkpoint import accept_official_names, checkpoint_filter_fn
+from flatten_transformer.models.options import check_attn_drop, expand_attn_types, per_stage
 from flatten_transformer.models.pretrained import build, default_cfg
-from flatten_transformer.ops.dispatch import Backend
+from flatten_transformer.models.pyramid import Pyramid
 
 __all__ = ["FlattenCSwinTransformer"]
 
@@ -83,17 +83,17 @@ class Merge(ConvNorm):
         return super().forward(x.permute(0, 3, 1, 2))
 
 
-def linear_stripes(linear: AttentionChoice, dim: int, num_heads: int, grid_size: Size, **factory: Any) -> GridAttention:
+def linear_stripes(linear: partial[GridAttention], dim: int, num_heads: int, grid_size: Size, **factory: Any) -> GridAttention:
     """Return linear attention for stripes: without projections, and with CSwin's own convolution of the values.
 
     Args:
-        linear: What it attends by.
+        linear: What makes the attention.
         dim: Channels of this branch.
         num_heads: Heads of this branch.
         grid_size: The window the key encoding is learned on.
         factory: Device and dtype.
     """
-    attn = linear.core(dim, num_heads, grid_size, **factory)
+    attn = linear(dim, num_heads, grid_size, **factory)
     attn.get_v = depthwise_convolution(dim, 3, axes=2, **factory)  # hangs there by name in the official files
     return attn
 
@@ -150,14 +150,13 @@ class CrossShapedBlock(nn.Module):
         dim: Channels C.
         num_heads: Heads of all branches together.
         feat_size: The map the block is built for.
-        attn_type: ``"L"`` or ``"S"``.
         stripe: Width of a stripe; None: the whole map.
         mlp_ratio: Hidden channels of the MLP, in C.
         qkv_bias: Learn biases in the projections of queries, keys and values.
         proj_drop: Dropout probability after the projections of attention and MLP.
         attn_drop: Dropout probability of the weights of softmax attention.
         drop_path: Probability to leave out a residual branch.
-        linear: What the blocks of type ``"L"`` attend by.
+        linear: What makes linear attention; None: softmax attention.
         factory: Device and dtype.
     """
 
@@ -167,14 +166,13 @@ class CrossShapedBlock(nn.Module):
         num_heads: int,
         feat_size: Size,
         *,
-        attn_type: str,
         stripe: int | None,
         mlp_ratio: float,
         qkv_bias: bool,
         proj_drop: float,
         attn_drop: float,
         drop_path: float,
-        linear: AttentionChoice,
+        linear: partial[GridAttention] | None,
         **factory: Any,
     ) -> None:
         super().__init__()
@@ -187,7 +185,7 @@ class CrossShapedBlock(nn.Module):
         shares = (dim // self.branches, num_heads // self.branches)
         self.attns = nn.ModuleList()
         for branch in range(self.branches):
-            if attn_type == "S":
+            if linear is None:
                 self.attns.append(SoftmaxStripes(*shares, attn_drop=attn_drop, **factory))
                 continue
             window = self.windows(branch, feat_size).window_size
@@ -258,7 +256,7 @@ class CrossShapedStage(nn.Module):
         return out
 
 
-class FlattenCSwinTransformer(nn.Module):
+class FlattenCSwinTransformer(Pyramid):
     """A CSWin Transformer whose stages attend by focused linear or by softmax attention, at any image size.
 
     Args:
@@ -275,12 +273,6 @@ class FlattenCSwinTransformer(nn.Module):
             map, as released. Stripes as wide as the map it is built for are the whole map, at any image size, and
             the last stage always attends to it.
         softmax_split_sizes: Width of the stripes of the softmax stages, likewise.
-        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
-        attention_args: Its options, such as ``{"rank_restoration": False}``.
-        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
-            the focused one.
-        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         mlp_ratio: Hidden channels of the MLP, in channels of the stage.
         qkv_bias: Learn biases in the projections of queries, keys and values.
         drop_rate: Dropout probability before the classifier.
@@ -289,6 +281,7 @@ class FlattenCSwinTransformer(nn.Module):
         drop_path_rate: Probability to leave out the last residual branch; it grows linearly from 0.
         device: Where the parameters are made.
         dtype: Their dtype.
+        attention_options: What the linear blocks attend by, see :class:`flatten_transformer.models.AttentionOptions`.
 
     Raises:
         ValueError: If an option is out of range or has no meaning in these stages.
@@ -299,6 +292,9 @@ class FlattenCSwinTransformer(nn.Module):
         >>> model(torch.randn(1, 3, 96, 128)).shape
         torch.Size([1, 10])
     """
+
+    channels_last = True
+    output_fmt = "NHWC"
 
     def __init__(
         self,
@@ -313,11 +309,6 @@ class FlattenCSwinTransformer(nn.Module):
         attn_types: str = "LLSS",
         split_sizes: int | Sequence[int] | None = None,
         softmax_split_sizes: int | Sequence[int] = (1, 2, 7, 7),
-        attention: str = "focused",
-        attention_args: Mapping[str, Any] | None = None,
-        focusing_factor: float | None = None,
-        kernel_size: int | None = None,
-        backend: Backend | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
@@ -326,20 +317,18 @@ class FlattenCSwinTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        **attention_options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         attn_types = expand_attn_types(attn_types, len(depths))
         check_attn_drop(attn_drop_rate, attn_types)
-        linear = choose_attention(
-            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
-        )
+        linear = choose_attention(type(self), attention_options, projections=False)
         stripes = _choose_stripes(attn_types, split_sizes, softmax_split_sizes)
         self.attn_types = attn_types
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.embed_dim = embed_dim
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
-        self.output_fmt = "NHWC"
         self.stem = ConvNorm(in_chans, embed_dim, kernel_size=7, stride=4, padding=2, **factory)
         merges = [nn.Identity(), *(Merge(embed_dim * 2**stage, **factory) for stage in range(len(depths) - 1))]
         feat_sizes = _feat_sizes(self.stem, merges, _pair(img_size))
@@ -352,14 +341,13 @@ class FlattenCSwinTransformer(nn.Module):
                     embed_dim * 2**stage,
                     num_heads[stage],
                     feat_size,
-                    attn_type=letter,
                     stripe=None if whole else stripe,
                     mlp_ratio=mlp_ratio,
                     qkv_bias=qkv_bias,
                     proj_drop=proj_drop_rate,
                     attn_drop=attn_drop_rate,
                     drop_path=drop_path,
-                    linear=linear,
+                    linear=linear if letter == "L" else None,
                     **factory,
                 )
                 for drop_path in drop_paths[stage]
@@ -378,73 +366,18 @@ class FlattenCSwinTransformer(nn.Module):
         self.apply(_initialise)
         accept_official_names(self, convert)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the normalised last map, ``[B, height / 32, width / 32, C]``, of images ``[B, 3, height, width]``."""
-        features: Tensor = self.norm(self.stages(self.stem(x)))
-        return features
+    def embed(self, x: Tensor) -> Tensor:
+        """Return ``[B, height / 4, width / 4, embed_dim]`` of images."""
+        return self.stem(x)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Return the last map normalised."""
+        return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits, ``[B, classes]``, of a map, ``[B, height, width, C]``; its pooled features for ``pre_logits``."""
         logits: Tensor = self.head(x, pre_logits=pre_logits)
         return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, ``[B, classes]``, of images ``[B, 3, height, width]``."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return maps of chosen stages, with timm's arguments.
-
-        Args:
-            x: Images, ``[B, 3, height, width]``.
-            indices: The stages: the last ``indices``, those listed, or all.
-            norm: Normalise the map of the last stage.
-            stop_early: Compute no further than the last stage chosen.
-            output_fmt: ``"NCHW"``.
-            intermediates_only: Leave out the final map.
-
-        Returns:
-            The final map, ``[B, height, width, C]``, and the chosen ones, each ``[B, C, height, width]``.
-
-        Raises:
-            ValueError: For another ``output_fmt``.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f'output_fmt must be "NCHW", got {output_fmt!r}')
-        chosen, last = feature_take_indices(len(self.stages), indices)
-        intermediates = []
-        x = self.stem(x)
-        for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
-            final = index == len(self.stages) - 1
-            if index in chosen:
-                intermediates.append((self.norm(x) if norm and final else x).permute(0, 3, 1, 2).contiguous())
-            if final and not intermediates_only:
-                x = self.norm(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove the stages that ``indices`` do not need, and the norm and head on request; return the stages kept."""
-        chosen, last = feature_take_indices(len(self.stages), indices)
-        shortened = last < len(self.stages) - 1
-        if prune_norm or shortened:
-            self.norm = nn.Identity()
-        self.stages = self.stages[: last + 1]
-        if shortened:
-            self.num_features = self.feature_info[last]["num_chs"]
-        if prune_head or shortened:  # a head for the final map has nothing left to classify
-            self.reset_classifier(0, "")
-        return list(chosen)
 
     def get_classifier(self) -> nn.Module:
         """Return the last linear layer."""
@@ -459,19 +392,11 @@ class FlattenCSwinTransformer(nn.Module):
         self.head.reset(num_classes, pool_type=global_pool, in_features=self.num_features)
         self.head_hidden_size = self.head.num_features
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.stages:
-            assert isinstance(stage, CrossShapedStage)
-            stage.grad_checkpointing = enable
-
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Change the size the model is built for; key encodings are resized to it, stripes keep their width."""
-        stages = [stage for stage in self.stages if isinstance(stage, CrossShapedStage)]
-        feat_sizes = _feat_sizes(self.stem, [stage.downsample for stage in stages], _pair(img_size))
-        for stage, feat_size in zip(stages, feat_sizes, strict=True):
+        feat_sizes = _feat_sizes(self.stem, [stage.downsample for stage in self.stages], _pair(img_size))
+        for stage, feat_size in zip(self.stages, feat_sizes, strict=True):
             for block in stage.blocks:
-                assert isinstance(block, CrossShapedBlock)
                 block.set_input_size(feat_size)
         update_model_input_size(self, _pair(img_size))
 
@@ -479,10 +404,6 @@ class FlattenCSwinTransformer(nn.Module):
         """Return how layers are grouped for layer-wise learning rates, as timm asks."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.\w+\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
-    def no_weight_decay(self) -> set[str]:
-        """Return what must not decay besides biases and vectors, which timm exempts by itself: nothing."""
-        return set()
 
 
 def _enhance(convolution: nn.Module, value: Tensor, window_size: Size) -> Tensor:
@@ -516,18 +437,12 @@ def _choose_stripes(
 ) -> list[int | None]:
     """Return the width of the stripes of each stage, None for the whole map."""
     count = len(attn_types)
+    wanted = f"must be a positive width of stripes, or one for each of {count} stages"
     linear: Sequence[int | None] = [None] * count
     if split_sizes is not None:
-        linear = _per_stage("split_sizes", split_sizes, count)
-    softmax = _per_stage("softmax_split_sizes", softmax_split_sizes, count)
+        linear = per_stage(split_sizes, count, f"split_sizes {wanted}")
+    softmax = per_stage(softmax_split_sizes, count, f"softmax_split_sizes {wanted}")
     return [linear[stage] if letter == "L" else softmax[stage] for stage, letter in enumerate(attn_types)]
-
-
-def _per_stage(name: str, widths: int | Sequence[int], count: int) -> list[int]:
-    chosen = [widths] * count if isinstance(widths, int) else list(widths)
-    if len(chosen) != count or any(not isinstance(width, int) or width < 1 for width in chosen):
-        raise ValueError(f"{name} must be a positive width of stripes, or one for each of {count} stages, got {widths!r}")
-    return chosen
 
 
 _OFFICIAL_NAMES = (
@@ -567,30 +482,12 @@ def _fit_branches(named: dict[str, Tensor], prefix: str, block: CrossShapedBlock
             named.update(zip(names, torch.cat(came).chunk(block.branches), strict=False))
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenCSwinTransformer) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint as ``model`` wants them: names of the stages, encodings resized.
-
-    Raises:
-        ValueError: If it is a checkpoint of another model.
-    """
-    fitted = fit_checkpoint(state_dict, model)
-    check_fit(fitted, model, stem="stem.conv")
-    return fitted
-
-
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenCSwinTransformer:
-    out_indices: Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
-    model: FlattenCSwinTransformer = build(
-        FlattenCSwinTransformer,
-        variant,
-        pretrained,
-        filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **kwargs,
-    )
-    return model
-
-
+_create: Callable[..., FlattenCSwinTransformer] = partial(
+    build,
+    FlattenCSwinTransformer,
+    filter_fn=checkpoint_filter_fn,
+    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+)
 _cfg = partial(default_cfg, first_conv="stem.conv", classifier="head.fc")
 default_cfgs = generate_default_cfgs(
     {

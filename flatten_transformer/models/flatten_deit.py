@@ -8,7 +8,7 @@ model of the paper's parameter count: no class token, mean pooling, a 14 × 14 k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,11 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
-from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
+from flatten_transformer.models.attention_choice import choose_attention, pop_attention_options
 from flatten_transformer.models.checkpoint import check_fit, fit_checkpoint, with_grids_of
 from flatten_transformer.models.options import expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
-from flatten_transformer.ops.dispatch import Backend
 
 __all__ = ["FlattenVisionTransformer"]
 
@@ -69,18 +68,13 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
 
     Args:
         attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all blocks or one a block.
-        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
-        attention_args: Its options, such as ``{"rank_restoration": False}``.
-        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
-            the focused one.
-        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         class_token: As in timm; class and register tokens attend, and pass by the convolution.
         global_pool: As in timm.
         dynamic_img_pad: As in timm; on, so that sizes need not be multiples of the patch.
         weight_init: As in timm: how all weights are drawn, those of the linear attention too.
         fix_init: As in timm: later blocks begin smaller.
-        kwargs: Everything else of timm's VisionTransformer, but what has no meaning here, which raises.
+        kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and everything else of timm's
+            VisionTransformer, but what has no meaning here, which raises.
 
     Raises:
         ValueError: If an option does not exist for linear attention (attn_drop_rate, patch_drop_rate, qk_norm).
@@ -96,11 +90,6 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
         self,
         *,
         attn_types: str = "L",
-        attention: str = "focused",
-        attention_args: Mapping[str, Any] | None = None,
-        focusing_factor: float | None = None,
-        kernel_size: int | None = None,
-        backend: Backend | None = None,
         class_token: bool = False,
         global_pool: str = "avg",
         dynamic_img_pad: bool = True,
@@ -108,6 +97,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
         fix_init: bool = False,
         **kwargs: Any,
     ) -> None:
+        attention = pop_attention_options(kwargs)
         if not kwargs.pop("dynamic_img_size", True):
             raise ValueError("dynamic_img_size cannot be switched off: any image size works, at no cost at the built one")
         for option in ("attn_drop_rate", "patch_drop_rate", "qk_norm", "scale_attn_norm"):
@@ -128,9 +118,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
             **kwargs,
         )
         letters = expand_attn_types(attn_types, len(self.blocks))
-        linear = choose_attention(
-            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
-        )
+        linear = choose_attention(type(self), attention)
         for letter, block in zip(letters, self.blocks, strict=True):
             if letter == "L":
                 block.attn = self._linear_attention(block.attn, linear)
@@ -138,9 +126,9 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
             self.weight_init_mode = weight_init
             self.init_weights(needs_reset=False)
 
-    def _linear_attention(self, softmax: Attention, linear: AttentionChoice) -> GridAttention:
+    def _linear_attention(self, softmax: Attention, linear: partial[GridAttention]) -> GridAttention:
         weight = softmax.qkv.weight
-        return linear.layer(
+        return linear(
             self.embed_dim,
             softmax.num_heads,
             self.patch_embed.grid_size,
@@ -218,19 +206,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenVisionTran
     return tensors
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenVisionTransformer:
-    out_indices: int | Sequence[int] = kwargs.pop("out_indices", 3)
-    model: FlattenVisionTransformer = build(
-        FlattenVisionTransformer,
-        variant,
-        pretrained,
-        filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **kwargs,
-    )
-    return model
-
-
+_create: Callable[..., FlattenVisionTransformer] = partial(
+    build, FlattenVisionTransformer, filter_fn=checkpoint_filter_fn, feature_cfg={"out_indices": 3, "feature_cls": "getter"}
+)
 _cfg = partial(default_cfg, first_conv="patch_embed.proj", classifier="head", pool_size=None)
 default_cfgs = generate_default_cfgs(
     {

@@ -9,38 +9,35 @@ the whole map in linear time instead. No class token: the last map is averaged. 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import Unpack
 
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import LearnsOnGrid
 from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.layers.rank_restoration import Stretch
-from flatten_transformer.models.attention_choice import choose_attention
-from flatten_transformer.models.checkpoint import (
-    accept_official_names,
-    check_fit,
-    fit_checkpoint,
-)
+from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention
+from flatten_transformer.models.checkpoint import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
+from flatten_transformer.models.pyramid import Pyramid
 from flatten_transformer.models.spatial_reduction import (
     Grid,
+    SpatialReductionAttention,
     build_attention,
     pyramid_feat_sizes,
     rename_reduction_norms,
     set_feat_sizes,
     stage_sr_ratios,
 )
-from flatten_transformer.ops.dispatch import Backend
 
 __all__ = ["FlattenPyramidVisionTransformer"]
 
@@ -54,8 +51,7 @@ class PatchEmbed(nn.Module):
         in_chans: Channels of the map.
         dim: Channels C of the tokens.
         patch_size: Side of a patch.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        factory: Device and dtype.
     """
 
     def __init__(
@@ -63,14 +59,12 @@ class PatchEmbed(nn.Module):
         in_chans: int,
         dim: int,
         patch_size: int,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **factory)
+        self.norm = nn.LayerNorm(dim, **factory)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Return tokens ``[B, N, C]`` and their map of ``[B, in_chans, height, width]``."""
@@ -87,8 +81,7 @@ class PyramidBlock(nn.Module):
         mlp_ratio: Hidden channels of the MLP over C.
         proj_drop: Dropout probability in the MLP.
         drop_path: Probability to leave a branch out, for a sample.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        factory: Device and dtype.
     """
 
     def __init__(
@@ -99,15 +92,14 @@ class PyramidBlock(nn.Module):
         mlp_ratio: float,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        **factory: Any,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=_EPS, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=_EPS, **factory)
         self.attn = attn
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=_EPS, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=_EPS, **factory)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **factory)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, feat_size: Grid) -> Tensor:
@@ -126,8 +118,7 @@ class PyramidStage(LearnsOnGrid, nn.Module):
         dim: Channels C.
         feat_size: The map the position encoding is learned on; it is resized to others.
         pos_drop: Dropout probability after the position encoding.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        factory: Device and dtype.
     """
 
     grad_checkpointing = False
@@ -140,13 +131,12 @@ class PyramidStage(LearnsOnGrid, nn.Module):
         feat_size: Grid,
         *,
         pos_drop: float = 0.0,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.feat_size = feat_size
         self.patch_embed = patch_embed
-        self.pos_embed = nn.Parameter(torch.zeros(1, feat_size[0] * feat_size[1], dim, device=device, dtype=dtype))
+        self.pos_embed = nn.Parameter(torch.zeros(1, feat_size[0] * feat_size[1], dim, **factory))
         self.pos_drop = nn.Dropout(pos_drop)
         self.blocks = nn.ModuleList(blocks)
         self.reset_parameters()
@@ -174,7 +164,7 @@ class PyramidStage(LearnsOnGrid, nn.Module):
         self.feat_size = feat_size
 
 
-class FlattenPyramidVisionTransformer(nn.Module):
+class FlattenPyramidVisionTransformer(Pyramid):
     """PVT whose blocks attend by focused linear attention, at any image size.
 
     Args:
@@ -190,12 +180,6 @@ class FlattenPyramidVisionTransformer(nn.Module):
         qkv_bias: Learn biases in the projections of queries, keys and values.
         attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention with spatial reduction; one letter for all
             stages or one a stage.
-        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
-        attention_args: Its options, such as ``{"rank_restoration": False}``.
-        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
-            the focused one.
-        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
             stages and PVT's own 8, 4, 2, 1 in softmax stages, as released.
         stretch: How reduced values are stretched to the map before the depthwise convolution: along the ``"grid"``,
@@ -207,6 +191,7 @@ class FlattenPyramidVisionTransformer(nn.Module):
         drop_path_rate: Largest probability to leave a branch out; grows linearly from 0 over the blocks.
         device: Where the parameters are made.
         dtype: Their dtype.
+        attention_options: What the linear blocks attend by, see :class:`flatten_transformer.models.AttentionOptions`.
 
     Raises:
         ValueError: If an option is out of range.
@@ -231,11 +216,6 @@ class FlattenPyramidVisionTransformer(nn.Module):
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
         qkv_bias: bool = True,
         attn_types: str = "LLLL",
-        attention: str = "focused",
-        attention_args: Mapping[str, Any] | None = None,
-        focusing_factor: float | None = None,
-        kernel_size: int | None = None,
-        backend: Backend | None = None,
         sr_ratios: int | Sequence[int] | None = None,
         stretch: Stretch = "grid",
         drop_rate: float = 0.0,
@@ -245,33 +225,27 @@ class FlattenPyramidVisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        **attention_options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         letters = expand_attn_types(attn_types, len(depths))
         ratios = stage_sr_ratios(sr_ratios, letters)
         check_attn_drop(attn_drop_rate, letters)
-        linear = choose_attention(
-            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
-        )
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         feat_sizes = pyramid_feat_sizes(img_size)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        shared = {"qkv_bias": qkv_bias, "proj_drop": proj_drop_rate, **factory}
         build = partial(
             build_attention,
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop_rate,
-            proj_drop=proj_drop_rate,
-            linear=linear,
-            stretch=stretch,
-            device=device,
-            dtype=dtype,
+            linear=choose_attention(type(self), attention_options, stretch=stretch, **shared),
+            softmax=partial(SpatialReductionAttention, attn_drop=attn_drop_rate, **shared),
         )
 
         def build_stage(i: int) -> PyramidStage:
             dim = embed_dims[i]
             blocks = [
                 PyramidBlock(
-                    build(letters[i], dim, num_heads[i], feat_sizes[i], sr_ratio=ratios[i]),
+                    build(letters[i], dim, num_heads[i], feat_sizes[i], ratios[i]),
                     dim,
                     mlp_ratio=mlp_ratios[i],
                     proj_drop=proj_drop_rate,
@@ -291,20 +265,11 @@ class FlattenPyramidVisionTransformer(nn.Module):
         self.stages = nn.Sequential(*(build_stage(i) for i in range(len(depths))))
         # The released model owns this norm and never applies it. It is kept so that official files fit and parameters
         # count as published, and frozen because distributed training waits for the gradient of every parameter that asks.
-        self.norm: nn.Module = nn.LayerNorm(self.num_features, eps=_EPS, **factory).requires_grad_(False)
+        self.norm = nn.LayerNorm(self.num_features, eps=_EPS, **factory).requires_grad_(False)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
         self.apply(_init_weights)
         accept_official_names(self, convert)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return class scores ``[B, num_classes]`` of images ``[B, in_chans, height, width]``."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last map, ``[B, C, rows, columns]``, of images ``[B, in_chans, height, width]``."""
-        features: Tensor = self.stages(x)
-        return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify the last map: ``[B, num_classes]``, or ``[B, C]`` before the classifier."""
@@ -314,60 +279,6 @@ class FlattenPyramidVisionTransformer(nn.Module):
         scores: Tensor = x if pre_logits else self.head(x)
         return scores
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the maps of chosen stages, and the last map before them unless ``intermediates_only``.
-
-        Args:
-            x: Images, ``[B, in_chans, height, width]``.
-            indices: Stages; a number means that many last ones, None all.
-            norm: As in timm; PVT has no norm after its stages, so it changes nothing.
-            stop_early: Stop after the last chosen stage.
-            output_fmt: ``"NCHW"``.
-            intermediates_only: Return the maps alone.
-
-        Returns:
-            ``[B, C, rows, columns]`` each.
-
-        Raises:
-            ValueError: If ``output_fmt`` is another.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f'output_fmt must be "NCHW", got {output_fmt!r}')
-        chosen, last = feature_take_indices(len(self.stages), indices)
-        intermediates = []
-        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
-            if i in chosen:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Cut off the stages behind the last chosen one, with the norm and the classifier; return the chosen indices."""
-        chosen, last = feature_take_indices(len(self.stages), indices)
-        cut = last + 1 < len(self.stages)
-        self.stages = self.stages[: last + 1]
-        if cut or prune_norm:
-            self.norm = nn.Identity()
-        if cut:
-            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
-        if prune_head or cut:
-            self.reset_classifier(0, "")
-        return list(chosen)
-
-    def typed_stages(self) -> Sequence[PyramidStage]:
-        """Return ``stages``, by their class to a type checker."""
-        return cast("Sequence[PyramidStage]", self.stages)
-
     def get_classifier(self) -> nn.Module:
         """Return the last layer."""
         return self.head
@@ -376,7 +287,7 @@ class FlattenPyramidVisionTransformer(nn.Module):
         """Put a fresh classifier in: ``num_classes`` classes, 0 for none; optionally another pooling."""
         if global_pool is not None:
             self.global_pool = _check_pool(global_pool)
-        self.num_classes = num_classes
+        self.num_classes, self.head_hidden_size = num_classes, self.num_features
         like = next(self.stages.parameters())
         head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype) if num_classes else nn.Identity()
         self.head = head.apply(_init_weights).train(self.training)
@@ -384,23 +295,14 @@ class FlattenPyramidVisionTransformer(nn.Module):
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Change the size the model is built for; position and key encodings are resized to it."""
         feat_sizes = pyramid_feat_sizes(img_size)
-        for stage, feat_size in zip(self.typed_stages(), feat_sizes, strict=False):  # feature extractors cut stages off
+        for stage, feat_size in zip(self.stages, feat_sizes, strict=False):  # feature extractors cut stages off
             stage.set_feat_size(feat_size)
         set_feat_sizes(self.stages, feat_sizes)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.typed_stages():
-            stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns that sort parameters into layers, for learning rates that decay with depth."""
         fine = [(r"^stages\.(\d+)\.(?:patch_embed|pos_embed)", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stages\.0\.(?:patch_embed|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else fine}
-
-    def no_weight_decay(self) -> set[str]:
-        """Return no name: the released recipes exempt biases and 1-D parameters alone, encodings and scales decay."""
-        return set()
 
 
 def _check_pool(global_pool: str) -> str:
@@ -429,30 +331,12 @@ def _own_name(official: re.Match[str]) -> str:
     return f"stages.{int(number) - 1}.{'blocks' if part == 'block' else part}"
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVisionTransformer) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint as ``model`` wants them: official names ours, encodings resized.
-
-    Raises:
-        ValueError: If it is a checkpoint of another model.
-    """
-    tensors = fit_checkpoint(state_dict, model)
-    check_fit(tensors, model, stem="stages.0.patch_embed.proj")
-    return tensors
-
-
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenPyramidVisionTransformer:
-    out_indices: int | Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
-    model: FlattenPyramidVisionTransformer = build(
-        FlattenPyramidVisionTransformer,
-        variant,
-        pretrained,
-        filter_fn=checkpoint_filter_fn,
-        feature_cfg={"flatten_sequential": True, "out_indices": out_indices},
-        **kwargs,
-    )
-    return model
-
-
+_create: Callable[..., FlattenPyramidVisionTransformer] = partial(
+    build,
+    FlattenPyramidVisionTransformer,
+    filter_fn=checkpoint_filter_fn,
+    feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
+)
 _cfg = partial(default_cfg, first_conv="stages.0.patch_embed.proj", classifier="head")
 default_cfgs = generate_default_cfgs(
     {

@@ -6,7 +6,7 @@ PVTv2 (arXiv 2106.13797) knows positions from its overlapping patches and the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,18 +15,18 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor
 
 from flatten_transformer.layers.rank_restoration import Stretch
-from flatten_transformer.models.attention_choice import choose_attention
-from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_checkpoint
+from flatten_transformer.models.attention_choice import choose_attention, pop_attention_options
+from flatten_transformer.models.checkpoint import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.spatial_reduction import (
+    SpatialReductionAttention,
     build_attention,
     pyramid_feat_sizes,
     rename_reduction_norms,
     set_feat_sizes,
     stage_sr_ratios,
 )
-from flatten_transformer.ops.dispatch import Backend
 
 __all__ = ["FlattenPyramidVisionTransformerV2"]
 
@@ -39,12 +39,6 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
             other sizes pass too.
         attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention with spatial reduction; one letter for all
             stages or one a stage.
-        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
-        attention_args: Its options, such as ``{"rank_restoration": False}``.
-        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
-            the focused one.
-        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
         sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
             stages and PVTv2's own 8, 4, 2, 1 in softmax stages, as released.
         stretch: How reduced values are stretched to the map before the depthwise convolution: along the ``"grid"``,
@@ -52,7 +46,8 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         qkv_bias: Learn biases in the projections of queries, keys and values.
         proj_drop_rate: Dropout probability after the projections of attention and MLP.
         attn_drop_rate: Dropout probability of the weights of softmax attention.
-        kwargs: Everything else of timm's PyramidVisionTransformerV2 but ``linear``, its pooled attention, which raises.
+        kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and everything else of timm's
+            PyramidVisionTransformerV2 but ``linear``, its pooled attention, which raises.
 
     Raises:
         ValueError: If an option is out of range.
@@ -69,11 +64,6 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         *,
         img_size: int | Sequence[int] = 224,
         attn_types: str = "LLLL",
-        attention: str = "focused",
-        attention_args: Mapping[str, Any] | None = None,
-        focusing_factor: float | None = None,
-        kernel_size: int | None = None,
-        backend: Backend | None = None,
         sr_ratios: int | Sequence[int] | None = None,
         stretch: Stretch = "grid",
         qkv_bias: bool = True,
@@ -81,32 +71,24 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         attn_drop_rate: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        attention = pop_attention_options(kwargs)
         if kwargs.pop("linear", False):
             raise ValueError('linear is timm\'s pooled softmax attention: leave it out and choose by attn_types, "L" or "S"')
         super().__init__(sr_ratios=(1, 1, 1, 1), qkv_bias=qkv_bias, proj_drop_rate=proj_drop_rate, **kwargs)
         letters = expand_attn_types(attn_types, len(self.stages))
         check_attn_drop(attn_drop_rate, letters)
-        linear = choose_attention(
-            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
+        shared: dict[str, Any] = {"qkv_bias": qkv_bias, "proj_drop": proj_drop_rate}
+        shared |= {name: kwargs.get(name) for name in ("device", "dtype")}
+        build = partial(
+            build_attention,
+            linear=choose_attention(type(self), attention, stretch=stretch, **shared),
+            softmax=partial(SpatialReductionAttention, attn_drop=attn_drop_rate, **shared),
         )
         layout = zip(self.stages, letters, stage_sr_ratios(sr_ratios, letters), pyramid_feat_sizes(img_size), strict=True)
         for stage, letter, ratio, feat_size in layout:
             for block in stage.blocks:
-                weight = block.attn.q.weight
-                block.attn = build_attention(
-                    letter,
-                    block.attn.dim,
-                    block.attn.num_heads,
-                    feat_size,
-                    sr_ratio=ratio,
-                    qkv_bias=qkv_bias,
-                    attn_drop=attn_drop_rate,
-                    proj_drop=proj_drop_rate,
-                    linear=linear,
-                    stretch=stretch,
-                    device=weight.device,
-                    dtype=weight.dtype,
-                ).apply(self._init_weights)
+                attn = build(letter, block.attn.dim, block.attn.num_heads, feat_size, ratio)
+                block.attn = attn.apply(self._init_weights)
         accept_official_names(self, convert)
 
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
@@ -119,30 +101,12 @@ def convert(state_dict: Mapping[str, Tensor], model: FlattenPyramidVisionTransfo
     return rename_reduction_norms(dict(pvt_v2.checkpoint_filter_fn(state_dict, model)), model)
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenPyramidVisionTransformerV2) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint as ``model`` wants them: official names timm's, key encodings resized.
-
-    Raises:
-        ValueError: If it is a checkpoint of another model.
-    """
-    tensors = fit_checkpoint(state_dict, model)
-    check_fit(tensors, model)
-    return tensors
-
-
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenPyramidVisionTransformerV2:
-    out_indices: int | Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
-    model: FlattenPyramidVisionTransformerV2 = build(
-        FlattenPyramidVisionTransformerV2,
-        variant,
-        pretrained,
-        filter_fn=checkpoint_filter_fn,
-        feature_cfg={"flatten_sequential": True, "out_indices": out_indices},
-        **kwargs,
-    )
-    return model
-
-
+_create: Callable[..., FlattenPyramidVisionTransformerV2] = partial(
+    build,
+    FlattenPyramidVisionTransformerV2,
+    filter_fn=checkpoint_filter_fn,
+    feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
+)
 _cfg = partial(default_cfg, first_conv="patch_embed.proj", classifier="head")
 default_cfgs = generate_default_cfgs(
     {

@@ -9,7 +9,7 @@ the softmax stages keep Swin's windows of 7, its shift and its relative position
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,11 +29,10 @@ from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.attention_choice import AttentionChoice, choose_attention
-from flatten_transformer.models.checkpoint import accept_official_names, check_fit, fit_checkpoint
+from flatten_transformer.models.attention_choice import choose_attention, pop_attention_options
+from flatten_transformer.models.checkpoint import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.pretrained import build, default_cfg
-from flatten_transformer.ops.dispatch import Backend
 
 __all__ = ["FlattenSwinTransformer"]
 
@@ -97,7 +96,7 @@ class LinearWindowBlock(WindowBlock):
         feat_size: The map the block is built for.
         window_size: The largest window.
         shifted: Roll the map, see :class:`WindowBlock`.
-        linear: What it attends by.
+        linear: What makes its attention.
     """
 
     attn: GridAttention
@@ -108,10 +107,10 @@ class LinearWindowBlock(WindowBlock):
         feat_size: Size,
         window_size: Size,
         shifted: bool,
-        linear: AttentionChoice = AttentionChoice(),  # noqa: B008  # a constant
+        linear: partial[GridAttention],
     ) -> None:
         softmax = host.attn
-        attn = linear.layer(
+        attn = linear(
             softmax.dim,
             softmax.num_heads,
             _cap(window_size, feat_size),
@@ -198,13 +197,8 @@ class FlattenSwinTransformer(SwinTransformer):
             56 is the whole map of every stage at 224.
         softmax_window_size: Window of the softmax stages, likewise. By default 7, or 12 where ``window_size`` is
             above 56, which is the released rule (96 with 12 for images of 384).
-        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
-        attention_args: Its options, such as ``{"rank_restoration": False}``.
-        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
-            the focused one.
-        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
-        kwargs: Everything else of timm's SwinTransformer, but what has no meaning here, which raises.
+        kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and everything else of timm's
+            SwinTransformer, but what has no meaning here, which raises.
 
     Raises:
         ValueError: If an option is out of range or has no meaning in these stages.
@@ -222,19 +216,12 @@ class FlattenSwinTransformer(SwinTransformer):
         attn_types: str = "LLSS",
         window_size: WindowSize = 56,
         softmax_window_size: WindowSize | None = None,
-        attention: str = "focused",
-        attention_args: Mapping[str, Any] | None = None,
-        focusing_factor: float | None = None,
-        kernel_size: int | None = None,
-        backend: Backend | None = None,
         depths: Sequence[int] = (2, 2, 6, 2),
         **kwargs: Any,
     ) -> None:
         attn_types = expand_attn_types(attn_types, len(depths))
         _check_options(attn_types, kwargs)
-        choice = choose_attention(
-            attention, attention_args, focusing_factor=focusing_factor, kernel_size=kernel_size, backend=backend
-        )
+        choice = choose_attention(type(self), pop_attention_options(kwargs))
         linear = _per_stage("window_size", window_size, len(depths))
         if softmax_window_size is None:
             softmax_window_size = 7 if max(map(max, linear)) <= 56 else 12
@@ -359,30 +346,12 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     return named
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenSwinTransformer) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint as ``model`` wants them: timm's names, encodings and biases resized.
-
-    Raises:
-        ValueError: If it is a checkpoint of another model.
-    """
-    fitted = fit_checkpoint(state_dict, model)
-    check_fit(fitted, model)
-    return fitted
-
-
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenSwinTransformer:
-    out_indices: Sequence[int] = kwargs.pop("out_indices", (0, 1, 2, 3))
-    model: FlattenSwinTransformer = build(
-        FlattenSwinTransformer,
-        variant,
-        pretrained,
-        filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **kwargs,
-    )
-    return model
-
-
+_create: Callable[..., FlattenSwinTransformer] = partial(
+    build,
+    FlattenSwinTransformer,
+    filter_fn=checkpoint_filter_fn,
+    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+)
 _cfg = partial(default_cfg, first_conv="patch_embed.proj", classifier="head.fc")
 default_cfgs = generate_default_cfgs(
     {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def expand_attn_types(attn_types: str, count: int) -> str:
     """Return one letter a block or stage, or raise ValueError.
@@ -25,3 +27,21 @@ def check_attn_drop(attn_drop_rate: float, attn_types: str) -> None:
             f"attn_drop_rate acts on the weights of softmax attention, which attn_types={attn_types!r} has nowhere: "
             f"leave it out or use proj_drop_rate, got {attn_drop_rate!r}"
         )
+
+
+def per_stage(values: int | Sequence[int], count: int, wanted: str) -> tuple[int, ...]:
+    """Return one positive whole number a stage, or raise ValueError.
+
+    Args:
+        values: One for all stages, or one a stage.
+        count: Stages.
+        wanted: What they must be; the message begins with it.
+
+    Example:
+        >>> per_stage(2, 4, "sr_ratios must be positive")
+        (2, 2, 2, 2)
+    """
+    chosen = (values,) * count if isinstance(values, int) else tuple(values)
+    if len(chosen) != count or not all(isinstance(value, int) and value >= 1 for value in chosen):
+        raise ValueError(f"{wanted}, got {values!r}")
+    return chosen

@@ -50,7 +50,7 @@ def build(
     pretrained: bool,
     *,
     filter_fn: Callable[..., Any],
-    feature_cfg: dict[str, Any],
+    feature_cfg: Mapping[str, Any],
     pretrained_cfg: str | dict[str, Any] | None = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | Path | None = None,
@@ -63,7 +63,7 @@ def build(
         variant: Its name in timm's registry.
         pretrained: Load weights.
         filter_fn: The family's checkpoint filter.
-        feature_cfg: What ``features_only`` needs to know.
+        feature_cfg: What ``features_only`` needs to know; ``out_indices`` among ``kwargs`` go before those in it.
         pretrained_cfg: As in timm.
         pretrained_cfg_overlay: As in timm; ``{"file": path}`` takes the weights from a file.
         cache_dir: Where downloads are kept; by default PyTorch's hub folder.
@@ -73,6 +73,7 @@ def build(
         ValueError: If ``pretrained`` and no weights were published, or they are not of this model; the message says what to do.
         OSError: If the file is missing, or the link cannot be reached.
     """
+    features = {**feature_cfg, "out_indices": kwargs.pop("out_indices", feature_cfg["out_indices"])}
     overlay = dict(pretrained_cfg_overlay or {})
     kept = None
     if pretrained:
@@ -91,7 +92,7 @@ def build(
             pretrained_cfg=pretrained_cfg,
             pretrained_cfg_overlay=overlay,
             pretrained_filter_fn=filter_fn,
-            feature_cfg=feature_cfg,
+            feature_cfg=features,
             cache_dir=cache_dir,
             **kwargs,
         )

@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
 from timm.models.pvt_v2 import Attention
 from torch import Tensor, nn
 
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.patches import pad_to_patches
-from flatten_transformer.layers.rank_restoration import Stretch
-from flatten_transformer.models.attention_choice import AttentionChoice
+from flatten_transformer.models.options import per_stage
 
 Grid = tuple[int, int]
 SOFTMAX_SR_RATIOS = (8, 4, 2, 1)  # of PVT and PVTv2 themselves
@@ -26,11 +25,7 @@ class SpatialReductionAttention(Attention):
         dim: Channels C.
         num_heads: Heads; divides ``dim``.
         sr_ratio: Kernel and stride of the reduction.
-        qkv_bias: Learn biases in the projections ``q`` and ``kv``.
-        attn_drop: Dropout probability of the attention weights.
-        proj_drop: Dropout probability after the output projection.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        options: As in timm: ``qkv_bias``, ``attn_drop``, ``proj_drop``, ``device``, ``dtype``.
 
     Example:
         >>> attention = SpatialReductionAttention(64, 2, sr_ratio=8)
@@ -38,22 +33,8 @@ class SpatialReductionAttention(Attention):
         torch.Size([1, 420, 64])
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        sr_ratio: int = 1,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        factory = {"device": device, "dtype": dtype}
-        super().__init__(
-            dim, num_heads, sr_ratio=sr_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **factory
-        )
+    def __init__(self, dim: int, num_heads: int, *, sr_ratio: int = 1, **options: Any) -> None:
+        super().__init__(dim, num_heads, sr_ratio=sr_ratio, **options)
         self.sr_ratio = sr_ratio
 
     def forward(self, x: Tensor, feat_size: Grid) -> Tensor:
@@ -76,50 +57,27 @@ def build_attention(
     dim: int,
     num_heads: int,
     feat_size: Grid,
-    *,
     sr_ratio: int,
-    qkv_bias: bool,
-    attn_drop: float,
-    proj_drop: float,
-    linear: AttentionChoice,
-    stretch: Stretch,
-    device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    *,
+    linear: Callable[..., GridAttention],
+    softmax: Callable[..., SpatialReductionAttention],
 ) -> GridAttention | SpatialReductionAttention:
-    """Return the attention of one block: ``"L"`` linear, ``"S"`` softmax; each takes of the options what it has.
+    """Return the attention of one block: ``"L"`` linear, ``"S"`` softmax, made by a function called so.
 
     A map that is no multiple of ``sr_ratio`` is padded with zeros for the reduction of linear attention: each reduced
     key then sees at least one true token, and no token is lost. Key encodings are learned on the reduced map. The
     parameters carry the official names but for the norm after the reduction, ``sr_norm`` here.
 
     Example:
-        >>> options = {"qkv_bias": True, "attn_drop": 0.0, "proj_drop": 0.0, "stretch": "grid"}
-        >>> attention = build_attention("L", 64, 2, (56, 56), sr_ratio=8, linear=AttentionChoice(), **options)
+        >>> from flatten_transformer import FocusedLinearAttention
+        >>> made = {"linear": FocusedLinearAttention, "softmax": SpatialReductionAttention}
+        >>> attention = build_attention("L", 64, 2, (56, 56), 8, **made)
         >>> attention(torch.randn(1, 55 * 84, 64), (55, 84)).shape
         torch.Size([1, 4620, 64])
     """
     if attn_type == "S":
-        return SpatialReductionAttention(
-            dim,
-            num_heads,
-            sr_ratio=sr_ratio,
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            device=device,
-            dtype=dtype,
-        )
-    return linear.layer(
-        dim,
-        num_heads,
-        _reduce(feat_size, sr_ratio),
-        sr_ratio=sr_ratio,
-        qkv_bias=qkv_bias,
-        proj_drop=proj_drop,
-        stretch=stretch,
-        device=device,
-        dtype=dtype,
-    )
+        return softmax(dim, num_heads, sr_ratio=sr_ratio)
+    return linear(dim, num_heads, _reduce(feat_size, sr_ratio), sr_ratio=sr_ratio)
 
 
 def stage_sr_ratios(sr_ratios: int | Sequence[int] | None, attn_types: str) -> tuple[int, ...]:
@@ -139,13 +97,8 @@ def stage_sr_ratios(sr_ratios: int | Sequence[int] | None, attn_types: str) -> t
     """
     if sr_ratios is None:
         return tuple(ratio if letter == "S" else 1 for letter, ratio in zip(attn_types, SOFTMAX_SR_RATIOS, strict=True))
-    ratios = (sr_ratios,) * len(attn_types) if isinstance(sr_ratios, int) else tuple(sr_ratios)
-    if len(ratios) != len(attn_types) or not all(isinstance(ratio, int) and ratio >= 1 for ratio in ratios):
-        raise ValueError(
-            f"sr_ratios must be a whole number of at least 1 for each of {len(attn_types)} stages, "
-            f"such as (8, 4, 2, 1), or one for all; got {sr_ratios!r}"
-        )
-    return ratios
+    wanted = f"sr_ratios must be a whole number of at least 1 for each of {len(attn_types)} stages, such as (8, 4, 2, 1),"
+    return per_stage(sr_ratios, len(attn_types), f"{wanted} or one for all")
 
 
 def pyramid_feat_sizes(img_size: int | Sequence[int]) -> list[Grid]:

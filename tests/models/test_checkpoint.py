@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from flatten_transformer import FlattenVisionTransformer, FocusedLinearAttention
 from flatten_transformer.layers.grid import resize_grid
+from flatten_transformer.models import checkpoint
 from flatten_transformer.models.checkpoint import check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models.flatten_cswin import convert
 from flatten_transformer.models.flatten_deit import checkpoint_filter_fn
 from tests.helpers import randomise, relative_error
 
@@ -57,14 +59,14 @@ def test_the_filter_leaves_a_checkpoint_of_its_own_size_alone() -> None:
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_training_checkpoints_are_unwrapped(wrapper: str, prefix: str) -> None:
     model = make_model()
-    checkpoint = {wrapper: {prefix + name: value for name, value in model.state_dict().items()}, "epoch": 299}
-    assert same(checkpoint_filter_fn(checkpoint, make_model(seed=1)), model.state_dict())
+    wrapped = {wrapper: {prefix + name: value for name, value in model.state_dict().items()}, "epoch": 299}
+    assert same(checkpoint_filter_fn(wrapped, make_model(seed=1)), model.state_dict())
 
 
 def test_averaged_weights_go_before_plain_ones_and_numbers_are_left_out() -> None:
     plain, averaged = torch.zeros(1), torch.ones(1)
-    checkpoint = {"model": {"weight": plain}, "model_ema": {"weight": averaged, "updates": 7}, "epoch": 3}
-    assert unwrap(checkpoint) == {"weight": averaged}
+    wrapped = {"model": {"weight": plain}, "model_ema": {"weight": averaged, "updates": 7}, "epoch": 3}
+    assert unwrap(wrapped) == {"weight": averaged}
 
 
 def test_weights_of_224_fit_384_and_come_back() -> None:
@@ -133,6 +135,29 @@ def test_a_checkpoint_of_another_model_is_refused(stranger: str) -> None:
         checkpoint_filter_fn(make().state_dict(), make_model())
     for word in words:
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize("classes", [1000, 3])
+def test_official_names_are_converted_once_a_load(classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(tensors: Any, model: Any) -> Any:
+        calls.append(len(tensors))
+        return convert(tensors, model)
+
+    monkeypatch.setattr("flatten_transformer.models.flatten_cswin.convert", counted)
+    sizes: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 2), "img_size": 32}
+    trained = timm.create_model("flatten_cswin_tiny_224", **sizes)
+    torch.save({"model": trained.state_dict()}, tmp_path / "x.pth")
+    overlay = {"file": str(tmp_path / "x.pth")}
+    timm.create_model("flatten_cswin_tiny_224", True, None, overlay, num_classes=classes, **sizes)
+    assert len(calls) == 1
+    timm.create_model("flatten_cswin_tiny_224", checkpoint_path=str(tmp_path / "x.pth"), **sizes)
+    assert len(calls) == 2
+    filtered = checkpoint.checkpoint_filter_fn(trained.state_dict(), trained)
+    for expected in (3, 4):  # what was filtered for one load is converted again by the next
+        trained.load_state_dict(filtered)
+        assert len(calls) == expected
 
 
 def test_an_empty_checkpoint_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 # B batch, N tokens of the map, C channels.
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from timm.models.pvt_v2 import Attention
 
 from flatten_transformer import FocusedLinearAttention
 from flatten_transformer.layers.patches import pad_to_patches
-from flatten_transformer.models.attention_choice import AttentionChoice
 from flatten_transformer.models.options import check_attn_drop
 from flatten_transformer.models.spatial_reduction import (
     SpatialReductionAttention,
@@ -23,8 +23,8 @@ from flatten_transformer.models.spatial_reduction import (
 
 
 def reduced_attention(feat_size: tuple[int, int], *, sr_ratio: int = 1, stretch: Any = "grid") -> Any:
-    options: dict[str, Any] = {"qkv_bias": True, "attn_drop": 0.0, "proj_drop": 0.0, "linear": AttentionChoice()}
-    return build_attention("L", 24, 3, feat_size, sr_ratio=sr_ratio, stretch=stretch, **options)
+    linear = partial(FocusedLinearAttention, stretch=stretch)
+    return build_attention("L", 24, 3, feat_size, sr_ratio, linear=linear, softmax=SpatialReductionAttention)
 
 
 def randomised(module: torch.nn.Module) -> Any:
