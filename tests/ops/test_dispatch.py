@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flatten_transformer import FocusedLinearAttention, focused_linear_attention
 from flatten_transformer.ops import cpp, reference
+from flatten_transformer.ops.checks import Arguments
 from flatten_transformer.ops.cpp import build, compiler
 from flatten_transformer.ops.dispatch import VARIABLE, choose_backend
 from flatten_transformer.ops.linear_attention import attend as portable
-from flatten_transformer.ops.options import Options
 from tests.helpers import output_and_gradients, relative_error
 
 needs_cpp = pytest.mark.skipif(build.unavailable() is not None, reason=f"no compiled kernel: {build.unavailable()}")
@@ -25,9 +25,8 @@ def _nothing_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-def chosen(backend: str | None = None, options: Options | None = None, device: str = "cpu") -> Any:
-    query = torch.empty(1, 2, 5, 4, device=device)
-    return choose_backend(backend, query, query, Options() if options is None else options)
+def chosen(backend: str | None = None, device: str = "cpu", **options: Any) -> Any:
+    return choose_backend(backend, Arguments(*torch.empty(3, 1, 2, 5, 4, device=device), **options))
 
 
 @needs_cpp
@@ -50,10 +49,10 @@ def test_elsewhere_the_portable_backend_runs_and_a_forced_one_says_why_it_cannot
     assert chosen(device="meta") is portable
     with pytest.raises(RuntimeError, match='"cpp" cannot run here: it is for CPUs, and the query is on meta'):
         chosen("cpp", device="meta")
-    volume = Options(grid_size=(1, 1, 5))
-    assert chosen(options=volume) is portable
+    volume = (1, 1, 5)
+    assert chosen(grid_size=volume) is portable
     with pytest.raises(RuntimeError, match=r"one or two axes, grid_size is \(1, 1, 5\)"):
-        chosen("cpp", volume)
+        chosen("cpp", grid_size=volume)
 
 
 @pytest.fixture

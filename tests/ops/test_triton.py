@@ -17,8 +17,7 @@ from torch import Tensor
 
 from flatten_transformer import focused_linear_attention
 from flatten_transformer.ops import reference
-from flatten_transformer.ops.checks import Norm
-from flatten_transformer.ops.options import Options
+from flatten_transformer.ops.checks import Arguments, Norm
 from flatten_transformer.ops.triton import backend, why_not
 from tests.helpers import attention_terms, output_and_gradients, relative_error
 
@@ -397,7 +396,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
 def test_it_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def reason(device: str = DEVICE, channels: tuple[int, int] = (16, 16), dtype: torch.dtype = HALF, **options: Any) -> str:
         query, value = (torch.empty(1, 2, 4, width, dtype=dtype, device=device) for width in channels)
-        return str(why_not(query, value, Options(**options)))
+        return str(why_not(Arguments(query, query, value, **options)))
 
     assert reason() == "None"
     assert reason(channels=(8, 128)) == "None"
