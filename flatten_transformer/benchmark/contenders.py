@@ -126,7 +126,7 @@ def softmax(inputs: Inputs, shape: Shape) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def _heads(packed: Tensor, shape: Shape) -> list[Tensor]:
+def _heads(packed: Tensor, shape: Shape) -> Sequence[Tensor]:
     """Return q, k and v, ``[B, H, N, D]`` each, as views of the projection."""
     return [x.unflatten(2, (shape.heads, -1)).transpose(1, 2) for x in packed.chunk(3, dim=2)]
 
@@ -210,8 +210,9 @@ def _everyone(compiled: bool) -> list[Contender]:
 
 def _why_not(backend: Backend, inputs: Inputs, shape: Shape) -> str | None:
     """Return why a backend cannot compute this, in its own words, or None."""
+    query, key, value = _heads(inputs.packed, shape)
     try:
-        choose_backend(backend, Arguments(*_heads(inputs.packed, shape), **_options(inputs, shape)))
+        choose_backend(backend, Arguments(query, key, value, **_options(inputs, shape)))
     except BackendError as error:
         return str(error).partition(";")[0]
     return None

@@ -35,6 +35,8 @@ TENSORS = [name for name, declared in _DECLARED.items() if declared.startswith("
 SETTINGS = [name for name in _DECLARED if name not in TENSORS]
 # A key's weight has no gradient, and its encoding has the key's.
 GRADIENTS = [name for name in TENSORS if name not in ("key_weights", "key_encoding")]
+_TOKENS = ("query", "key", "value")
+_STRIDED = (*_TOKENS, "key_encoding")  # kernels take their strides, all but the last
 _OF_BACKWARD = ["grad", *TENSORS, *Saved._fields, *SETTINGS]
 
 
@@ -177,7 +179,7 @@ def _check_saved(grad: Tensor, a: Arguments, saved: Saved, norm_numbers: int) ->
     shapes, dtype = _saved_shapes(a, norm_numbers), sum_dtype(a.query)
     for name, tensor, wanted, shape in (
         ("grad", grad, a.query.dtype, (*a.query.shape[:3], a.value.shape[3])),
-        *((name, getattr(saved, name), dtype, shape) for name, shape in shapes.items()),
+        *((name, x, dtype, shape) for name, x, shape in zip(Saved._fields, saved, shapes, strict=True)),
     ):
         if tensor.shape != shape or tensor.dtype != wanted or tensor.device != a.query.device:
             raise ValueError(
@@ -186,30 +188,25 @@ def _check_saved(grad: Tensor, a: Arguments, saved: Saved, norm_numbers: int) ->
             )
 
 
-def _saved_shapes(a: Arguments, norm_numbers: int) -> dict[str, tuple[int, ...]]:
+def _saved_shapes(a: Arguments, norm_numbers: int) -> Sequence[tuple[int, ...]]:
+    """Return the shapes of what is saved, in its order."""
     batch, heads, queries, channels = a.query.shape
     keys, outputs = a.value.shape[2:]
-    return {
-        "context": (batch, heads, channels, outputs),
-        "key_sum": (batch, heads, channels),
-        "norms": (batch, 1 if a.joint else heads, norm_numbers, queries + keys),
-    }
+    norms = (batch, 1 if a.joint else heads, norm_numbers, queries + keys)
+    return (batch, heads, channels, outputs), (batch, heads, channels), norms
 
 
 def _new_saved(a: Arguments, norm_numbers: int) -> Saved:
     """Return memory for a forward kernel to fill."""
     dtype = sum_dtype(a.query)
-    return Saved(**{name: a.query.new_empty(shape, dtype=dtype) for name, shape in _saved_shapes(a, norm_numbers).items()})
+    return Saved(*(a.query.new_empty(shape, dtype=dtype) for shape in _saved_shapes(a, norm_numbers)))
 
 
 def new_gradients(a: Arguments) -> tuple[Tensor, ...]:
     """Return memory for the gradients that a backward kernel returns; none for missing options."""
-    tokens = ("query", "key", "value")
-    given = {name: getattr(a, name) for name in GRADIENTS}
-    return tuple(
-        a.query.new_empty(0) if x is None else heads_side_by_side(x, x.shape[3]) if name in tokens else x.new_empty(x.shape)
-        for name, x in given.items()
-    )
+    tokens = (heads_side_by_side(x, x.shape[3]) for x in (a.query, a.key, a.value))
+    options = (getattr(a, name) for name in GRADIENTS if name not in _TOKENS)
+    return (*tokens, *(a.query.new_empty(0) if x is None else x.new_empty(x.shape) for x in options))
 
 
 def heads_side_by_side(x: Tensor, channels: int) -> Tensor:
@@ -223,13 +220,12 @@ def _laid_out(a: Arguments) -> Arguments:
 
     This is done within the operator, where strides are true: those that a compiler predicts may be others.
     """
-    strided = ("query", "key", "value", "key_encoding")
-    given = {name: x for name in TENSORS if (x := getattr(a, name)) is not None}
-    return a._replace(**{name: _rows(x) if name in strided else x.contiguous() for name, x in given.items()})
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    given: dict[str, Any] = dict(zip(Arguments._fields, a, strict=True))
+    for name in TENSORS:
+        x = given[name]
+        if x is not None and not (x.stride(-1) == 1 and name in _STRIDED):
+            given[name] = x.contiguous()
+    return Arguments(*given.values())
 
 
 def _side_by_side(grad: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def _run(direction: str, a: Arguments, saved: Saved, **others: Tensor) -> None:
         kernel_width=kernel_width,
         threads=torch.get_num_threads(),
         shift=shift(a.eps),
-        **{name: getattr(a, name) for name in NUMBERS},
+        **{name: given[name] for name in NUMBERS},
     )
     failed = load().functions[direction, a.query.dtype](ctypes.byref(problem))
     if failed == _REFUSED and a.temperature is not None:

@@ -24,8 +24,8 @@ _SIZES = (
     *("batch", "heads", "queries", "keys", "channels", "value_channels"),
     *("height", "width", "kernel_height", "kernel_width", "threads"),
 )
-_TYPES = {bool: ctypes.c_int64, float: ctypes.c_double}
-NUMBERS = {name: _TYPES[kind] for name, kind in get_type_hints(Arguments).items() if kind in _TYPES}
+_TYPES: dict[type, Any] = {bool: ctypes.c_int64, float: ctypes.c_double}
+NUMBERS: dict[str, Any] = {name: _TYPES[kind] for name, kind in get_type_hints(Arguments).items() if kind in _TYPES}
 
 
 class Problem(ctypes.Structure):
