@@ -11,6 +11,7 @@ from torch import Tensor, relu
 
 from flatten_transformer.analysis.looks import GridLook, Look
 from flatten_transformer.layers import FocusedLinearAttention
+from flatten_transformer.layers.attention.layout import split_heads
 from flatten_transformer.ops import reference
 
 BINS = 40  # of the cosines, 0 to 1
@@ -82,7 +83,7 @@ def measure_angles(look: Look, head: int | None = None) -> Angles | None:
 def positive_features(look: GridLook) -> tuple[Tensor, Tensor]:
     """Return what goes into f_p of a focused linear attention: queries ``[B, H, N, D]`` and keys ``[B, H, M, D]``."""
     attention, layout = look.attention, look.layout
-    query, key, value = (attention.split_heads(tokens) for tokens in (look.query, look.key, look.value))
+    query, key, value = (split_heads(tokens, attention.num_heads) for tokens in (look.query, look.key, look.value))
     q, k = (relu(x) + _EPS for x in attention.condition(query, layout.hide(key, value)[0], layout))
     temperature = attention.temperature()
     return (q, k) if temperature is None else (q / temperature[:, None, :], k / temperature[:, None, :])

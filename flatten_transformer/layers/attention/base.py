@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from flatten_transformer.hints import hint
-from flatten_transformer.layers.attention.layout import Decomposition, Layout, check_grid, combine, merge_heads
+from flatten_transformer.layers.attention.layout import Decomposition, Layout, check_grid, combine, merge_heads, split_heads
 from flatten_transformer.layers.attention.signature import signature_of
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
@@ -321,7 +321,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         channels = self.dim if name == "x" else self.context_dim
         if tokens.ndim != 3 or tokens.shape[2] != channels:
             raise ValueError(f"{name} must be [batch, tokens, {channels}], got {shape_of(tokens)}")
-        chosen = self.grid_size if grid_size is None else self._check_axes(grid_size)
+        chosen = self.grid_size if grid_size is None else check_grid(grid_size, self.grid_size)
         expected = self.num_prefix_tokens + math.prod(chosen)
         if tokens.shape[1] != expected:
             raise ValueError(
@@ -345,7 +345,8 @@ class GridAttention(LearnsOnGrid, nn.Module):
         Returns:
             ``[B, N, C]``.
         """
-        return self.compute(self.split_heads(query), self.split_heads(key), self.split_heads(value), layout, x)
+        q, k, v = (split_heads(tokens, self.num_heads) for tokens in (query, key, value))
+        return self.compute(q, k, v, layout, x)
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, x: Tensor | None) -> Tensor:
         """Return ``[B, N, C]`` of the heads apart, ``[B, H, N, D]`` and twice ``[B, H, M, D]``: :meth:`mix` and all around it."""
@@ -366,8 +367,9 @@ class GridAttention(LearnsOnGrid, nn.Module):
         Raises:
             NotImplementedError: If the design has no ``weights``.
         """
-        k, v = layout.hide(self.split_heads(key), self.split_heads(value))
-        q, k = self.condition(self.split_heads(query), k, layout)
+        q, k, v = (split_heads(tokens, self.num_heads) for tokens in (query, key, value))
+        k, v = layout.hide(k, v)
+        q, k = self.condition(q, k, layout)
         matrix = self.weights(q, k, v.to(q.dtype), layout).to(v.dtype)
         return Decomposition(matrix, v, self.restore(v, layout, x), self.gate(x))
 
@@ -407,7 +409,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         encoding = resize_grid(self.positional_encoding, self.grid_size, grid_size)
         if self.num_prefix_tokens:
             encoding = F.pad(encoding, (0, 0, self.num_prefix_tokens, 0))
-        return self.split_heads(encoding)[0]
+        return split_heads(encoding, self.num_heads)[0]
 
     def temperature(self) -> Tensor | None:
         """Return the positive temperature softplus(scale), ``[H, D]``, or None where it is switched off.
@@ -419,15 +421,11 @@ class GridAttention(LearnsOnGrid, nn.Module):
         scale = self.scale if self.scale.element_size() >= 4 else self.scale.float()
         return F.softplus(scale).clamp_min(1e-30).reshape(self.num_heads, -1)
 
-    def split_heads(self, x: Tensor) -> Tensor:
-        """Return ``[B, H, N, D]`` of ``[B, N, C]``."""
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-
     # Learned on a grid ------------------------------------------------------------------------------------------------
 
     def set_grid_size(self, grid_size: Sequence[int]) -> None:
         """Learn on another grid from here on: resizes the parameters that belong to a grid."""
-        old, self.grid_size = self.grid_size, self._check_axes(grid_size)
+        old, self.grid_size = self.grid_size, check_grid(grid_size, self.grid_size)
         if self.positional_encoding is not None:
             resized = resize_grid(self.positional_encoding.detach(), old, self.grid_size)
             self.positional_encoding = nn.Parameter(resized, requires_grad=self.positional_encoding.requires_grad)
@@ -444,13 +442,6 @@ class GridAttention(LearnsOnGrid, nn.Module):
         for leaf, _ in self.named_parameters():
             if prefix + leaf in tensors and leaf != "positional_encoding":
                 tensors[prefix + leaf] = self.fit(leaf, tensors[prefix + leaf])
-
-    def _check_axes(self, grid_size: Sequence[int]) -> tuple[int, ...]:
-        """Return the grid as a tuple, or raise ValueError unless it is one with the axes of the learned one."""
-        grid_size = check_grid(grid_size)
-        if len(grid_size) != len(self.grid_size):
-            raise ValueError(f"the layer was built for {len(self.grid_size)} axes, grid_size {self.grid_size}; got {grid_size}")
-        return grid_size
 
     def extra_repr(self) -> str:
         """Show the options that no submodule shows."""

@@ -91,13 +91,20 @@ def apply_matrix(matrix: Tensor, value: Tensor) -> Tensor:
     return merge_heads(matrix @ groups).unflatten(2, (heads, -1)).transpose(1, 2)
 
 
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Return ``[B, H, N, D]`` of ``[B, N, C]``."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
 def merge_heads(x: Tensor) -> Tensor:
     """Return ``[B, N, C]`` of ``[B, H, N, D]``."""
     return x.transpose(1, 2).flatten(2)
 
 
-def check_grid(grid_size: Sequence[int]) -> tuple[int, ...]:
-    """Return the grid as a tuple, or raise ValueError if it is not 1 to 3 positive sizes."""
+def check_grid(grid_size: Sequence[int], learned: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the grid as a tuple, or raise ValueError unless it is 1 to 3 positive sizes, as many as the learned grid has."""
     if not is_grid(grid_size):
         raise ValueError(f"grid_size must hold one to three positive sizes, such as (14, 14), got {grid_size!r}")
+    if learned and len(grid_size) != len(learned):
+        raise ValueError(f"the layer was built for {len(learned)} axes, grid_size {learned}; got {tuple(grid_size)}")
     return tuple(grid_size)
