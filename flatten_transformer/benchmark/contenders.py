@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatten_transformer.benchmark.race import FORWARD
 from flatten_transformer.benchmark.released import released_attention
-from flatten_transformer.benchmark.report import RELEASED
+from flatten_transformer.benchmark.report import ATTENTION, RELEASED
 from flatten_transformer.benchmark.timing import Run
 from flatten_transformer.ops import focused_linear_attention
 from flatten_transformer.ops.dispatch import Backend, BackendError, choose_backend
@@ -43,9 +43,18 @@ class Shape(NamedTuple):
     heads: int
 
     @property
+    def name(self) -> str:
+        """What a report calls it, whatever the sizes."""
+        return ATTENTION
+
+    @property
     def tokens(self) -> int:
         """Tokens N of one sample."""
         return self.height * self.width
+
+    def sizes(self) -> dict[str, int]:
+        """Return all sizes, as they stand in a report."""
+        return {**self._asdict(), "tokens": self.tokens}
 
     def elements(self) -> int:
         """Return the elements of one of q, k, v and the output: B·N·C."""
@@ -110,18 +119,7 @@ def released(inputs: Inputs, shape: Shape) -> Tensor:
 
 def ours(inputs: Inputs, shape: Shape, backend: Backend | None = None) -> Tensor:
     """Attend by this library, as its layer does, ``[B, N, C]``."""
-    query, key, value = _heads(inputs.packed, shape)
-    out = focused_linear_attention(
-        query,
-        key,
-        value,
-        temperature=_temperature(inputs, shape),
-        key_encoding=_encoding(inputs, shape),
-        conv_weight=inputs.conv_weight,
-        conv_bias=inputs.conv_bias,
-        grid_size=(shape.height, shape.width),
-        backend=backend,
-    )
+    out = focused_linear_attention(*_heads(inputs.packed, shape), **_options(inputs, shape), backend=backend)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -137,18 +135,21 @@ def softmax(inputs: Inputs, shape: Shape) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def _heads(packed: Tensor, shape: Shape) -> Sequence[Tensor]:
+def _heads(packed: Tensor, shape: Shape) -> list[Tensor]:
     """Return q, k and v, ``[B, H, N, D]`` each, as views of the projection."""
     return [x.unflatten(2, (shape.heads, -1)).transpose(1, 2) for x in packed.chunk(3, dim=2)]
 
 
-def _temperature(inputs: Inputs, shape: Shape) -> Tensor:
+def _options(inputs: Inputs, shape: Shape) -> dict[str, Any]:
+    """Return the options of our attention, by name."""
     scale = inputs.scale if inputs.scale.element_size() >= 4 else inputs.scale.float()
-    return F.softplus(scale).reshape(shape.heads, -1)
-
-
-def _encoding(inputs: Inputs, shape: Shape) -> Tensor:
-    return inputs.encoding.unflatten(2, (shape.heads, -1)).transpose(1, 2)[0]
+    return {
+        "temperature": F.softplus(scale).reshape(shape.heads, -1),
+        "key_encoding": inputs.encoding.unflatten(2, (shape.heads, -1)).transpose(1, 2)[0],
+        "conv_weight": inputs.conv_weight,
+        "conv_bias": inputs.conv_bias,
+        "grid_size": (shape.height, shape.width),
+    }
 
 
 @dataclass(frozen=True)
@@ -219,15 +220,8 @@ def _everyone(compiled: bool) -> list[Contender]:
 def _why_not(backend: Backend, inputs: Inputs, shape: Shape) -> str | None:
     """Return why a backend cannot compute this, in its own words, or None."""
     query, _, value = _heads(inputs.packed, shape)
-    options = Options(
-        temperature=_temperature(inputs, shape),
-        key_encoding=_encoding(inputs, shape),
-        conv_weight=inputs.conv_weight,
-        conv_bias=inputs.conv_bias,
-        grid_size=(shape.height, shape.width),
-    )
     try:
-        choose_backend(backend, query, value, options)
+        choose_backend(backend, query, value, Options(**_options(inputs, shape)))
     except BackendError as error:
         return str(error).partition(";")[0]
     return None
