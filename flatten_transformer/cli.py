@@ -174,7 +174,7 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
     everything else is an option.
 
     Args:
-        name: Of the command, for its help.
+        name: Name of the command, for its help.
         function: Its parameters become the arguments; its Google docstring becomes their help.
         argv: The arguments.
 

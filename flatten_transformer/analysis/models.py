@@ -27,7 +27,7 @@ class AnalyzedModel:
         about: Which model it is, and where its weights come from.
         network: The model, for inference.
         pixels: Its input, ``[1, channels, height, width]``, normalised.
-        image: The same as an image, ``[height, width, channels]``, 0 to 1.
+        image: The same input to show, ``[height, width, channels]``, 0 to 1.
     """
 
     label: str

@@ -54,7 +54,7 @@ def write_report(folder: Path, image: Path, studies: Sequence[Study], pictures: 
         image: The image file, for the title.
         studies: One for each model.
         pictures: PNG files by name; the text before a first ``:`` is the file's name, the rest its caption.
-        options: What the studies looked at.
+        options: Options of the studies.
 
     Returns:
         The path of the HTML file.

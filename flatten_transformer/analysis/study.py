@@ -15,7 +15,7 @@ from flatten_transformer.analysis.selection import check_index, finest_grid, sel
 
 @dataclass(frozen=True)
 class Options:
-    """What a study looks at.
+    """Options of a study.
 
     Args:
         query: Row and column of the query token; None chooses one.
@@ -68,7 +68,7 @@ def study_model(model: AnalyzedModel, options: Options) -> Study:
 
     Args:
         model: The model and its image.
-        options: What is looked at.
+        options: Layer, head, query, and how much is sampled.
 
     Raises:
         ValueError: If there is no such layer, head or query, or all layers are too large; the message lists what exists.

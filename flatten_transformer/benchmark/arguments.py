@@ -1,4 +1,4 @@
-"""What a user writes on the command line of a benchmark, as values."""
+"""Parse the command-line arguments of benchmarks."""
 
 from __future__ import annotations
 

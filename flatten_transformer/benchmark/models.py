@@ -1,4 +1,4 @@
-"""What every model of this library costs, and what the paper reports for it."""
+"""Parameters and multiply-accumulates of every model of this library, and the accuracy that the paper reports."""
 
 from __future__ import annotations
 

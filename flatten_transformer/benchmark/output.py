@@ -1,4 +1,4 @@
-"""Running the races of a command behind a progress bar, and showing and writing what they gave."""
+"""Run the races of a command behind a progress bar; write and show the report."""
 
 from __future__ import annotations
 

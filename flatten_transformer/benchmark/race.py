@@ -1,4 +1,4 @@
-"""A race: contenders that compute one thing are tried, judged, timed side by side, and their memory is measured."""
+"""Races: contenders that compute one thing are tried, judged, timed side by side, and their memory is measured."""
 
 from __future__ import annotations
 
@@ -242,19 +242,19 @@ def _finished(point: Point, run: Run, rounds: Sequence[Round], baselines: Sequen
     )
 
 
-def relative_error(came: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Return ‖came - wanted‖ / ‖wanted‖: of the output, the first tensor, or of all its gradients, whichever is larger.
+def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return ‖actual - expected‖ / ‖expected‖: of the output, the first tensor, or of all its gradients, whichever is larger.
 
     Example:
         >>> relative_error([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 5.0])])
         0.17149858514250882
     """
-    parts = [(came[:1], wanted[:1])] + [(came[1:], wanted[1:])] * (len(wanted) > 1)
+    parts = [(actual[:1], expected[:1])] + [(actual[1:], expected[1:])] * (len(expected) > 1)
     return max(_distance(*part) for part in parts)
 
 
-def _distance(came: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    pairs = [(a.detach(), b.detach()) for a, b in zip(came, wanted, strict=True)]
+def _distance(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    pairs = [(a.detach(), b.detach()) for a, b in zip(actual, expected, strict=True)]
     differences = torch.stack([(a - b).double().norm() for a, b in pairs])  # a - b in the wider dtype of the two
     error = float(differences.norm() / torch.stack([b.double().norm() for _, b in pairs]).norm())
     return error if error == error else float("inf")

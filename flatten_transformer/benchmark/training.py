@@ -1,4 +1,4 @@
-"""How fast images come, and what the training loop costs beside them."""
+"""Measure how fast training images come, and what the training loop costs beside plain PyTorch."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ def draw_scenes(detector: Run, segmenter: Run, count: int, path: Path) -> None:
     """Draw the first test scenes in a row each: true objects, those found, true classes of pixels, those found.
 
     Args:
-        detector: Of objects.
-        segmenter: Of pixels.
+        detector: Finds objects.
+        segmenter: Classifies pixels.
         count: How many scenes.
         path: Where the PNG goes.
     """
