@@ -103,11 +103,11 @@ class BesidePlainLoop(Callback):
             torch.cuda.synchronize()
 
 
-def build_recipe(recipe: str, root: Path | None, *options: str) -> TrainingCLI:
-    """Build what a recipe trains, which keeps nothing."""
+def build_recipe(recipe: str, root: Path | None, runs: str, *options: str) -> TrainingCLI:
+    """Build what a recipe trains; it keeps nothing, but Lightning makes the folder of its runs."""
     nothing_kept = ("--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false")
     where = [] if root is None else [f"--data.root={root}"]
-    return TrainingCLI("fit", ["--config", recipe, *where, *nothing_kept, *options])
+    return TrainingCLI("fit", ["--config", recipe, *where, *nothing_kept, f"--trainer.default_root_dir={runs}", *options])
 
 
 def finish(table: Table, result: Mapping[str, Any], file: Path) -> None:

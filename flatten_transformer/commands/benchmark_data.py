@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.progress import track
 from rich.table import Table
@@ -30,9 +31,9 @@ def data(recipe: str, /, root: Path | None = None, workers: str = "0,1,2", budge
     arguments.check_positive(budget_s=budget_s)
     check_outputs([folder / "data.json"], [Path(find_recipe(recipe))])
     counts = arguments.whole_numbers(workers, "workers", least=0)
-    with quiet():
+    with TemporaryDirectory() as runs, quiet():
         found = [
-            measure_pipeline(build_recipe(recipe, root, f"--data.num_workers={count}").datamodule, budget_s)
+            measure_pipeline(build_recipe(recipe, root, runs, f"--data.num_workers={count}").datamodule, budget_s)
             for count in track(counts, "loading", transient=True)
         ]
     table = Table("processes", "images a second", "first batch", title=cell(f"{recipe}: images of training"))

@@ -33,9 +33,9 @@ def loop(recipe: str, /, root: Path | None = None, steps: int = 20, rounds: int 
     check_outputs([folder / "loop.json"], [Path(find_recipe(recipe))])
     race = BesidePlainLoop(rounds)
     with TemporaryDirectory() as runs, quiet():
-        options = {"limit_train_batches": steps, "max_epochs": rounds, "limit_val_batches": 0, "default_root_dir": runs}
+        options = {"limit_train_batches": steps, "max_epochs": rounds, "limit_val_batches": 0}
         short = "--model.optim.cooldown_epochs=0"  # so few epochs may not even hold the recipe's cool-down
-        cli = build_recipe(recipe, root, short, *(f"--trainer.{name}={value}" for name, value in options.items()))
+        cli = build_recipe(recipe, root, runs, short, *(f"--trainer.{name}={value}" for name, value in options.items()))
         if not isinstance(cli.model, ClassificationTask):
             raise ValueError(f"the loop is measured for classification, {recipe} is another task: choose another recipe")
         cli.trainer.callbacks.append(race)  # type: ignore[attr-defined]  # a list, unannotated

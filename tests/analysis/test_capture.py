@@ -58,10 +58,10 @@ def by_matrices(attention: CapturedAttention) -> Tensor:
     return out if parts.gate is None else out * parts.gate
 
 
-@pytest.mark.parametrize("attention", list_attentions())
-def test_the_equivalent_matrix_times_the_values_is_the_output_of_the_block(attention: str) -> None:
-    agents = {"attention_args": {"num_agents": 4}} if attention == "agent" else {}
-    attentions = captured("flatten_deit_tiny_patch16_224", attention=attention, **agents)
+@pytest.mark.parametrize("design", list_attentions())
+def test_the_equivalent_matrix_times_the_values_is_the_output_of_the_block(design: str) -> None:
+    agents = {"attention_args": {"num_agents": 4}} if design == "agent" else {}
+    attentions = captured("flatten_deit_tiny_patch16_224", attention=design, **agents)
     assert [type(attention) for attention in attentions] == [CapturedGrid, CapturedSoftmax]
     for attention in attentions:
         assert attention.output.dtype == torch.float64

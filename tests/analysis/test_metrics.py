@@ -93,10 +93,10 @@ def test_the_rank_is_the_papers_196_of_softmax_a_heads_channels_of_linear_and_19
     assert all(head.restored is None for head in linear.heads)
 
 
-@pytest.mark.parametrize("attention", list_attentions())
-def test_every_design_is_measured_head_by_head(attention: str) -> None:
-    agents = {"attention_args": {"num_agents": 4}} if attention == "agent" else {}
-    attention = deit(attention=attention, **agents)
+@pytest.mark.parametrize("design", list_attentions())
+def test_every_design_is_measured_head_by_head(design: str) -> None:
+    agents = {"attention_args": {"num_agents": 4}} if design == "agent" else {}
+    attention = deit(attention=design, **agents)
     layer = measure(attention, top_k=5)
     assert len(layer.heads) == 2
     assert layer.negative == bool((attention.decompose().matrix < 0).any())
@@ -151,9 +151,9 @@ def test_an_attention_over_too_many_tokens_is_left_out() -> None:
     assert measure(deit(), max_tokens=25).heads
 
 
-@pytest.mark.parametrize("attention", ["focused", "hydra", "polaformer"])
-def test_the_numbers_of_a_head_are_of_its_own_matrices(attention: str) -> None:
-    attention = deit(attention=attention)
+@pytest.mark.parametrize("design", ["focused", "hydra", "polaformer"])
+def test_the_numbers_of_a_head_are_of_its_own_matrices(design: str) -> None:
+    attention = deit(attention=design)
     matrices = attention.decompose().matrix[0]
     for number, own in enumerate(matrices.chunk(2)):
         head = measure(attention, channels=8).heads[number].attention

@@ -13,28 +13,28 @@ from flatten_transformer.tasks.segmentation.build import build_segmenter
 from tests.tasks.detection.conftest import SMALL
 from tests.tasks.segmentation.conftest import PVT, TINY
 
-# GMACs at 1280 × 800, counted here; those of the two Swins and of softmax PVT are the paper's to half a percent.
-DETECTION = (211.7, 239.6, 268.0, 266.6, 193.1, 639.3, 731.3)
-SEGMENTATION = (77.0, 106.4, 950.9, 944.4)  # at 2048 × 512, counted here
+# GMACs counted here, at 1280 × 800 and at 2048 × 512; an example counts the first of each, and docs/dense.md says why that one
+# is not the paper's. Those of the two Swins and of softmax PVT are the paper's to half a percent.
+DETECTION = (239.6, 268.0, 266.6, 193.1, 639.3, 731.3)
+SEGMENTATION = (106.4, 950.9, 944.4)
 # The FPN of the paper's baseline has four convolutions more, 3 × 3 of 256 channels on each map.
 CONVOLUTIONS = 9 * 256**2 * (512 * 2048 / 16) * (1 + 1 / 4 + 1 / 16 + 1 / 64) / 1e9
 
 
-@pytest.mark.parametrize(("published", "gmacs"), list(zip(DETECTORS, DETECTION, strict=True)))
+@pytest.mark.parametrize(("published", "gmacs"), list(zip(DETECTORS[1:], DETECTION, strict=True)))
 def test_detectors_cost_what_they_cost_when_they_were_counted(published: Published, gmacs: float) -> None:
     counted = detector_cost(published.name, published.model_args).macs / 1e9
     assert counted == pytest.approx(gmacs, abs=0.06)
-    if published.gmacs not in (None, 244):  # docs/dense.md says why that one differs
+    if published.gmacs is not None:
         assert counted == pytest.approx(published.gmacs, rel=0.005)
 
 
-@pytest.mark.parametrize(("published", "gmacs"), list(zip(SEGMENTERS, SEGMENTATION, strict=True)))
+@pytest.mark.parametrize(("published", "gmacs"), list(zip(SEGMENTERS[1:], SEGMENTATION, strict=True)))
 def test_segmenters_cost_what_they_cost_when_they_were_counted(published: Published, gmacs: float) -> None:
     counted = segmenter_cost(published.name, published.model_args).macs / 1e9
     assert counted == pytest.approx(gmacs, abs=0.06)
-    if published.gmacs != 169:  # docs/dense.md says why that one differs
-        more = CONVOLUTIONS if published.name == "semantic_fpn" else 0
-        assert counted + more == pytest.approx(published.gmacs, rel=0.006)
+    more = CONVOLUTIONS if published.name == "semantic_fpn" else 0
+    assert counted + more == pytest.approx(published.gmacs, rel=0.006)
 
 
 def test_windows_that_fit_the_map_cost_what_the_paper_says() -> None:
