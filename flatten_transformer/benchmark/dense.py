@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flatten_transformer.models.cost import count_macs, count_parameters
+from flatten_transformer.models.cost import count_parameters
 
 PROPOSALS = 1000  # boxes that the box heads see, as detectors are counted
 MASKS = 100  # of these the mask head sees so many
@@ -81,15 +81,13 @@ def detector_cost(name: str, model_args: dict[str, Any], size: tuple[int, int] =
     with torch.device("meta"):
         detector = build_detector(name, {**model_args, "pretrained": False}, num_classes=80, in_chans=3)
         core: Any = detector.core.eval()
-        pyramid, image = core.backbone, (3, *size)
-        maps = list(pyramid(torch.zeros(1, *image)).values())
-        channels, heads = pyramid.out_channels, getattr(core, "roi_heads", None)
+        features, pyramid = _count(core.backbone, torch.zeros(1, 3, *size))
+        maps, channels, heads = list(features.values()), core.backbone.out_channels, getattr(core, "roi_heads", None)
         boxes, masks = torch.zeros(PROPOSALS, channels, 7, 7), torch.zeros(MASKS, channels, 14, 14)
-        backbone = count_macs(pyramid.body, image)
         stages = [] if heads is None else getattr(heads, "stages", [heads])
         parts = {
-            "backbone": backbone,
-            "FPN": count_macs(pyramid, image) - backbone,
+            "backbone": pyramid["body"],
+            "FPN": pyramid[""] - pyramid["body"],
             "RPN or head": _macs(core.head if heads is None else core.rpn.head, maps),
             "boxes": sum(_macs(nn.Sequential(stage.box_head, stage.box_predictor), boxes) for stage in stages),
             "masks": _macs(nn.Sequential(heads.mask_head, heads.mask_predictor), masks) if heads and detector.has_masks else 0,
@@ -116,14 +114,19 @@ def segmenter_cost(name: str, model_args: dict[str, Any], size: tuple[int, int] 
 
     with torch.device("meta"):
         segmenter = build_segmenter(name, {**model_args, "pretrained": False}, num_classes=150, in_chans=3)
-        encoder: Any = segmenter.encoder
-        backbone = count_macs(encoder.model, (3, *size))
-        parts = {"backbone": backbone, "decoder": count_macs(segmenter, (3, *size)) - backbone}
+        _, macs = _count(segmenter.eval(), torch.zeros(1, 3, *size))
+        parts = {"backbone": macs["encoder.model"], "decoder": macs[""] - macs["encoder.model"]}
         return DenseCost(count_parameters(segmenter), parts)
 
 
 @torch.no_grad()
-def _macs(module: nn.Module, x: Any) -> int:
+def _count(module: nn.Module, x: Any) -> tuple[Any, dict[str, int]]:
+    """Run a module; return its output, and the multiply-accumulates of each of its parts by name, of all by ``""``."""
     with FlopCounterMode(display=False) as counter:
-        module(x)
-    return int(counter.get_total_flops()) // 2
+        out = module(x)
+    flops = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    return out, {name: count // 2 for name, count in flops.items()}
+
+
+def _macs(module: nn.Module, x: Any) -> int:
+    return _count(module, x)[1][""]
