@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, relu
 
 from flatten_transformer.analysis.capture import CapturedAttention, CapturedGrid
-from flatten_transformer.layers import FocusedLinearAttentionCore
+from flatten_transformer.layers import FocusedLinearAttention
 from flatten_transformer.ops import reference
 
 BINS = 40  # of the cosines, 0 to 1
@@ -51,7 +51,7 @@ def measure_angles(attention: CapturedAttention, head: int | None = None) -> Ang
     Returns:
         None where nothing is focused: another attention, or p = 1.
     """
-    if not isinstance(attention, CapturedGrid) or not isinstance(attention.module, FocusedLinearAttentionCore):
+    if not isinstance(attention, CapturedGrid) or not isinstance(attention.module, FocusedLinearAttention):
         return None
     module, layout = attention.module, attention.layout
     if module.focusing_factor == 1:
@@ -82,9 +82,9 @@ def measure_angles(attention: CapturedAttention, head: int | None = None) -> Ang
 def positive_features(attention: CapturedGrid) -> tuple[Tensor, Tensor]:
     """Return what goes into f_p of a focused linear attention: queries ``[B, H, N, D]`` and keys ``[B, H, M, D]``."""
     module, layout = attention.module, attention.layout
-    q, k, _ = module.split(attention.query, attention.key, attention.value, layout)
-    encoding, temperature = module.key_encoding(layout.context_grid_size), module.temperature()
-    q, k = relu(q) + _EPS, relu(k if encoding is None else k + encoding) + _EPS
+    query, key, value = (module.split_heads(tokens) for tokens in (attention.query, attention.key, attention.value))
+    q, k = (relu(x) + _EPS for x in module.condition(query, layout.hide(key, value)[0], layout))
+    temperature = module.temperature()
     return (q, k) if temperature is None else (q / temperature[:, None, :], k / temperature[:, None, :])
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flatten_transformer.layers import FocusedLinearAttentionCore, GridAttention
-from flatten_transformer.layers.layout import Decomposition, Layout
+from flatten_transformer.layers import FocusedLinearAttention, GridAttention
+from flatten_transformer.layers.attention.layout import Decomposition, Layout
 from flatten_transformer.layers.rank_restoration import is_depthwise
 
 _LARGEST_CHUNK = 2**24  # elements of the impulses that are convolved at once
@@ -212,7 +211,7 @@ class CapturedGrid(CapturedAttention):
         Raises:
             ValueError: If this is no focused linear attention.
         """
-        if not isinstance(self.module, FocusedLinearAttentionCore):
+        if not isinstance(self.module, FocusedLinearAttention):
             raise ValueError(f"{self.name} is {self.design}, which has no focusing_factor: choose a focused linear attention")
         return replace(self, module=_changed(self.module, focusing_factor=focusing_factor))
 
@@ -287,18 +286,14 @@ class _Recorder(TorchFunctionMode):
         self._running.pop()
 
     def _record(self, name: str, attention: GridAttention) -> None:
-        attend, signature = attention.attend, inspect.signature(GridAttention.attend)
+        attend = attention.attend
 
-        def recorded(*args: Any, **kwargs: Any) -> Tensor:
+        def recorded(query: Tensor, key: Tensor, value: Tensor, layout: Layout, x: Tensor | None = None) -> Tensor:
             self._within = True
-            out = attend(*args, **kwargs)
+            out = attend(query, key, value, layout, x)
             self._within = False
-            given = signature.bind(attention, *args, **kwargs)
-            given.apply_defaults()
-            _, query, key, value, grid_size, context_grid_size, attn_mask, x, cross = given.arguments.values()
-            layout = Layout(grid_size, context_grid_size, attn_mask, cross)
             windows, prefix = query.shape[0] // self._images, attention.num_prefix_tokens
-            grids = (tuple(grid_size), tuple(context_grid_size))
+            grids = (tuple(layout.grid_size), tuple(layout.context_grid_size))
             seen = (name, type(attention).__name__, attention.num_heads, windows, prefix, *grids, out)
             self.captured.append(CapturedGrid(*seen, attention, query, key, value, layout, x))
             return out

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from flatten_transformer.analysis.capture import CapturedAttention
 from flatten_transformer.analysis.selection import sample_channels
-from flatten_transformer.layers.layout import Decomposition
-from flatten_transformer.ops.peers.reference import apply_matrix
+from flatten_transformer.layers.attention.layout import Decomposition, apply_matrix
 
 
 def numerical_rank(matrix: Tensor) -> Tensor:

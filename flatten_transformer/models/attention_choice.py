@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flatten_transformer.layers import GridAttention, create_attention, create_attention_core
-from flatten_transformer.layers.registry import check_options
+from flatten_transformer.layers.attention.registry import check_options
 from flatten_transformer.ops.dispatch import Backend, check_backend
 
 

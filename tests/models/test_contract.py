@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import FeaturePyramidNetwork
 
 from flatten_transformer.benchmark.models import model_cost
-from flatten_transformer.layers import FocusedLinearAttentionCore, set_backend
+from flatten_transformer.layers import FocusedLinearAttention, set_backend
 from flatten_transformer.ops.cpp.build import unavailable
 
 ALL = timm.list_models("flatten_*")
@@ -124,9 +124,7 @@ def test_every_parameter_has_a_place_in_the_order_of_layers(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_backend_is_an_option_of_every_family(name: str) -> None:
-    chosen = {
-        part.backend for part in on_meta(name, backend="portable").modules() if isinstance(part, FocusedLinearAttentionCore)
-    }
+    chosen = {part.backend for part in on_meta(name, backend="portable").modules() if isinstance(part, FocusedLinearAttention)}
     assert chosen == {"portable"}
     with pytest.raises(ValueError, match=r"backend must be one of portable, cpp.*got 'fast'"):
         on_meta(name, backend="fast")

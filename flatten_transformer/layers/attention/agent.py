@@ -1,26 +1,29 @@
-"""Agent attention as a module: pooled queries for agents, biases of position, a convolution of the values."""
+"""Agent attention: Han et al., "Agent Attention: On the Integration of Softmax and Linear Attention", ECCV 2024."""
 
 # B batch, N queries, M keys, A agents, C channels = H heads × D channels per head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from flatten_transformer.layers.attention import GridAttention
+from flatten_transformer.layers.attention.base import GridAttention, GridOptions
+from flatten_transformer.layers.attention.layout import Layout
+from flatten_transformer.layers.attention.registry import register_attention
+from flatten_transformer.layers.attention.rows import masked_softmax, softmax_rows
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.layers.layout import Layout
-from flatten_transformer.layers.rank_restoration import Stretch
-from flatten_transformer.ops import peers
-from flatten_transformer.ops.peers import reference
 
+_POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 _BLOCK = 7  # side of the coarse biases, as released
 
 
 class Lines(nn.ParameterList):
-    """What is learned along each axis of a grid, ``[H, length, A]`` each; a list that is called, so that wrappers see it."""
+    """One bias along each axis of a grid, ``[H, length, A]`` each; a list that is called, so that wrappers see it."""
 
     __call__ = nn.Module.__call__
 
@@ -37,8 +40,8 @@ class PositionBias(nn.Module):
         num_agents: Agents A.
         grid_size: The grid that the lines are learned on.
         num_prefix_tokens: Prefix tokens.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
     """
 
     def __init__(
@@ -85,41 +88,37 @@ class PositionBias(nn.Module):
 
 
 def resize_line(line: Tensor, size: int) -> Tensor:
-    """Return what is learned along one axis, ``[H, length, A]``, at another length."""
+    """Return the bias along one axis, ``[H, length, A]``, at another length."""
     return resize_grid(line, (line.shape[1],), (size,), smooth=False)
 
 
+@register_attention("agent")
 class AgentAttention(GridAttention):
-    """Agent attention (arXiv 2312.08874): softmax attention to a few pooled queries, and from them.
+    """Attention through a few agents, in O(A(N + M)): ``softmax(s Q Aᵀ + B₂) softmax(s A Kᵀ + B₁) V``, s = 1/√D.
 
-    The convolution has a kernel for each channel of all heads. The position biases are those of the paper: a coarse
-    block of 7 a side, bilinearly enlarged, and a line for each axis, here resized too, so that any grid may come. Pooling
-    leaves prefix tokens and padding out. Released models take 9, 16, 49 and 49 agents in the four stages of a
+    ArXiv 2312.08874: pooled queries are the agents, which gather from the keys by softmax attention, and queries from
+    them. The convolution has a kernel for each channel of all heads. The position biases B are those of the paper: a
+    coarse block of 7 a side, bilinearly enlarged, and a line for each axis, here resized too, so that any grid may come.
+    Pooling leaves prefix tokens and padding out. Released models take 9, 16, 49 and 49 agents in the four stages of a
     pyramid; here one number holds for all.
 
     Args:
-        num_agents: Agents: the power of a whole number, as many times as the grid has axes, 49 = 7².
+        num_agents: Agents A: the power of a whole number, as many times as the grid has axes, 49 = 7².
         position_bias: Learn biases between tokens and agents.
-        dim: As every other argument: see :class:`~flatten_transformer.layers.core.AttentionCore`.
-        num_heads: Likewise.
-        grid_size: Likewise.
-        kernel_size: Likewise.
-        num_prefix_tokens: Likewise.
-        key_encoding: Likewise.
-        temperature: Likewise.
-        rank_restoration: Likewise.
-        stretch: Likewise.
-        device: Likewise.
-        dtype: Likewise.
+        dim, num_heads, grid_size, options: as :class:`GridAttention`.
 
     Raises:
         ValueError: If the agents make no square (line, cube).
 
     Example:
-        >>> from flatten_transformer.layers import create_attention
-        >>> create_attention("agent", dim=32, num_heads=2, grid_size=(5, 7), num_agents=9)(torch.randn(3, 35, 32)).shape
+        >>> AgentAttention(dim=32, num_heads=2, grid_size=(5, 7), num_agents=9)(torch.randn(3, 35, 32)).shape
         torch.Size([3, 35, 32])
     """
+
+    defaults: ClassVar[GridOptions] = {"kernel_size": 3, "rank_restoration": True}
+    own_modules = ("query_bias", "key_bias")
+    query_bias: PositionBias | None
+    key_bias: PositionBias | None
 
     def __init__(
         self,
@@ -129,45 +128,27 @@ class AgentAttention(GridAttention):
         *,
         num_agents: int = 49,
         position_bias: bool = True,
-        kernel_size: int = 3,
-        num_prefix_tokens: int = 0,
-        key_encoding: bool = False,
-        temperature: bool = False,
-        rank_restoration: bool = True,
-        stretch: Stretch = "grid",
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[GridOptions],
     ) -> None:
-        super().__init__(
-            dim,
-            num_heads,
-            grid_size,
-            kernel_size=kernel_size,
-            num_prefix_tokens=num_prefix_tokens,
-            key_encoding=key_encoding,
-            temperature=temperature,
-            rank_restoration=rank_restoration,
-            stretch=stretch,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(dim, num_heads, grid_size, **options)
         self.agents = _side(num_agents, len(self.grid_size))
-        self.query_bias: PositionBias | None = None
-        self.key_bias: PositionBias | None = None
         if position_bias:
-            sizes = (num_heads, num_agents, self.grid_size, num_prefix_tokens)
+            sizes = (num_heads, num_agents, self.grid_size, self.num_prefix_tokens)
+            device, dtype = options.get("device"), options.get("dtype")
             self.query_bias = PositionBias(*sizes, device=device, dtype=dtype)
             self.key_bias = PositionBias(*sizes, device=device, dtype=dtype)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Return ``[B, H, N, D]``."""
-        agents, query_bias, key_bias = self._agents(q, layout)
-        return peers.agent_attention(q, k, v, layout.attn_mask, agents=agents, query_bias=query_bias, key_bias=key_bias)
+        agents = self._agents(q, layout) * (q.shape[3] or 1) ** -0.5
+        spread, gather = self._add_biases(q @ agents.transpose(2, 3), agents @ k.transpose(2, 3), layout)
+        return spread.softmax(dim=3) @ (masked_softmax(gather, layout.attn_mask, dim=3) @ v)
 
     def weights(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        """Return ``[B, H, N, M]``."""
-        agents, query_bias, key_bias = self._agents(q, layout)
-        return reference.agent_matrix(q, k, layout.attn_mask, agents=agents, query_bias=query_bias, key_bias=key_bias)
+        """Return softmax(QAᵀ/√D + B₂) softmax(AKᵀ/√D + B₁), ``[B, H, N, M]``."""
+        agents, root = self._agents(q, layout), q.shape[3] ** 0.5
+        spread, gather = self._add_biases(q @ agents.transpose(2, 3) / root, agents @ k.transpose(2, 3) / root, layout)
+        return softmax_rows(spread, None) @ softmax_rows(gather, layout.attn_mask)
 
     def set_grid_size(self, grid_size: Sequence[int]) -> None:
         """Learn on another grid from here on: resizes the lines of the biases too."""
@@ -181,14 +162,16 @@ class AgentAttention(GridAttention):
         _, is_line, axis = name.partition(".lines.")
         return resize_line(tensor, self.grid_size[int(axis)]) if is_line else tensor
 
-    def _agents(self, q: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return the agents ``[B, H, A, D]``, the biases of queries ``[H, N, A]`` and of keys ``[H, A, M]``."""
+    def _agents(self, q: Tensor, layout: Layout) -> Tensor:
+        """Return the agents, ``[B, H, A, D]``, of queries ``[B, H, N, D]``."""
         prefix, mask = self.num_prefix_tokens, layout.query_mask
-        mask = mask if mask is None else mask[..., prefix:]
-        agents = peers.pool_agents(q[:, :, prefix:], layout.grid_size, self.agents, mask)
+        return pool_agents(q[:, :, prefix:], layout.grid_size, self.agents, None if mask is None else mask[..., prefix:])
+
+    def _add_biases(self, spread: Tensor, gather: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Add B₂ to ``[B, H, N, A]`` and B₁ to ``[B, H, A, M]``."""
         if self.query_bias is None or self.key_bias is None:
-            return agents, None, None
-        return agents, self.query_bias(layout.grid_size), self.key_bias(layout.context_grid_size).transpose(1, 2)
+            return spread, gather
+        return spread + self.query_bias(layout.grid_size), gather + self.key_bias(layout.context_grid_size).transpose(1, 2)
 
     def _kernel_count(self) -> int:
         """Return how many kernels ``dwc`` has: each channel of each head its own."""
@@ -200,3 +183,35 @@ def _side(num_agents: int, axes: int) -> tuple[int, ...]:
     if side < 1 or side**axes != num_agents:
         raise ValueError(f"num_agents must be a whole number to the power {axes}, such as {7**axes}, got {num_agents}")
     return (side,) * axes
+
+
+def pool_agents(query: Tensor, grid_size: Sequence[int], agents: Sequence[int], mask: Tensor | None = None) -> Tensor:
+    """Average the queries of a grid into a smaller grid of agents, whatever the grid: bins may overlap.
+
+    Args:
+        query: ``[B, H, N, D]``, grid tokens only, last axis fastest.
+        grid_size: One to three axes; their product is N.
+        agents: As many axes, of A agents.
+        mask: Boolean, ``[B, 1, 1, N]``; True where a query is a token and no padding. An agent of padding alone is 0.
+
+    Returns:
+        ``[B, H, A, D]`` in ``query.dtype``.
+
+    Example:
+        >>> pool_agents(torch.arange(6.0).reshape(1, 1, 6, 1), (6,), (2,)).flatten()
+        tensor([1., 4.])
+    """
+    batch, heads, _, channels = query.shape
+
+    def pool(x: Tensor) -> Tensor:  # [B, N, C] -> [B, A, C]
+        image = x.transpose(1, 2).reshape(batch, x.shape[2], *grid_size)
+        return _POOL[len(grid_size)](image, tuple(agents)).flatten(2).transpose(1, 2)
+
+    if mask is None:
+        pooled = pool(query.transpose(1, 2).flatten(2))
+    else:
+        kept = mask.transpose(2, 3).expand(batch, 1, -1, 1)  # [B, 1, N, 1]
+        sums = pool(query.masked_fill(~kept, 0).transpose(1, 2).flatten(2))
+        shares = pool(kept[:, 0].to(query.dtype))  # [B, A, 1]
+        pooled = sums / shares.where(shares > 0, 1)
+    return pooled.unflatten(2, (heads, channels)).transpose(1, 2)
