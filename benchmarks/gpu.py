@@ -22,7 +22,7 @@ from flatten_transformer.benchmark import contenders, model, op
 from flatten_transformer.benchmark.growth import growth
 from flatten_transformer.benchmark.machine import Header, choose_device, describe
 from flatten_transformer.benchmark.picture import draw
-from flatten_transformer.benchmark.race import DIRECTIONS, Limits
+from flatten_transformer.benchmark.race import DIRECTIONS, Limits, Plan, make_cases
 from flatten_transformer.benchmark.report import Point, Report, write_report
 
 MODELS = ("flatten_swin_tiny_patch4_224", "flatten_pvt_tiny", "flatten_pvt_small", "flatten_deit_tiny_patch16_224")
@@ -46,9 +46,9 @@ def main() -> None:
     # softmax that takes longer at one size would take minutes at the next
     limits = Limits(arguments.budget_s, call_s=0.1, deadline_s=start_s + SHARE_OF_OP * whole_s)
     shapes = op.sweep_shapes(arguments.tokens, 64 * arguments.heads, arguments.heads, arguments.tokens_per_batch)
-    cases = op.make_cases(shapes, [dtype], DIRECTIONS)
-    cases.sort(key=lambda case: case.shape.tokens)  # if the time runs out, it is the longest that are missing
-    plan = op.Plan(cases, device, limits, WANTED, compiled=not arguments.eager, copy_gb_per_s=float(header["copy_gb_per_s"] or 0))
+    cases = make_cases(shapes, [dtype], DIRECTIONS)
+    cases.sort(key=lambda case: case.subject.tokens)  # if the time runs out, it is the longest that are missing
+    plan = Plan(cases, device, limits, WANTED, compiled=not arguments.eager, copy_gb_per_s=float(header["copy_gb_per_s"] or 0))
     for race in op.measure(plan):
         points += race
         show(race)
@@ -56,10 +56,9 @@ def main() -> None:
 
     limits = limits._replace(call_s=2.0, deadline_s=start_s + 0.92 * whole_s)
     for size_px in arguments.sizes_px:
-        model_cases = model.make_cases(arguments.models, [size_px], [dtype], DIRECTIONS)
         batch = max(1, round(arguments.batch * (224 / size_px) ** 2))  # as many pixels at every size
-        graphed = device.type == "cuda"
-        for race in model.measure(model.Plan(model_cases, device, batch, limits, WANTED_MODELS, graphed=graphed)):
+        model_cases = model.make_cases(arguments.models, [size_px], batch, [dtype], DIRECTIONS)
+        for race in model.measure(Plan(model_cases, device, limits, WANTED_MODELS, graphed=device.type == "cuda")):
             points += race
             show(race)
         write(header, points, arguments.folder)

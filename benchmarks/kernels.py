@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from flatten_transformer.benchmark.contenders import Contender, Shape, make_run, ours
 from flatten_transformer.benchmark.machine import copy_gb_per_s
-from flatten_transformer.benchmark.op import Case, draw_task
-from flatten_transformer.benchmark.race import TRAINING
+from flatten_transformer.benchmark.op import draw_task
+from flatten_transformer.benchmark.race import TRAINING, Case
 
 # Tensors of B·N·C numbers that a kernel cannot but read or write.
 TENSORS = {

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever meets half of one, and that nothing which is there already is lost.
+"""Atomic file writes.
 
 Every file of this package is written here. Links are followed. What is no regular file (a FIFO, a device, /dev/stdout) is
 written into. A regular file is replaced by a whole new one, which has its mode and, where the system lets us, its owner; where

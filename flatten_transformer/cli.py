@@ -9,52 +9,35 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, get_args, get_origin, get_type_hints
+from pkgutil import resolve_name
+from typing import get_args, get_origin, get_type_hints
 
-from flatten_transformer import __version__
+from flatten_transformer import __version__, commands
 from flatten_transformer.hints import hint
 from flatten_transformer.import_path import without_working_directory
-from flatten_transformer.lazy import load
 from flatten_transformer.ops.dispatch import BackendError
 from flatten_transformer.printable import printable
 from flatten_transformer.stopping import StoppedError, UnfinishedError
-
-
-class Command(NamedTuple):
-    """A command: what it does, and the typed function, ``"module:function"``, that does it."""
-
-    summary: str
-    function: str
-
 
 TRAINING = {  # these take recipes; their options are those of the task, the data and Lightning's Trainer
     "fit": "train a model by a recipe",
     "validate": "judge a checkpoint on the validation images",
     "test": "judge a checkpoint on the test images",
 }
-COMMANDS = {  # a function's parameters are the options of its command, its docstring is their help
-    "predict": Command("say what a trained model sees in image files", "flatten_transformer.tasks.prediction:predict"),
-    "analyze": Command(
-        "show how attention looks at an image: ranks, sharpness, pictures", "flatten_transformer.analysis.command:analyze"
-    ),
-    "models": Command("list the models, what they cost and what is published", "flatten_transformer.benchmark.models:models"),
-    "convert-checkpoint": Command(
-        "turn a pickled checkpoint into safetensors", "flatten_transformer.models.files:convert_checkpoint"
-    ),
-    "benchmark op": Command(
-        "race the attention against the released form and softmax", "flatten_transformer.benchmark.commands:op"
-    ),
-    "benchmark model": Command("race models against their softmax namesakes", "flatten_transformer.benchmark.commands:model"),
-    "benchmark data": Command(
-        "measure how fast a recipe's images are read and augmented", "flatten_transformer.benchmark.training:data"
-    ),
-    "benchmark loop": Command(
-        "measure what the training loop costs beside plain PyTorch", "flatten_transformer.benchmark.training:loop"
-    ),
-    "make-scenes": Command("write the scenes of the dense demo into a folder", "flatten_transformer.data.scenes:make_scenes"),
-    "demo": Command("train, compare, explain and use a small model on digits", "flatten_transformer.demo:demo"),
-    "demo-dense": Command("find digits on photographs: detection and segmentation", "flatten_transformer.dense_demo:demo_dense"),
+COMMANDS = {  # each a typed function in commands/, whose parameters are its options and whose docstring is its help
+    "predict": "say what a trained model sees in image files",
+    "analyze": "show how attention looks at an image: ranks, sharpness, pictures",
+    "models": "list the models, what they cost and what is published",
+    "convert-checkpoint": "turn a pickled checkpoint into safetensors",
+    "benchmark op": "race the attention against the released form and softmax",
+    "benchmark model": "race models against their softmax namesakes",
+    "benchmark data": "measure how fast a recipe's images are read and augmented",
+    "benchmark loop": "measure what the training loop costs beside plain PyTorch",
+    "make-scenes": "write the scenes of the dense demo into a folder",
+    "demo": "train, compare, explain and use a small model on digits",
+    "demo-dense": "find digits on photographs: detection and segmentation",
 }
+_GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # first words of the commands that have two
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 _DENSE = ("faster_coco_eval", "segmentation_models_pytorch")
 _EXTRAS = {
@@ -141,45 +124,31 @@ def run(argv: list[str]) -> None:
     Raises:
         ValueError: If there is no such command, or it refuses an argument.
     """
-    name, arguments = _split(argv)
+    argv = argv or ["--help"]
+    length = 2 if argv[0] in _GROUPS and not "".join(argv[1:2]).startswith("-") else 1
+    name, arguments = " ".join(argv[:length]), argv[length:]
     if name in ("-h", "--help", "help"):
         sys.stdout.write(overview())
     elif name == "--version":
         sys.stdout.write(f"flatten {__version__}\n")
     elif name in TRAINING:
-        load("flatten_transformer.tasks.training:train")(name, arguments)
+        from flatten_transformer.tasks.training import train  # slow to import, and not needed for `flatten --help`
+
+        train(name, arguments)  # type: ignore[arg-type]  # which is one of its literals
     elif name in COMMANDS:
-        call(name, load(COMMANDS[name].function), arguments)
-    elif name in _groups() and arguments[:1] in ([], ["-h"], ["--help"]):
-        sys.stdout.write(overview(name))
+        words = name.replace("-", "_").split()
+        call(name, resolve_name(f"{commands.__name__}.{'_'.join(words)}:{words[-1]}"), arguments)
+    elif name in _GROUPS and arguments[:1] in ([], ["-h"], ["--help"]):
+        sys.stdout.write(overview(f"{name} "))
     else:
-        raise ValueError(f"no command {name!r}: {hint(name, _names(name))}")
+        group = f"{name.partition(' ')[0]} "
+        names = [*TRAINING, *COMMANDS]
+        raise ValueError(f"no command {name!r}: {hint(name, [near for near in names if near.startswith(group)] or names)}")
 
 
-def _split(argv: list[str]) -> tuple[str, list[str]]:
-    """Return the command, which may be two words, and its arguments."""
-    if not argv:
-        return "--help", []
-    words = 2 if argv[0] in _groups() and len(argv) > 1 and not argv[1].startswith("-") else 1
-    return " ".join(argv[:words]), argv[words:]
-
-
-def _groups() -> set[str]:
-    """Return the first words of the commands that have two."""
-    return {name.partition(" ")[0] for name in COMMANDS if " " in name}
-
-
-def _names(near: str) -> list[str]:
-    """Return the commands a user may have meant who wrote ``near``."""
-    group = near.partition(" ")[0]
-    return [name for name in [*TRAINING, *COMMANDS] if group not in _groups() or name.startswith(f"{group} ")]
-
-
-def overview(group: str | None = None) -> str:
-    """Return what ``flatten --help`` prints, or, of the commands that begin with one word, ``flatten benchmark --help``."""
-    summaries = {**TRAINING, **{name: command.summary for name, command in COMMANDS.items()}}
-    if group is not None:
-        summaries = {name: summary for name, summary in summaries.items() if name.startswith(f"{group} ")}
+def overview(group: str = "") -> str:
+    """Return what ``flatten --help`` prints; of the commands that begin with ``"benchmark "``, ``flatten benchmark --help``."""
+    summaries = {name: summary for name, summary in {**TRAINING, **COMMANDS}.items() if name.startswith(group)}
     width = max(map(len, summaries))
     lines = [f"  flatten {name:<{width}}  {summary}" for name, summary in summaries.items()]
     return "\n".join(
@@ -205,7 +174,7 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
     everything else is an option.
 
     Args:
-        name: Of the command, for its help.
+        name: Name of the command, for its help.
         function: Its parameters become the arguments; its Google docstring becomes their help.
         argv: The arguments.
 

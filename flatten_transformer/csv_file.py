@@ -1,4 +1,4 @@
-"""Tables as CSV files, row by row: safe for spreadsheets, and UTF-8 whatever a file is called."""
+"""Write CSV files row by row: safe to open in spreadsheets, and always UTF-8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A digest inside the files of ``torch.save``, which are zip files: whether one is still what was written."""
+"""Seal files of ``torch.save``, which are zip files, with a digest, and detect damage."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def damage(path: Path) -> str | None:
     files keep of their entries. What is no zip file is for its reader to judge.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
 
     Raises:
         OSError: If it cannot be read.
@@ -81,7 +81,7 @@ def check_whole(path: Path) -> None:
     """Raise ValueError if a file of ``torch.save`` is damaged.
 
     Args:
-        path: Of a file; of other formats, and of what is not there, nothing is said.
+        path: Path of a file; other formats and missing files are not checked.
     """
     reason = damage(path) if path.is_file() else None
     if reason is not None:

@@ -1,4 +1,4 @@
-"""The cure at the end of an error message about a name."""
+"""Suggest what was meant by a wrong name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Iterable
 
 
-def hint(came: str, names: Iterable[str], kinds: Iterable[str] | None = None) -> str:
+def hint(given: str, names: Iterable[str], groups: Iterable[str] | None = None) -> str:
     """Return what the user may have meant, or all there is if it is not much.
 
     Args:
-        came: What came.
-        names: What there is.
-        kinds: What to list instead of many names.
+        given: The name that was given.
+        names: The names that exist.
+        groups: What to list instead of many names.
 
     Example:
         >>> hint("tset", ["fit", "test"])
@@ -23,8 +23,8 @@ def hint(came: str, names: Iterable[str], kinds: Iterable[str] | None = None) ->
         'choose one of training, using'
     """
     names = list(names)
-    close = difflib.get_close_matches(came, names, n=3)
+    close = difflib.get_close_matches(given, names, n=3)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    listed = list(kinds or names)
+    listed = list(groups or names)
     return f"choose one of {', '.join(listed)}" if len(listed) <= 20 else f"none of {len(names)} names is like it"

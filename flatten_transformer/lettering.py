@@ -1,4 +1,4 @@
-"""Text from files in pictures: any script that an installed font has, in one line, and never taken for mathematics."""
+"""Draw names from files in pictures: any script that an installed font has, on one line, never taken for mathematics."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Lettering:
 
         Args:
             text: From :meth:`legible`.
-            size: Of the letters in pixels.
+            size: Size of the letters in pixels.
         """
         boxes, x = [(0.0, 0.0, 0.0, 0.0)], 0.0
         for path, piece in self._pieces(text):
@@ -100,10 +100,10 @@ class Lettering:
         """Draw a legible text on an image.
 
         Args:
-            canvas: Of the image.
+            canvas: What is drawn on.
             place: Where its base line begins, in pixels.
             text: From :meth:`legible`.
-            size: Of the letters in pixels.
+            size: Size of the letters in pixels.
             fill: Their colour.
         """
         x, y = place

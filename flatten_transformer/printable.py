@@ -1,4 +1,4 @@
-"""Text from files, safe to show on a terminal."""
+"""Escape text from files, so that it is safe to show on a terminal."""
 
 from __future__ import annotations
 

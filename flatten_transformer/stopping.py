@@ -1,4 +1,4 @@
-"""How a command ends that does not end well: stopped, or without some of what it was asked for."""
+"""Exceptions of commands that are stopped by a signal, or finish without some of what they were asked for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StoppedError(KeyboardInterrupt):
     """A signal asked the process to end.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:

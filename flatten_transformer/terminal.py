@@ -1,4 +1,4 @@
-"""Showing text that came from files: names are made printable, and nothing in them is taken for markup or emoji."""
+"""Print text that came from files: escaped, and never taken for markup or emoji."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import flatten_transformer
+from flatten_transformer.cli import overview
 
 PUBLIC = [
     "FlattenVisionTransformer",
@@ -77,14 +78,18 @@ before, loaded = state(), set(sys.modules)
 import flatten_transformer
 layer = flatten_transformer.FocusedLinearAttention(32, 2, (5, 7), device=torch.device("meta"))
 new = sorted({name.partition(".")[0] for name in set(sys.modules) - loaded})
-print(json.dumps({"same": before == state(), "new": new, "all": sorted({name.partition(".")[0] for name in sys.modules})}))
+same = before == state()
+from flatten_transformer.cli import main
+main(["--help"])
+print(json.dumps({"same": same, "new": new, "all": sorted({name.partition(".")[0] for name in sys.modules})}))
 """
 
 
-def test_importing_needs_torch_and_timm_only_and_changes_no_global_state() -> None:
+def test_importing_and_asking_for_help_need_torch_and_timm_only_and_change_no_global_state() -> None:
     done = subprocess.run([sys.executable, "-W", "error::ResourceWarning", "-c", IMPORTING], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)  # and nothing else was printed
+    assert done.stdout.startswith(overview())  # and nothing else was printed
+    found = json.loads(done.stdout.removeprefix(overview()))
     assert found["same"]
     extras = {"jsonargparse", "lightning", "matplotlib", "rich", "sklearn", "tensorboard", "torchmetrics"}
     assert not extras & set(found["new"])

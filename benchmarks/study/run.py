@@ -189,11 +189,9 @@ def chance(summary: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Draw accuracy against the time for a thousand training images into a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     measured = {name: row for name, row in summary.items() if not math.isnan(row["images_per_second"])}
     points = {name: (1000 / row["images_per_second"], row["mean"]) for name, row in measured.items()}

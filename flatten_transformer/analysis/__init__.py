@@ -1,21 +1,21 @@
 """Focus and rank of attention, as numbers and as pictures."""
 
 from flatten_transformer.analysis.angles import Angles, measure_angles
-from flatten_transformer.analysis.capture import capture
-from flatten_transformer.analysis.looks import Look
-from flatten_transformer.analysis.measures import (
+from flatten_transformer.analysis.capture import CapturedAttention, capture
+from flatten_transformer.analysis.metrics import (
+    LayerNumbers,
     effective_rank,
+    measure,
     numerical_rank,
     row_entropy_bits,
     token_similarity,
     top_mass,
 )
-from flatten_transformer.analysis.summary import LayerNumbers, measure
 
 __all__ = [
     "Angles",
+    "CapturedAttention",
     "LayerNumbers",
-    "Look",
     "capture",
     "effective_rank",
     "measure",

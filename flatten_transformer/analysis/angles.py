@@ -1,4 +1,4 @@
-"""What the focused function does to the angles of real queries and keys: Proposition 1 of FLatten, seen."""
+"""Angles between queries and keys before and after the focused function: Proposition 1 of FLatten, measured."""
 
 # B images, H heads, N queries, M keys, D channels per head.
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, relu
 
-from flatten_transformer.analysis.looks import GridLook, Look
+from flatten_transformer.analysis.capture import CapturedAttention, CapturedGrid
 from flatten_transformer.layers import FocusedLinearAttention
 from flatten_transformer.layers.attention.layout import split_heads
 from flatten_transformer.ops import reference
@@ -42,50 +42,50 @@ class Angles:
     after: dict[str, list[float]]
 
 
-def measure_angles(look: Look, head: int | None = None) -> Angles | None:
+def measure_angles(attention: CapturedAttention, head: int | None = None) -> Angles | None:
     """Return what f_p does to the angles between the queries and the keys of a focused linear attention.
 
     Args:
-        look: From :func:`flatten_transformer.analysis.capture`.
-        head: Of one head; None: of all.
+        attention: From :func:`flatten_transformer.analysis.capture`.
+        head: Index of one head; None: all of them.
 
     Returns:
         None where nothing is focused: another attention, or p = 1.
     """
-    if not isinstance(look, GridLook) or not isinstance(look.attention, FocusedLinearAttention):
+    if not isinstance(attention, CapturedGrid) or not isinstance(attention.module, FocusedLinearAttention):
         return None
-    attention = look.attention
-    if attention.focusing_factor == 1:
+    module, layout = attention.module, attention.layout
+    if module.focusing_factor == 1:
         return None
-    features = positive_features(look)
-    focused = [reference.focused_function(x, attention.focusing_factor, norm=attention.norm) for x in features]
+    features = positive_features(attention)
+    focused = [reference.focused_function(x, module.focusing_factor, norm=module.norm) for x in features]
     heads = slice(None) if head is None else slice(head, head + 1)
     same = features[0].argmax(3)[:, heads, :, None] == features[1].argmax(3)[:, heads, None, :]  # [B, H, N, M]
     kept = torch.ones_like(same)
-    if look.layout.attn_mask is not None:
-        kept = kept & look.layout.attn_mask
-    if look.layout.query_mask is not None:
-        kept = kept & look.layout.query_mask.transpose(2, 3)
-    kinds = {"same": same & kept, "other": ~same & kept}
+    if layout.attn_mask is not None:
+        kept = kept & layout.attn_mask
+    if layout.query_mask is not None:
+        kept = kept & layout.query_mask.transpose(2, 3)
+    pairs = {"same": same & kept, "other": ~same & kept}
     before, after = (_cosines(*(x[:, heads] for x in pair)) for pair in (features, focused))
     rose = after > before
     return Angles(
-        {kind: int(chosen.sum()) for kind, chosen in kinds.items()},
-        {kind: _mean(before[chosen]) for kind, chosen in kinds.items()},
-        {kind: _mean(after[chosen]) for kind, chosen in kinds.items()},
-        {kind: _mean((rose if kind == "same" else ~rose)[chosen].double()) for kind, chosen in kinds.items()},
-        {kind: _shares(before[chosen]) for kind, chosen in kinds.items()},
-        {kind: _shares(after[chosen]) for kind, chosen in kinds.items()},
+        {kind: int(chosen.sum()) for kind, chosen in pairs.items()},
+        {kind: _mean(before[chosen]) for kind, chosen in pairs.items()},
+        {kind: _mean(after[chosen]) for kind, chosen in pairs.items()},
+        {kind: _mean((rose if kind == "same" else ~rose)[chosen].double()) for kind, chosen in pairs.items()},
+        {kind: _shares(before[chosen]) for kind, chosen in pairs.items()},
+        {kind: _shares(after[chosen]) for kind, chosen in pairs.items()},
     )
 
 
 @torch.no_grad()
-def positive_features(look: GridLook) -> tuple[Tensor, Tensor]:
+def positive_features(attention: CapturedGrid) -> tuple[Tensor, Tensor]:
     """Return what goes into f_p of a focused linear attention: queries ``[B, H, N, D]`` and keys ``[B, H, M, D]``."""
-    attention, layout = look.attention, look.layout
-    query, key, value = (split_heads(tokens, attention.num_heads) for tokens in (look.query, look.key, look.value))
-    q, k = (relu(x) + _EPS for x in attention.condition(query, layout.hide(key, value)[0], layout))
-    temperature = attention.temperature()
+    module, layout = attention.module, attention.layout
+    query, key, value = (split_heads(tokens, module.num_heads) for tokens in (attention.query, attention.key, attention.value))
+    q, k = (relu(x) + _EPS for x in module.condition(query, layout.hide(key, value)[0], layout))
+    temperature = module.temperature()
     return (q, k) if temperature is None else (q / temperature[:, None, :], k / temperature[:, None, :])
 
 

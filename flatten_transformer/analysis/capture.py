@@ -1,12 +1,13 @@
-"""Looking at every attention of a model while it works on images: on a copy, so the model itself stays as it is."""
+"""Capture every attention of a model while it works on images, and the matrices that it never formed."""
 
-# B images, or windows of images; N queries, M keys, C channels = H heads × D channels per head.
+# B images, or windows of images; N queries, M keys, C channels = H heads × D channels per head, G groups of value channels.
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,54 +15,257 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flatten_transformer.analysis.looks import Grid, GridLook, Look, SoftmaxLook
-from flatten_transformer.layers import GridAttention
-from flatten_transformer.layers.attention.layout import Layout
+from flatten_transformer.layers import FocusedLinearAttention, GridAttention
+from flatten_transformer.layers.attention.layout import Decomposition, Layout
+from flatten_transformer.layers.rank_restoration import is_depthwise
 
+_LARGEST_CHUNK = 2**24  # elements of the impulses that are convolved at once
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
+Grid = tuple[int, ...]
 
-def capture(model: nn.Module, images: Tensor, *, dtype: torch.dtype = torch.float64) -> list[Look]:
-    """Run a copy of a model once and return what each of its attentions was given and handed on, in order.
 
-    Seen are GridAttention, so every linear block of this library in any family, windows and stripes included, and every
+def capture(model: nn.Module, images: Tensor, *, dtype: torch.dtype = torch.float64) -> list[CapturedAttention]:
+    """Run a copy of a model once; return the inputs and the output of each of its attentions, in order.
+
+    Captured are GridAttention, so every linear block of this library in any family, windows and stripes included, and every
     call of ``F.scaled_dot_product_attention``, so the softmax blocks of timm's ViT, DeiT, Swin, PVTv2 and many more.
 
     Args:
         model: Any such model.
         images: ``[B, channels, height, width]``, as the model takes them.
-        dtype: Of the copy: float64 leaves no doubt about a rank.
+        dtype: The copy's dtype: float64 leaves no doubt about a rank.
 
     Raises:
-        ValueError: If no attention of the model can be seen.
+        ValueError: If no attention of the model can be captured.
 
     Example:
         >>> import timm
         >>> model = timm.create_model("flatten_deit_tiny_patch16_224", depth=2)
-        >>> looks = capture(model, torch.rand(1, 3, 224, 224))
-        >>> [look.name for look in looks]
+        >>> attentions = capture(model, torch.rand(1, 3, 224, 224))
+        >>> [attention.name for attention in attentions]
         ['blocks.0.attn', 'blocks.1.attn']
-        >>> looks[1].decompose().matrix.shape
+        >>> attentions[1].decompose().matrix.shape
         torch.Size([1, 3, 196, 196])
     """
-    subject = copy.deepcopy(model).to(dtype).eval()
-    watcher = _Watcher(subject, images)
-    with torch.no_grad(), watcher:
-        subject(images.to(next(subject.parameters())))
-    if not watcher.looks:
+    network = copy.deepcopy(model).to(dtype).eval()
+    recorder = _Recorder(network, images)
+    with torch.no_grad(), recorder:
+        network(images.to(next(network.parameters())))
+    if not recorder.captured:
         raise ValueError(
             f"no attention of {type(model).__name__} can be seen: take a FLatten model, or one that calls PyTorch's "
             "scaled_dot_product_attention, such as timm's vit_*, deit_*, swin_* and pvt_v2_*"
         )
-    return watcher.looks
+    return recorder.captured
 
 
-class _Watcher(TorchFunctionMode):
-    """Notes what passes through the attentions of a model that is its own: the watches are never taken off."""
+@dataclass(frozen=True)
+class CapturedAttention:
+    """One attention of a model, with its inputs and output: from :func:`flatten_transformer.analysis.capture`.
+
+    Args:
+        name: The module's name in its model, such as ``blocks.3.attn``.
+        design: Class of the attention, or ``softmax``.
+        heads: Heads H.
+        windows: Windows an image is cut into; 1: the whole image.
+        num_prefix_tokens: Class and register tokens before the others.
+        grid_size: The grid of the queries; None where it cannot be told.
+        context_grid_size: The grid of the keys; None where it cannot be told.
+        output: Input of the output projection, ``[B, N, C]``.
+    """
+
+    name: str
+    design: str
+    heads: int
+    windows: int
+    num_prefix_tokens: int
+    grid_size: Grid | None
+    context_grid_size: Grid | None
+    output: Tensor
+
+    @property
+    def queries(self) -> int:
+        """The number of queries N."""
+        return self.output.shape[1]
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head D."""
+        return self.output.shape[2] // self.heads
+
+    @property
+    def keys(self) -> int:
+        """The number of keys M."""
+        raise NotImplementedError
+
+    def decompose(self) -> Decomposition:
+        """Return the matrix ``[B, G, N, M]`` and what else the output is made of; quadratic."""
+        raise NotImplementedError
+
+    def convolution(self, channels: Sequence[int]) -> Tensor | None:
+        """Return rank restoration as matrices, ``M_DWC`` of FLatten eq. (11): one for each channel, without the bias.
+
+        Args:
+            channels: Indices among the C channels of all heads.
+
+        Returns:
+            ``[B, len(channels), N, M]``, or None where the attention has no convolution. For channel c of head h,
+            ``(matrix[g] + convolution) @ value`` is its output (eq. 12) but for bias and gate, g the group of c.
+        """
+        return None
+
+    def equivalent(self, channels: Sequence[int], parts: Decomposition | None = None) -> Tensor:
+        """Return the matrices that the values of some channels are multiplied by, convolution included.
+
+        Args:
+            channels: Indices among the C channels of all heads.
+            parts: From :meth:`decompose`, where it is at hand.
+
+        Returns:
+            ``[B, len(channels), N, M]``.
+        """
+        matrix = (self.decompose() if parts is None else parts).matrix
+        chosen = matrix[:, self.groups(channels, matrix.shape[1])]
+        convolution = self.convolution(channels)
+        return chosen if convolution is None else chosen + convolution
+
+    def groups(self, channels: Sequence[int], count: int) -> list[int]:
+        """Return which of ``count`` groups each channel belongs to."""
+        return [channel * count // self.output.shape[2] for channel in channels]
+
+
+@dataclass(frozen=True)
+class CapturedGrid(CapturedAttention):
+    """A call of a GridAttention, with or without projections of its own.
+
+    Args:
+        module: The attention.
+        query: Projected tokens ``[B, N, C]``.
+        key: ``[B, M, C]``.
+        value: ``[B, M, C]``.
+        layout: Where the tokens lie, and which keys take part.
+        x: The tokens before the projection, ``[B, N, C]``.
+    """
+
+    module: GridAttention
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    layout: Layout
+    x: Tensor | None
+
+    @property
+    def keys(self) -> int:
+        """The number of keys M."""
+        return self.key.shape[1]
+
+    @torch.no_grad()
+    def decompose(self) -> Decomposition:
+        """Return the matrix ``[B, G, N, M]`` and what else the output is made of; quadratic."""
+        return self.module.decompose_projected(self.query, self.key, self.value, self.layout, self.x)
+
+    @torch.no_grad()
+    def convolution(self, channels: Sequence[int]) -> Tensor | None:
+        """Return the answers to an impulse at each token, see :meth:`CapturedAttention.convolution`."""
+        dwc = self.module.dwc
+        plain = dwc is not None and is_depthwise(dwc) and not _restores_itself(self.module)
+        restore = self._restore_some if plain else self._restore_all
+        batch, channel_count = self.output.shape[0], self.output.shape[2]
+        bias = restore(torch.zeros(batch, 1, self.keys).to(self.output), channels)
+        if bias is None:
+            return None
+        columns = []
+        for impulses in torch.eye(self.keys).to(self.output).split(max(1, _LARGEST_CHUNK // (batch * self.keys * channel_count))):
+            answers = restore(impulses.expand(batch, -1, -1), channels)
+            assert answers is not None
+            columns.append(answers - bias)  # [B, J, N, channels]
+        matrix = torch.cat(columns, dim=1).permute(0, 3, 2, 1)
+        hidden = self.layout.attn_mask
+        return matrix if hidden is None else matrix.masked_fill(~hidden, 0)
+
+    def _restore_all(self, values: Tensor, channels: Sequence[int]) -> Tensor | None:
+        """Return some channels of the convolution, ``[B, J, N, channels]``, of values ``[B, J, M]`` that all channels share."""
+        count = values.shape[1]
+        mask, x = (None if t is None else t.repeat_interleave(count, 0) for t in (self.layout.attn_mask, self.x))
+        v = values.flatten(0, 1)[:, None, :, None].expand(-1, self.heads, -1, self.head_dim)  # [B·J, H, M, D]
+        restored = self.module.restore(v, self.layout._replace(attn_mask=mask), x)
+        return None if restored is None else restored[..., list(channels)].unflatten(0, (-1, count))
+
+    def _restore_some(self, values: Tensor, channels: Sequence[int]) -> Tensor | None:
+        """Return the same by the kernels of these channels alone, where ``dwc`` is all there is: 50 times as fast."""
+        dwc, count = self.module.dwc, len(channels)
+        assert isinstance(dwc, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        options: dict[str, Any] = {"padding": dwc.padding, "groups": count, "bias": False, "device": "meta"}
+        narrow = type(dwc)(count, count, dwc.kernel_size, **options)  # type: ignore[arg-type]  # as many sides as axes
+        narrow.weight = nn.Parameter(dwc.weight[[channel % dwc.weight.shape[0] for channel in channels]])
+        v = values.flatten(0, 1)[:, None, :, None].expand(-1, -1, -1, len(channels))  # [B·J, 1, M, channels]
+        restored = _changed(self.module, dwc=narrow).restore(v, self.layout, None)
+        return None if restored is None else restored.unflatten(0, values.shape[:2])
+
+    def refocused(self, focusing_factor: float) -> CapturedGrid:
+        """Return a copy with another power p, to show what focusing does; 1 is plain ReLU linear attention.
+
+        ``output`` stays that of the model.
+
+        Raises:
+            ValueError: If this is no focused linear attention.
+        """
+        if not isinstance(self.module, FocusedLinearAttention):
+            raise ValueError(f"{self.name} is {self.design}, which has no focusing_factor: choose a focused linear attention")
+        return replace(self, module=_changed(self.module, focusing_factor=focusing_factor))
+
+
+def _restores_itself(attention: GridAttention) -> bool:
+    return type(attention).restore is not GridAttention.restore
+
+
+def _changed(attention: GridAttention, **attributes: object) -> GridAttention:
+    """Return a module around the same parameters, with other attributes."""
+    other = copy.copy(attention)
+    other._modules, other._parameters = dict(attention._modules), dict(attention._parameters)
+    for name, value in attributes.items():
+        setattr(other, name, value)
+    return other
+
+
+@dataclass(frozen=True)
+class CapturedSoftmax(CapturedAttention):
+    """A call of ``F.scaled_dot_product_attention``, as timm's models attend.
+
+    Args:
+        query: ``[B, H, N, D]``.
+        key: ``[B, H, M, D]``.
+        value: ``[B, H, M, E]``.
+        bias: Added to the scores, -inf where a pair is masked: broadcast to ``[B, H, N, M]``; or None.
+        scale: Factor of the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
+    scale: float
+
+    @property
+    def keys(self) -> int:
+        """The number of keys M."""
+        return self.key.shape[2]
+
+    @torch.no_grad()
+    def decompose(self) -> Decomposition:
+        """Return the matrix ``[B, H, N, M]`` and the values; there is nothing else."""
+        scores = self.query @ self.key.transpose(2, 3) * self.scale
+        matrix = (scores if self.bias is None else scores + self.bias).softmax(dim=3)
+        return Decomposition(matrix, self.value, None, None)
+
+
+class _Recorder(TorchFunctionMode):
+    """Record what passes through the attentions of a model of its own, so hooks are never removed."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__()
-        self.looks: list[Look] = []
+        self.captured: list[CapturedAttention] = []
         self._images = images.shape[0]
         self._image_size = (images.shape[2], images.shape[3])
         self._prefix = int(getattr(model, "num_prefix_tokens", 0))
@@ -73,7 +277,7 @@ class _Watcher(TorchFunctionMode):
             if hasattr(module, "fused_attn"):  # timm: the same numbers, where they can be seen
                 module.fused_attn = True
             if isinstance(module, GridAttention):
-                self._watch(name, module)
+                self._record(name, module)
 
     def _enter(self, name: str) -> Callable[..., None]:
         return lambda *_: self._running.append(name)
@@ -81,29 +285,29 @@ class _Watcher(TorchFunctionMode):
     def _leave(self, *_: object) -> None:
         self._running.pop()
 
-    def _watch(self, name: str, attention: GridAttention) -> None:
+    def _record(self, name: str, attention: GridAttention) -> None:
         attend = attention.attend
 
-        def watched(query: Tensor, key: Tensor, value: Tensor, layout: Layout, x: Tensor | None = None) -> Tensor:
+        def recorded(query: Tensor, key: Tensor, value: Tensor, layout: Layout, x: Tensor | None = None) -> Tensor:
             self._within = True
             out = attend(query, key, value, layout, x)
             self._within = False
             windows, prefix = query.shape[0] // self._images, attention.num_prefix_tokens
             grids = (tuple(layout.grid_size), tuple(layout.context_grid_size))
             seen = (name, type(attention).__name__, attention.num_heads, windows, prefix, *grids, out)
-            self.looks.append(GridLook(*seen, attention, query, key, value, layout, x))
+            self.captured.append(CapturedGrid(*seen, attention, query, key, value, layout, x))
             return out
 
-        attention.attend = watched  # type: ignore[method-assign]
+        attention.attend = recorded  # type: ignore[method-assign]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function of PyTorch, and note it if it is softmax attention."""
+        """Run a function of PyTorch, and record it if it is softmax attention."""
         out = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention and not self._within and out.ndim == 4:
-            self._note_softmax(out, **dict(zip(_SDPA_ARGUMENTS, args, strict=False)), **(kwargs or {}))
+            self._record_softmax(out, **dict(zip(_SDPA_ARGUMENTS, args, strict=False)), **(kwargs or {}))
         return out
 
-    def _note_softmax(
+    def _record_softmax(
         self,
         out: Tensor,
         query: Tensor,
@@ -125,7 +329,9 @@ class _Watcher(TorchFunctionMode):
         prefix = self._prefix if windows == 1 else 0
         name = self._running[-1] or "the model itself"
         seen = (name, "softmax", query.shape[1], windows, prefix, *grids, out.transpose(1, 2).flatten(2))
-        self.looks.append(SoftmaxLook(*seen, query, key, value, allowed, query.shape[3] ** -0.5 if scale is None else scale))
+        self.captured.append(
+            CapturedSoftmax(*seen, query, key, value, allowed, query.shape[3] ** -0.5 if scale is None else scale)
+        )
 
     def _grid(self, tokens: int, windows: int) -> Grid | None:
         return find_grid(tokens - self._prefix, self._image_size) if windows == 1 else None

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flatten_transformer.analysis.style import COLOURS, MARKERS, add_grid, new_figure, styled, to_png
-from flatten_transformer.analysis.summary import LayerNumbers
+from flatten_transformer.analysis.metrics import LayerNumbers
+from flatten_transformer.analysis.plots import COLOURS, MARKERS, add_grid, new_figure, styled, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

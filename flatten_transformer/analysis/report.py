@@ -15,8 +15,8 @@ import torch
 
 from flatten_transformer import __version__
 from flatten_transformer.analysis.angles import Angles
+from flatten_transformer.analysis.metrics import LayerNumbers
 from flatten_transformer.analysis.study import Options, Study
-from flatten_transformer.analysis.summary import LayerNumbers
 from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.printable import printable
 
@@ -54,7 +54,7 @@ def write_report(folder: Path, image: Path, studies: Sequence[Study], pictures: 
         image: The image file, for the title.
         studies: One for each model.
         pictures: PNG files by name; the text before a first ``:`` is the file's name, the rest its caption.
-        options: What was looked at.
+        options: Options of the studies.
 
     Returns:
         The path of the HTML file.
@@ -75,8 +75,8 @@ def to_json(image: Path, studies: Sequence[Study], options: Options) -> dict[str
         "versions": {"flatten_transformer": __version__, "torch": torch.__version__, "timm": timm.__version__},
         "models": [
             {
-                "label": study.subject.label,
-                "about": study.subject.about,
+                "label": study.model.label,
+                "about": study.model.about,
                 "query": study.query,
                 "layers": [asdict(layer) for layer in study.layers],
                 "angles": {name: asdict(angles) for name, angles in study.angles.items()},
@@ -89,7 +89,7 @@ def to_json(image: Path, studies: Sequence[Study], options: Options) -> dict[str
 def to_html(image: Path, studies: Sequence[Study], pictures: Mapping[str, bytes], options: Options) -> str:
     """Return the report, pictures inside."""
     title = escape(f"Attention on {image.name}")
-    models = "".join(f"<li><b>{escape(study.subject.label)}</b>: {escape(study.subject.about)}</li>" for study in studies)
+    models = "".join(f"<li><b>{escape(study.model.label)}</b>: {escape(study.model.about)}</li>" for study in studies)
     figures = "".join(_figure(name.partition(":")[2], content) for name, content in pictures.items())
     tables = "".join(_model_tables(study, options) for study in studies)
     notes = _NOTES.format(top_k=options.top_k, channels=options.channels)
@@ -121,7 +121,7 @@ def _model_tables(study: Study, options: Options) -> str:
     details = (
         f"<details><summary>by head</summary>{_table(['layer', 'head', *head[3 : 3 + len(by_head[0]) - 2]], by_head)}</details>"
     )
-    return f"<h3>{escape(study.subject.label)}</h3>{_table(head, rows)}{details}"
+    return f"<h3>{escape(study.model.label)}</h3>{_table(head, rows)}{details}"
 
 
 def _row(layer: LayerNumbers, angles: Angles | None, restored: bool, focused: bool) -> list[str]:

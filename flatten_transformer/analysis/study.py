@@ -1,4 +1,4 @@
-"""All that is known of one model on one image: numbers of every layer, and what its pictures show."""
+"""Study one model on one image: the numbers of every layer, and what its pictures show."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flatten_transformer.analysis.angles import Angles, measure_angles
-from flatten_transformer.analysis.capture import capture
-from flatten_transformer.analysis.choice import check_index, choose_look, choose_query, finest_grid
-from flatten_transformer.analysis.looks import Look
-from flatten_transformer.analysis.subjects import Subject
-from flatten_transformer.analysis.summary import LayerNumbers, measure
-from flatten_transformer.analysis.views import MatrixView, QueryView, view_matrix, view_query
+from flatten_transformer.analysis.capture import CapturedAttention, capture
+from flatten_transformer.analysis.metrics import LayerNumbers, measure
+from flatten_transformer.analysis.models import AnalyzedModel
+from flatten_transformer.analysis.plots import MatrixView, QueryView, view_matrix, view_query
+from flatten_transformer.analysis.selection import check_index, finest_grid, select_layer, select_query
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is looked at.
+    """Options of a study.
 
     Args:
         query: Row and column of the query token; None chooses one.
         block: Index of the layer whose matrix and angles are shown; negative counts from the last.
         head: Index of the head that pictures show.
-        top_k: Of the top-k mass.
-        channels: Channels of each head that are looked at, at most.
+        top_k: How many weights of a row count for its top-k mass.
+        channels: Channels of each head that are sampled, at most.
         max_tokens: Attentions with more tokens are left out.
 
     Raises:
@@ -45,18 +44,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Study:
-    """What came out.
+    """The result of a study.
 
     Args:
-        subject: The model and its image.
+        model: The model and its image.
         layers: Numbers, one for each attention.
         angles: What focusing does to angles, by the name of the layer; focused layers alone.
         query: Row and column of the query token.
-        queries: Where it looks, of the layers that attend to the whole image.
-        matrix: Of the chosen layer and head.
+        queries: Where it attends, in the layers that attend to the whole image.
+        matrix: Matrices of the chosen layer and head.
     """
 
-    subject: Subject
+    model: AnalyzedModel
     layers: tuple[LayerNumbers, ...]
     angles: dict[str, Angles]
     query: tuple[int, int] | None
@@ -64,51 +63,48 @@ class Study:
     matrix: MatrixView
 
 
-def conduct(subject: Subject, options: Options) -> Study:
-    """Look at a model.
+def study_model(model: AnalyzedModel, options: Options) -> Study:
+    """Study a model.
 
     Args:
-        subject: The model and its image.
-        options: What is looked at.
+        model: The model and its image.
+        options: Layer, head, query, and how much is sampled.
 
     Raises:
         ValueError: If there is no such layer, head or query, or all layers are too large; the message lists what exists.
     """
-    looks = capture(subject.model, subject.pixels)
-    chosen = _check(looks, options)
-    grid, query, queries = finest_grid(looks), None, []
-    small = [look for look in looks if _fits(look, options)]
-    if grid is not None:
-        query = choose_query(options.query, subject.image.movedim(2, 0), grid)
-        views = [view_query(look, query, grid, head=_head(look, options), channels=options.channels) for look in small]
-        queries = [view for view in views if view is not None]
+    attentions = capture(model.network, model.pixels)
+    selected = _select(attentions, options)
+    small = [attention for attention in attentions if _fits(attention, options)]
+    query, queries = None, []
+    if grid := finest_grid(attentions):
+        query = select_query(options.query, model.image.movedim(2, 0), grid)
+        for attention in small:
+            head = min(options.head, attention.heads - 1)  # a layer may have fewer than the selected one
+            if view := view_query(attention, query, grid, head=head, channels=options.channels):
+                queries.append(view)
     elif options.query is not None:
-        raise ValueError(f"no attention of {subject.label} has the whole image on a grid: leave query out")
+        raise ValueError(f"no attention of {model.label} has the whole image on a grid: leave query out")
     numbers = {"top_k": options.top_k, "channels": options.channels, "max_tokens": options.max_tokens}
-    layers = tuple(measure(look, **numbers) for look in looks)
-    angles = {look.name: found for look in small if (found := measure_angles(look)) is not None}
-    matrix = view_matrix(chosen, head=options.head, channels=options.channels)
-    return Study(subject, layers, angles, query, tuple(queries), matrix)
+    layers = tuple(measure(attention, **numbers) for attention in attentions)
+    angles = {attention.name: found for attention in small if (found := measure_angles(attention)) is not None}
+    matrix = view_matrix(selected, head=options.head, channels=options.channels)
+    return Study(model, layers, angles, query, tuple(queries), matrix)
 
 
-def _check(looks: Sequence[Look], options: Options) -> Look:
-    """Return the chosen layer, or raise ValueError if it or its head does not exist or is too large."""
-    fitting = [f"{index} {look.name}" for index, look in enumerate(looks) if _fits(look, options)]
-    chosen = choose_look(looks, options.block)
-    check_index("head", options.head, chosen.heads)
-    if not _fits(chosen, options):
+def _select(attentions: Sequence[CapturedAttention], options: Options) -> CapturedAttention:
+    """Return the selected layer, or raise ValueError if it or its head does not exist or is too large."""
+    fitting = [f"{index} {attention.name}" for index, attention in enumerate(attentions) if _fits(attention, options)]
+    selected = select_layer(attentions, options.block)
+    check_index("head", options.head, selected.heads)
+    if not _fits(selected, options):
         smaller = f"choose one of {', '.join(fitting)}" if fitting else "a smaller --img_size makes fewer tokens"
         raise ValueError(
-            f"block {options.block}, {chosen.name}, has {max(chosen.queries, chosen.keys)} tokens, above max_tokens "
+            f"block {options.block}, {selected.name}, has {max(selected.queries, selected.keys)} tokens, above max_tokens "
             f"{options.max_tokens}: {smaller}, or raise --max_tokens: time grows with its cube"
         )
-    return chosen
+    return selected
 
 
-def _fits(look: Look, options: Options) -> bool:
-    return max(look.queries, look.keys) <= options.max_tokens
-
-
-def _head(look: Look, options: Options) -> int:
-    """Return the head that pictures show of a layer, which may have fewer than the chosen one."""
-    return min(options.head, look.heads - 1)
+def _fits(attention: CapturedAttention, options: Options) -> bool:
+    return max(attention.queries, attention.keys) <= options.max_tokens

@@ -1,4 +1,4 @@
-"""What a user writes on the command line of a benchmark, as values."""
+"""Parse the command-line arguments of benchmarks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Iterable
 import torch
 
 from flatten_transformer.benchmark.contenders import Shape
+from flatten_transformer.benchmark.race import Limits
 from flatten_transformer.hints import hint
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 _LARGEST_TOKENS = 2**24
+_QUICK_BUDGET_S = 0.5
 
 
 def words(text: str, name: str, allowed: Iterable[str]) -> list[str]:
@@ -32,6 +34,22 @@ def words(text: str, name: str, allowed: Iterable[str]) -> list[str]:
         if word not in allowed:
             raise ValueError(f"{name} holds {word!r}: {hint(word, allowed)}")
     return list(dict.fromkeys(found))
+
+
+def some(text: str, name: str, allowed: Iterable[str]) -> list[str] | None:
+    """Return the words of a comma-separated list as :func:`words` does; of ``all`` None."""
+    return None if text == "all" else words(text, name, allowed)
+
+
+def parse_dtypes(text: str | None, device: torch.device) -> list[torch.dtype]:
+    """Return the dtypes of a comma-separated list; without one bfloat16 on a GPU, float32 elsewhere."""
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    return [DTYPES[name] for name in words(text or default, "dtypes", DTYPES)]
+
+
+def limits(budget_s: float, limit_s: float, quick: bool) -> Limits:
+    """Return what a race may take; half a second at most for a quick one."""
+    return Limits(min(budget_s, _QUICK_BUDGET_S) if quick else budget_s, limit_s)
 
 
 def whole_numbers(text: str, name: str, largest: int = _LARGEST_TOKENS, least: int = 1) -> list[int]:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatten_transformer.benchmark.race import FORWARD
 from flatten_transformer.benchmark.released import released_attention
-from flatten_transformer.benchmark.report import RELEASED
+from flatten_transformer.benchmark.report import ATTENTION, RELEASED
 from flatten_transformer.benchmark.timing import Run
 from flatten_transformer.ops import focused_linear_attention
 from flatten_transformer.ops.checks import Arguments
@@ -43,9 +43,18 @@ class Shape(NamedTuple):
     heads: int
 
     @property
+    def name(self) -> str:
+        """What a report calls it, whatever the sizes."""
+        return ATTENTION
+
+    @property
     def tokens(self) -> int:
         """Tokens N of one sample."""
         return self.height * self.width
+
+    def sizes(self) -> dict[str, int]:
+        """Return all sizes, as they stand in a report."""
+        return {**self._asdict(), "tokens": self.tokens}
 
     def elements(self) -> int:
         """Return the elements of one of q, k, v and the output: B·N·C."""
@@ -126,7 +135,7 @@ def softmax(inputs: Inputs, shape: Shape) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def _heads(packed: Tensor, shape: Shape) -> Sequence[Tensor]:
+def _heads(packed: Tensor, shape: Shape) -> list[Tensor]:
     """Return q, k and v, ``[B, H, N, D]`` each, as views of the projection."""
     return [x.unflatten(2, (shape.heads, -1)).transpose(1, 2) for x in packed.chunk(3, dim=2)]
 

@@ -1,4 +1,4 @@
-"""What many points say together: exponents of growth, means over shapes, and where softmax stops winning."""
+"""Statistics over many points: exponents of growth, means over shapes, and where softmax stops winning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def growth(points: Iterable[Point], from_tokens: int = FROM_TOKENS) -> tuple[Gro
     """Fit how time and memory of one sample grow with its tokens, for each contender of a sweep.
 
     Args:
-        points: Of attention; those of two sizes at least from ``from_tokens`` on make an exponent.
+        points: Points of attention; those of two sizes at least from ``from_tokens`` on make an exponent.
         from_tokens: Where the fit begins: below it a call's fixed costs show.
     """
     found = []
@@ -66,7 +66,7 @@ def crossover(ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[int, flo
 
     Args:
         ours: (tokens, cost) of rising tokens.
-        theirs: The same of the other.
+        theirs: (tokens, cost) of the other contender.
 
     Returns:
         None if no size is the turn: ours costs less at every size both have, or at the largest of them more.

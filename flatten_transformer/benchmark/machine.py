@@ -1,4 +1,4 @@
-"""Where and on what something was measured."""
+"""Describe the machine and the versions that something was measured on."""
 
 from __future__ import annotations
 

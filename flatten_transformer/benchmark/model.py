@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -15,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flatten_transformer.benchmark import race
 from flatten_transformer.benchmark.contenders import OURS
-from flatten_transformer.benchmark.race import DEFAULT_LIMITS, FORWARD, Entrant, Limits, race, relative_error
-from flatten_transformer.benchmark.released import on_released_form
+from flatten_transformer.benchmark.race import FORWARD, Case, Entrant, Plan, race_cases, relative_error
+from flatten_transformer.benchmark.released import use_released_form
 from flatten_transformer.benchmark.report import RELEASED, SOFTMAX, Point
 from flatten_transformer.benchmark.timing import Run
 from flatten_transformer.hints import hint
@@ -57,31 +56,26 @@ MODELS = (
 )
 
 
-class Case(NamedTuple):
-    """One race: a model at one size."""
+class Images(NamedTuple):
+    """A model on batches of images of one size."""
 
     model: str
+    batch: int
     image_px: int
-    dtype: torch.dtype
-    direction: str
 
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+        return self.model
 
-@dataclass(frozen=True)
-class Plan:
-    """What `flatten benchmark model` measures."""
-
-    cases: Sequence[Case]
-    device: torch.device
-    batch: int = 8
-    limits: Limits = DEFAULT_LIMITS
-    wanted: Sequence[str] | None = None  # names of contenders; None: all
-    compiled: bool = False
-    graphed: bool = False  # also as CUDA graphs, which take the GPU's own time, whatever Python costs
+    def sizes(self) -> dict[str, int]:
+        """Return all sizes, as they stand in a report."""
+        return {"batch": self.batch, "image_px": self.image_px}
 
 
 def make_cases(
-    models: Sequence[str], sizes_px: Sequence[int], dtypes: Sequence[torch.dtype], directions: Sequence[str]
-) -> list[Case]:
+    models: Sequence[str], sizes_px: Sequence[int], batch: int, dtypes: Sequence[torch.dtype], directions: Sequence[str]
+) -> list[Case[Images]]:
     """Return every combination.
 
     Raises:
@@ -93,7 +87,8 @@ def make_cases(
     for size_px in sizes_px:
         if size_px < 32 or size_px % 32:
             raise ValueError(f"image sizes must be multiples of 32, such as 224 or 512, got {size_px}")
-    return [Case(*case) for case in product(models, sizes_px, dtypes, directions)]
+    subjects = [Images(model, batch, size_px) for model, size_px in product(models, sizes_px)]
+    return [case for subject in subjects for case in race.make_cases([subject], dtypes, directions)]
 
 
 def contender_names(*, compiled: bool, graphed: bool = False) -> list[str]:
@@ -110,28 +105,18 @@ def contender_names(*, compiled: bool, graphed: bool = False) -> list[str]:
     return [*eager, *(f"{name}-{way}" for way in ways for name in eager)]
 
 
-def measure(plan: Plan) -> Iterator[list[Point]]:
-    """Race through all cases; yields the points of each."""
-    for case in plan.cases:
-        torch.compiler.reset()  # the recompile limit counts over all models
-        names = [
-            name
-            for name in contender_names(compiled=plan.compiled, graphed=plan.graphed)
-            if plan.wanted is None or name in plan.wanted
-        ]
-        entrants = [_entrant(name, plan, case) for name in names]
-        yield race(entrants, partial(_blank, plan, case), [RELEASED, SOFTMAX], plan.device, plan.limits)
+def measure(plan: Plan[Images]) -> Iterator[list[Point]]:
+    """Race through all cases; yield the points of each."""
+    return race_cases(plan, partial(_entrants, plan), [RELEASED, SOFTMAX])
 
 
-def _blank(plan: Plan, case: Case, name: str) -> Point:
-    shape = {"batch": plan.batch, "image_px": case.image_px}
-    return Point(case.model, name, shape, str(case.dtype).removeprefix("torch."), case.direction)
-
-
-def _entrant(name: str, plan: Plan, case: Case) -> Entrant:
-    judged = name.startswith(OURS)
-    build = partial(_build_run, name, plan, case)
-    return Entrant(name, build, partial(_distance_to_released, plan, case) if judged else None, TOLERANCE if judged else None)
+def _entrants(plan: Plan[Images], case: Case[Images]) -> Iterator[Entrant]:
+    for name in contender_names(compiled=plan.compiled, graphed=plan.graphed):
+        build = partial(_build_run, name, plan.device, case)
+        if name.startswith(OURS):
+            yield Entrant(name, build, partial(_distance_to_released, plan.device, case), TOLERANCE)
+        else:
+            yield Entrant(name, build)
 
 
 def build_model(name: str, image_px: int, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -150,27 +135,29 @@ def build_model(name: str, image_px: int, options: Mapping[str, Any] | None = No
     return model
 
 
-def build_flatten(case: Case) -> nn.Module:
-    """Build the FLatten model of a case as if it were trained: what starts at zero holds noise, the same each time."""
+def build_flatten(images: Images) -> nn.Module:
+    """Build the FLatten model of a race as if it were trained: what starts at zero holds noise, the same each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model(case.model, case.image_px)
+        model = build_model(images.model, images.image_px)
         for name, parameter in model.named_parameters():
             if name.endswith(("positional_encoding", "scale")):
                 nn.init.normal_(parameter, std=0.2)
     return model
 
 
-def _build_run(name: str, plan: Plan, case: Case) -> Run:
+def _build_run(name: str, device: torch.device, case: Case[Images]) -> Run:
     kind, _, how = name.partition("-")
     if kind == SOFTMAX:
-        namesake = NAMESAKES[case.model]
-        model = build_model(namesake.name, case.image_px, namesake.options)
+        namesake = NAMESAKES[case.subject.model]
+        model = build_model(namesake.name, case.subject.image_px, namesake.options)
     else:
-        model = build_flatten(case)
-    model = model.to(plan.device, case.dtype).train(case.direction != FORWARD)
+        model = build_flatten(case.subject)
+    if kind == RELEASED:
+        use_released_form(model)
+    model = model.to(device, case.dtype).train(case.direction != FORWARD)
     call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if how == "compiled" else model
-    run = make_run(model, call, draw_images(plan.batch, case, plan.device), case.direction, released=kind == RELEASED)
+    run = make_run(model, call, draw_images(case.subject, case.dtype, device), case.direction)
     return _graphed(run) if how == "graphed" else run
 
 
@@ -194,15 +181,14 @@ def _graphed(run: Run) -> Run:
     return Run(replay, run.setting)
 
 
-def draw_images(batch: int, case: Case, device: torch.device) -> Tensor:
+def draw_images(images: Images, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Draw two batches of images, ``[2, B, 3, size, size]``, taken in turn."""
     generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(2, batch, 3, case.image_px, case.image_px, generator=generator, device=device, dtype=case.dtype)
+    shape = (2, images.batch, 3, images.image_px, images.image_px)
+    return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
 
-def make_run(
-    model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor, direction: str, *, released: bool = False
-) -> Run:
+def make_run(model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor, direction: str) -> Run:
     """Return what is timed: scores of a batch, or a training step's forward, cross-entropy and gradients, no optimiser.
 
     Args:
@@ -210,11 +196,9 @@ def make_run(
         call: The model, or the model compiled.
         images: ``[sets, B, 3, size, size]``.
         direction: ``"forward"`` or ``"forward+backward"``.
-        released: Compute the attention by the released form.
     """
-    setting = partial(_setting, released, direction == FORWARD)
     if direction == FORWARD:
-        return Run(lambda turn: (call(images[turn % len(images)]),), setting)
+        return Run(lambda turn: (call(images[turn % len(images)]),), torch.no_grad)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     labels = torch.arange(images.shape[1], device=images.device) % _CLASSES
 
@@ -222,26 +206,19 @@ def make_run(
         scores = call(images[turn % len(images)])
         return (scores.detach(), *torch.autograd.grad(F.cross_entropy(scores, labels), parameters))
 
-    return Run(step, setting)
+    return Run(step)
 
 
-@contextmanager
-def _setting(released: bool, no_gradients: bool) -> Iterator[None]:
-    form: AbstractContextManager[object] = on_released_form() if released else nullcontext()
-    with form, torch.no_grad() if no_gradients else nullcontext():
-        yield
-
-
-def _distance_to_released(plan: Plan, case: Case, _: Run) -> float:
+def _distance_to_released(device: torch.device, case: Case[Images], _: Run) -> float:
     """Return how far scores and gradients of two images in float32 are from those of the same weights on the released form.
 
     In float32 whatever the dtype of the race, in which a whole network rounds by more than what is looked for here.
     """
-    ours = build_flatten(case).to(plan.device).train(case.direction != FORWARD)
-    images = draw_images(2, case._replace(dtype=torch.float32), plan.device)
+    model = build_flatten(case.subject).to(device).train(case.direction != FORWARD)
+    images = draw_images(case.subject._replace(batch=2), torch.float32, device)
     results = []
-    for model, released in ((ours, False), (copy.deepcopy(ours), True)):
-        judged = make_run(model, model, images, case.direction, released=released)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), judged.setting():
-            results.append(judged.step(0))
+    for judged in (model, use_released_form(copy.deepcopy(model))):
+        run = make_run(judged, judged, images, case.direction)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), run.setting():
+            results.append(run.step(0))
     return relative_error(*results)

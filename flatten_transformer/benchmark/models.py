@@ -1,4 +1,4 @@
-"""`flatten models`: every model of this library, what it costs and what the paper reports for it."""
+"""Parameters and multiply-accumulates of every model of this library, and the accuracy that the paper reports."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import NamedTuple
 import timm
 import torch
 
-from flatten_transformer.benchmark.detectors import print_detectors
-from flatten_transformer.benchmark.segmenters import print_segmenters
 from flatten_transformer.models.cost import count_macs, count_parameters
 
 # ImageNet-1K top-1 in % as the paper reports it (arXiv 2308.00442 and its repository); not measured here.
@@ -60,37 +58,3 @@ def model_cost(name: str) -> ModelCost:
         PUBLISHED_TOP1.get(name),
         timm.is_model_pretrained(name),
     )
-
-
-def models(pattern: str = "*", dense: bool = False) -> None:
-    """Print every model: image size, parameters, multiply-accumulates, published top-1, published weights.
-
-    Args:
-        pattern: Which, with the shell's wildcards, such as ``"*swin*"``.
-        dense: Print what the detectors and segmenters of the paper cost instead, all of them.
-
-    Raises:
-        ValueError: If no model fits the pattern.
-    """
-    if dense:
-        print_detectors()
-        print_segmenters()
-        return
-    from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
-
-    names = timm.list_models(f"flatten_{pattern.removeprefix('flatten_')}")
-    if not names:
-        raise ValueError(f"no model fits {pattern!r}: try one of {', '.join(timm.list_models('flatten_*'))}")
-    table = Table(title="ImageNet-1K top-1 as the paper reports it, not measured here")
-    table.add_column("model", no_wrap=True)
-    for heading in ("image", "parameters", "GMACs", "top-1", "weights"):
-        table.add_column(heading, justify="right")
-    console = Console()
-    for name in track(names, description="counting", console=console, transient=True):
-        cost = model_cost(name)
-        top1 = "" if cost.published_top1 is None else f"{cost.published_top1:.1f} %"
-        size, weights = str(cost.image_size), "yes" if cost.has_weights else ""
-        table.add_row(name, size, f"{cost.parameters / 1e6:.2f} M", f"{cost.macs / 1e9:.2f}", top1, weights)
-    console.print(table)

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from itertools import product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +14,17 @@ from torch import Tensor
 from flatten_transformer.benchmark.contenders import Contender, Inputs, Shape, Task, contenders, draw_inputs, make_run, released
 from flatten_transformer.benchmark.memory import MIB
 from flatten_transformer.benchmark.race import (
-    DEFAULT_LIMITS,
-    DIRECTIONS,
     FORWARD,
     TOO_LARGE,
     TOO_SLOW,
+    TRAINING,
+    Case,
     Entrant,
-    Limits,
-    race,
+    Plan,
+    race_cases,
     relative_error,
 )
-from flatten_transformer.benchmark.report import ATTENTION, RELEASED, Point
+from flatten_transformer.benchmark.report import RELEASED, Point
 from flatten_transformer.benchmark.timing import Run
 
 SHAPES = (Shape(16, 14, 14, 192, 3), Shape(8, 28, 28, 192, 6), Shape(4, 56, 56, 96, 3), Shape(1, 112, 112, 96, 3))
@@ -36,32 +34,10 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 2e-2, to
 _CACHE_MIB = 256  # input sets together are larger than any cache
 _MOST_SETS = 8
 # Tensors of B·N·C elements that have to be read or written: q, k, v, out; backward q, k, v, the gradient of out, and three.
-_TENSORS_MOVED = {FORWARD: 4, DIRECTIONS[1]: 11}
+_TENSORS_MOVED = {FORWARD: 4, TRAINING: 11}
 
 
-class Case(NamedTuple):
-    """One race: who computes what."""
-
-    shape: Shape
-    dtype: torch.dtype
-    direction: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `flatten benchmark op` measures."""
-
-    cases: Sequence[Case]
-    device: torch.device
-    limits: Limits = DEFAULT_LIMITS
-    wanted: Sequence[str] | None = None  # names of contenders; None: all
-    compiled: bool = True
-    copy_gb_per_s: float | None = None  # from which the floor is drawn
-
-
-def make_cases(shapes: Sequence[Shape], dtypes: Sequence[torch.dtype], directions: Sequence[str]) -> list[Case]:
-    """Return every combination, by dtype and direction first, so that a sweep goes from few tokens to many."""
-    return [Case(shape, dtype, direction) for dtype, direction, shape in product(dtypes, directions, shapes)]
+Stopped = dict[tuple[str, torch.dtype, str], tuple[Shape, str]]  # contender, dtype, direction -> where it failed, and why
 
 
 def sweep_shapes(tokens: Sequence[int], channels: int, heads: int, tokens_per_batch: int) -> list[Shape]:
@@ -79,34 +55,35 @@ def _sides(tokens: int) -> tuple[int, int]:
     return height, tokens // height
 
 
-def measure(plan: Plan) -> Iterator[list[Point]]:
-    """Race through all cases; yields the points of each.
+def measure(plan: Plan[Shape]) -> Iterator[list[Point]]:
+    """Race through all cases; yield the points of each.
 
     A contender that was too slow or too large stays out of later cases of the same dtype and direction that ask more of it.
     """
-    stopped: dict[tuple[str, torch.dtype, str], tuple[Shape, str]] = {}
-    for case in plan.cases:
-        points = _measure_case(plan, case, stopped)
+    stopped: Stopped = {}
+    races = race_cases(plan, partial(_entrants, plan, stopped), [RELEASED], ahead=True)
+    for case, points in zip(plan.cases, races, strict=True):
         for point in points:
             if point.reason and point.reason.startswith((TOO_SLOW, TOO_LARGE)) and "stopped" not in point.reason:
-                stopped[point.contender, case.dtype, case.direction] = (case.shape, point.reason)
+                stopped[point.contender, case.dtype, case.direction] = (case.subject, point.reason)
             elif point.median_us is not None:
                 stopped.pop((point.contender, case.dtype, case.direction), None)
-        yield points
+        yield [replace(point, floor_us=floor_us(case, plan.copy_gb_per_s)) for point in points]
 
 
-def _measure_case(plan: Plan, case: Case, stopped: dict[tuple[str, torch.dtype, str], tuple[Shape, str]]) -> list[Point]:
-    torch.compiler.reset()  # the recompile limit counts over all shapes
+def _entrants(plan: Plan[Shape], stopped: Stopped, case: Case[Shape]) -> Iterator[Entrant]:
     task = draw_task(case, plan.device)
     judge = Judge(task)
-    entrants = []
-    for contender in contenders(task.inputs[0], case.shape, compiled=plan.compiled):
-        if plan.wanted is not None and contender.name not in plan.wanted:
-            continue
+    for contender in contenders(task.inputs[0], case.subject, compiled=plan.compiled):
         earlier = stopped.get((contender.name, case.dtype, case.direction))
-        reason = contender.left_out or (_stopped(*earlier, case.shape) if earlier else None)
-        entrants.append(_entrant(contender, task, case, judge, reason))
-    return race(entrants, partial(_blank, plan, case), [RELEASED], plan.device, plan.limits, ahead=True)
+        yield Entrant(
+            contender.name,
+            partial(make_run, contender, task),
+            judge if contender.focused else None,
+            TOLERANCES[case.dtype] if contender.name.startswith("ours") else None,
+            contender.needs_mib(case.subject, case.dtype, case.direction),
+            contender.left_out or (_stopped(*earlier, case.subject) if earlier else None),
+        )
 
 
 def _stopped(shape: Shape, reason: str, now: Shape) -> str | None:
@@ -114,18 +91,6 @@ def _stopped(shape: Shape, reason: str, now: Shape) -> str | None:
     if now.elements() < shape.elements() or now.tokens < shape.tokens:
         return None
     return f"{reason.partition(':')[0]}: stopped at {shape.tokens:,} tokens, where {reason.partition(': ')[2]}"
-
-
-def _entrant(contender: Contender, task: Task, case: Case, judge: Judge, left_out: str | None) -> Entrant:
-    judged = contender.name.startswith("ours")
-    return Entrant(
-        contender.name,
-        partial(make_run, contender, task),
-        judge if contender.focused else None,
-        TOLERANCES[case.dtype] if judged else None,
-        contender.needs_mib(*case),
-        left_out,
-    )
 
 
 class Judge:
@@ -159,23 +124,17 @@ def _float32_at_least(x: Tensor) -> Tensor:
     return x if x.element_size() >= 4 else x.float()
 
 
-def draw_task(case: Case, device: torch.device) -> Task:
+def draw_task(case: Case[Shape], device: torch.device) -> Task:
     """Draw so many sets of inputs that a set has left the caches when its turn comes again; parameters are shared."""
-    first = draw_inputs(case.shape, case.dtype, device)
+    first = draw_inputs(case.subject, case.dtype, device)
     count = min(_MOST_SETS, max(1, round(_CACHE_MIB * MIB / first.packed.nbytes)))
-    packed = [draw_inputs(case.shape, case.dtype, device, seed).packed for seed in range(1, count + 1)]
+    packed = [draw_inputs(case.subject, case.dtype, device, seed).packed for seed in range(1, count + 1)]
     sets = [first, *(first._replace(packed=one) for one in packed[:-1])]
-    upstream = packed[-1][:, :, : case.shape.channels].contiguous()
-    return Task(case.shape, case.direction, sets, upstream)
+    upstream = packed[-1][:, :, : case.subject.channels].contiguous()
+    return Task(case.subject, case.direction, sets, upstream)
 
 
-def _blank(plan: Plan, case: Case, name: str) -> Point:
-    shape = {**case.shape._asdict(), "tokens": case.shape.tokens}
-    dtype = str(case.dtype).removeprefix("torch.")
-    return Point(ATTENTION, name, shape, dtype, case.direction, floor_us=floor_us(case, plan.copy_gb_per_s))
-
-
-def floor_us(case: Case, copy_gb_per_s: float | None) -> float | None:
+def floor_us(case: Case[Shape], copy_gb_per_s: float | None) -> float | None:
     """Return the time it takes to move what has to be moved, in microseconds, at the speed of a copy.
 
     Forward reads q, k and v and writes the output; backward reads q, k, v and the gradient of the output and writes three
@@ -183,5 +142,5 @@ def floor_us(case: Case, copy_gb_per_s: float | None) -> float | None:
     """
     if copy_gb_per_s is None:
         return None
-    moved_bytes = _TENSORS_MOVED[case.direction] * case.shape.elements() * case.dtype.itemsize
+    moved_bytes = _TENSORS_MOVED[case.direction] * case.subject.elements() * case.dtype.itemsize
     return moved_bytes / copy_gb_per_s / 1e3

@@ -53,11 +53,9 @@ def draw(report: Report, path: Path) -> None:
         path: Where the PNG goes.
     """
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with rc_context(_RC):
         figure = _sweep(report) if _is_sweep(report.points) else _bars(report)
-        FigureCanvasAgg(figure)
         _add_legend(figure, _caption(report))
         write_figure(path, figure, dpi=160, tight=True)
 

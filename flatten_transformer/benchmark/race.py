@@ -1,13 +1,15 @@
-"""A race: contenders that compute one thing are tried, judged, timed side by side, and their memory is measured."""
+"""Races: contenders that compute one thing are tried, judged, timed side by side, and their memory is measured."""
 
 from __future__ import annotations
 
 import gc
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from itertools import product
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +35,47 @@ class Limits(NamedTuple):
 DEFAULT_LIMITS = Limits()
 
 
+class Subject(Protocol):
+    """What the contenders of a race compute: an attention of some shape, or a model on images of some size."""
+
+    @property
+    def name(self) -> str:
+        """Return what a report calls it."""
+
+    def sizes(self) -> dict[str, int]:
+        """Return its sizes, by the names that a report has for them."""
+
+
+S = TypeVar("S", bound=Subject)
+
+
+@dataclass(frozen=True)
+class Case(Generic[S]):
+    """One race."""
+
+    subject: S
+    dtype: torch.dtype
+    direction: str
+
+
+@dataclass(frozen=True)
+class Plan(Generic[S]):
+    """What a benchmark measures."""
+
+    cases: Sequence[Case[S]]
+    device: torch.device
+    limits: Limits = DEFAULT_LIMITS
+    wanted: Sequence[str] | None = None  # names of contenders; None: all
+    compiled: bool = False  # let torch.compile take part
+    graphed: bool = False  # models also as CUDA graphs, which take the GPU's own time, whatever Python costs
+    copy_gb_per_s: float | None = None  # from which the floor of an attention is drawn
+
+
+def make_cases(subjects: Sequence[S], dtypes: Sequence[torch.dtype], directions: Sequence[str]) -> list[Case[S]]:
+    """Return every combination, by dtype and direction first, so that a sweep goes from few tokens to many."""
+    return [Case(subject, dtype, direction) for dtype, direction, subject in product(dtypes, directions, subjects)]
+
+
 @dataclass(frozen=True)
 class Entrant:
     """A contender before the race. Building, judging and running it may raise RuntimeError, whose message is a reason."""
@@ -43,6 +86,29 @@ class Entrant:
     tolerance: float | None = None  # of that error; None: it is noted, not judged
     needs_mib: float = 0.0  # an estimate of what one call needs
     left_out: str | None = None  # why it does not even start
+
+
+def race_cases(
+    plan: Plan[S], enter: Callable[[Case[S]], Iterable[Entrant]], baselines: Sequence[str], *, ahead: bool = False
+) -> Iterator[list[Point]]:
+    """Race through all cases; yield the points of each.
+
+    Args:
+        plan: The cases, and who is wanted.
+        enter: Returns everyone who could take part in a case.
+        baselines: See :func:`race`.
+        ahead: See :func:`race`.
+    """
+    for case in plan.cases:
+        torch.compiler.reset()  # the recompile limit counts over all cases
+        wanted = [entrant for entrant in enter(case) if plan.wanted is None or entrant.name in plan.wanted]
+        points = race(wanted, partial(_blank, case), baselines, plan.device, plan.limits, ahead=ahead)
+        del wanted  # which holds this case's inputs while the next one's are drawn
+        yield points
+
+
+def _blank(case: Case[S], contender: str) -> Point:
+    return Point(case.subject.name, contender, case.subject.sizes(), str(case.dtype).removeprefix("torch."), case.direction)
 
 
 def race(
@@ -176,19 +242,19 @@ def _finished(point: Point, run: Run, rounds: Sequence[Round], baselines: Sequen
     )
 
 
-def relative_error(came: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Return ‖came - wanted‖ / ‖wanted‖: of the output, the first tensor, or of all its gradients, whichever is larger.
+def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return ‖actual - expected‖ / ‖expected‖: of the output, the first tensor, or of all its gradients, whichever is larger.
 
     Example:
         >>> relative_error([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 5.0])])
         0.17149858514250882
     """
-    parts = [(came[:1], wanted[:1])] + [(came[1:], wanted[1:])] * (len(wanted) > 1)
+    parts = [(actual[:1], expected[:1])] + [(actual[1:], expected[1:])] * (len(expected) > 1)
     return max(_distance(*part) for part in parts)
 
 
-def _distance(came: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    pairs = [(a.detach(), b.detach()) for a, b in zip(came, wanted, strict=True)]
+def _distance(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    pairs = [(a.detach(), b.detach()) for a, b in zip(actual, expected, strict=True)]
     differences = torch.stack([(a - b).double().norm() for a, b in pairs])  # a - b in the wider dtype of the two
     error = float(differences.norm() / torch.stack([b.double().norm() for _, b in pairs]).norm())
     return error if error == error else float("inf")

@@ -8,18 +8,18 @@ passes over the queries and the keys. Nothing but benchmarks and tests may call 
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-from unittest.mock import patch
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-_LAYER = "flatten_transformer.layers.attention.focused"
+from flatten_transformer.benchmark.report import RELEASED
+from flatten_transformer.layers import set_backend
+from flatten_transformer.ops.checks import Arguments
+from flatten_transformer.ops.dispatch import Backend, register_backend
 
 
 def released_attention(
@@ -92,9 +92,8 @@ def _convolve(v: Tensor, weight: Tensor, bias: Tensor | None, grid_size: Sequenc
     return image.flatten(2).transpose(1, 2)
 
 
-@contextmanager
-def on_released_form() -> Iterator[None]:
-    """Let every FLatten model compute its attention by the released form, for as long as this lasts.
+def use_released_form(model: nn.Module) -> nn.Module:
+    """Let every focused linear attention of a model compute by the released form from now on; return the model.
 
     What the released form cannot do (key masks, norms per head, prefix tokens, grids of one or three axes) raises
     RuntimeError at the call.
@@ -103,44 +102,30 @@ def on_released_form() -> Iterator[None]:
         >>> from flatten_transformer import FocusedLinearAttention
         >>> layer, x = FocusedLinearAttention(8, 2, (3, 4)), torch.randn(1, 12, 8)
         >>> ours = layer(x)
-        >>> with on_released_form():
-        ...     torch.allclose(layer(x), ours, atol=1e-6)
+        >>> torch.allclose(use_released_form(layer)(x), ours, atol=1e-6)
         True
     """
-    with patch.object(importlib.import_module(_LAYER), "focused_linear_attention", _as_the_layer_calls_it):
-        yield
+    set_backend(model, cast("Backend", RELEASED))
+    return model
 
 
-def _as_the_layer_calls_it(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    *,
-    temperature: Tensor | None,
-    norm: str,
-    key_encoding: Tensor | None,
-    conv_weight: Tensor | None,
-    grid_size: Sequence[int] | None,
-    backend: str | None,
-    **others: Any,
-) -> Tensor:
-    """Return ``[B, H, N, D]``; arguments and shapes are those of ``flatten_transformer.focused_linear_attention``."""
-    if attn_mask is not None or norm != "joint":
+def _attend(a: Arguments, attn_mask: Tensor | None) -> Tensor:
+    """Return ``[B, H, N, D]``; arguments and shapes are those of every backend."""
+    if attn_mask is not None or not a.joint:
         raise RuntimeError("the released form has no key mask, which padded windows need, and joint norms only")
-    if conv_weight is not None and (conv_weight.ndim != 4 or math.prod(grid_size or ()) != value.shape[2]):
+    if a.conv_weight is not None and (a.conv_weight.ndim != 4 or math.prod(a.grid_size) != a.value.shape[2]):
         raise RuntimeError("the released form convolves planes without prefix tokens only")
-    num_heads = query.shape[1]
-    q, k, v = (x.transpose(1, 2).flatten(2) for x in (query, key, value))  # views: the layer has split them
     out = released_attention(
-        q,
-        k,
-        v,
-        num_heads=num_heads,
-        positional_encoding=None if key_encoding is None else key_encoding.transpose(0, 1).flatten(1)[None],
-        temperature=None if temperature is None else temperature.reshape(1, 1, -1).to(q.dtype),
-        conv_weight=conv_weight,
-        grid_size=grid_size or (),
-        **{name: option for name, option in others.items() if option is not None},  # one it does not know is a TypeError
+        *(x.transpose(1, 2).flatten(2) for x in (a.query, a.key, a.value)),  # views: the layer has split them
+        num_heads=a.query.shape[1],
+        focusing_factor=a.focusing_factor,
+        positional_encoding=None if a.key_encoding is None else a.key_encoding.transpose(0, 1).flatten(1)[None],
+        temperature=None if a.temperature is None else a.temperature.reshape(1, 1, -1).to(a.query.dtype),
+        conv_weight=a.conv_weight,
+        conv_bias=a.conv_bias,
+        grid_size=a.grid_size,
     )
-    return out.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    return out.unflatten(2, (a.query.shape[1], -1)).transpose(1, 2)
+
+
+register_backend(RELEASED, _attend)

@@ -1,4 +1,4 @@
-"""What was measured, as values and as a JSON file."""
+"""Results of races, in memory and as JSON files."""
 
 from __future__ import annotations
 

@@ -1,36 +1,27 @@
-"""`flatten benchmark data` and `flatten benchmark loop`: how fast images come, and what the training loop costs beside them."""
+"""Measure how fast training images come, and what the training loop costs beside plain PyTorch."""
 
 from __future__ import annotations
 
 import copy
 import json
-import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from flatten_transformer.atomic_file import check_outputs, write_atomically
-from flatten_transformer.benchmark import arguments
+from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.benchmark.machine import describe
-from flatten_transformer.benchmark.timing import Spread
 from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.tasks.quiet import quiet
-from flatten_transformer.tasks.recipes import find_recipe
 from flatten_transformer.tasks.training import TrainingCLI
-from flatten_transformer.terminal import cell, say
-
-_FOLDER = Path("runs/benchmark")
+from flatten_transformer.terminal import say
 
 
 @dataclass(frozen=True)
@@ -41,32 +32,6 @@ class Pipeline:
     images: int
     images_per_s: float
     first_batch_s: float
-
-
-def data(
-    recipe: str, /, root: Path | None = None, workers: str = "0,1,2", budget_s: float = 10.0, folder: Path = _FOLDER
-) -> None:
-    """Measure how many training images a second a recipe's data give: read, augmented and batched.
-
-    Args:
-        recipe: Name or file of a recipe.
-        root: Folder of the data, where the recipe does not say it.
-        workers: Numbers of processes that load images besides the main one, separated by commas; each is measured.
-        budget_s: Seconds for each.
-        folder: Where data.json goes.
-    """
-    arguments.check_positive(budget_s=budget_s)
-    check_outputs([folder / "data.json"], [Path(find_recipe(recipe))])
-    counts = arguments.whole_numbers(workers, "workers", least=0)
-    with quiet():
-        found = [
-            measure_pipeline(_build(recipe, root, f"--data.num_workers={count}").datamodule, budget_s)
-            for count in track(counts, "loading", transient=True)
-        ]
-    table = Table("processes", "images a second", "first batch", title=cell(f"{recipe}: images of training"))
-    for row in found:
-        table.add_row(str(row.workers), f"{row.images_per_s:.0f}", f"{row.first_batch_s:.2f} s")
-    _finish(table, {"recipe": recipe, "pipelines": [asdict(row) for row in found]}, folder / "data.json")
 
 
 def measure_pipeline(data: DataModule, budget_s: float) -> Pipeline:
@@ -89,36 +54,6 @@ def measure_pipeline(data: DataModule, budget_s: float) -> Pipeline:
                 break
     seconds = time.perf_counter() - start - first_s
     return Pipeline(data.num_workers, images, images / seconds, first_s)
-
-
-def loop(recipe: str, /, root: Path | None = None, steps: int = 20, rounds: int = 9, folder: Path = _FOLDER) -> None:
-    """Measure what the training loop costs: a recipe's epochs beside the same steps in a loop of plain PyTorch, in turn.
-
-    Args:
-        recipe: Name or file of a recipe for classification.
-        root: Folder of the data, where the recipe does not say it.
-        steps: Optimizer steps a round.
-        rounds: How many; the first, in which everything is warmed up, is not counted.
-        folder: Where loop.json goes.
-    """
-    arguments.check_positive(steps=steps, rounds=rounds - 1)
-    check_outputs([folder / "loop.json"], [Path(find_recipe(recipe))])
-    race = BesidePlainLoop(rounds)
-    with TemporaryDirectory() as runs, quiet():
-        options = {"limit_train_batches": steps, "max_epochs": rounds, "limit_val_batches": 0, "default_root_dir": runs}
-        short = "--model.optim.cooldown_epochs=0"  # so few epochs may not even hold the recipe's cool-down
-        cli = _build(recipe, root, short, *(f"--trainer.{name}={value}" for name, value in options.items()))
-        if not isinstance(cli.model, ClassificationTask):
-            raise ValueError(f"the loop is measured for classification, {recipe} is another task: choose another recipe")
-        cli.trainer.callbacks.append(race)  # type: ignore[attr-defined]  # a list, unannotated
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    ratios = Spread.of([ours / plain for ours, plain in zip(race.ours_s[1:], race.plain_s[1:], strict=True)])
-    table = Table("loop", "one round", title=cell(f"{recipe}: {steps} steps of {cli.datamodule.batch_size} images"))
-    for name, seconds in (("ours", race.ours_s[1:]), ("plain PyTorch", race.plain_s[1:])):
-        table.add_row(name, f"{statistics.median(seconds):.3f} s")
-    table.add_row("ours / plain", f"{ratios.median:.3f} ({ratios.q1:.3f}-{ratios.q3:.3f})")
-    result = {"recipe": recipe, "steps": steps, "ours_s": race.ours_s, "plain_s": race.plain_s, "ratio": ratios._asdict()}
-    _finish(table, result, folder / "loop.json")
 
 
 class BesidePlainLoop(Callback):
@@ -168,14 +103,15 @@ class BesidePlainLoop(Callback):
             torch.cuda.synchronize()
 
 
-def _build(recipe: str, root: Path | None, *options: str) -> TrainingCLI:
-    """Build what a recipe trains, which keeps nothing."""
+def build_recipe(recipe: str, root: Path | None, runs: str, *options: str) -> TrainingCLI:
+    """Build what a recipe trains; it keeps nothing, but Lightning makes the folder of its runs."""
     nothing_kept = ("--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false")
     where = [] if root is None else [f"--data.root={root}"]
-    return TrainingCLI("fit", ["--config", recipe, *where, *nothing_kept, *options])
+    return TrainingCLI("fit", ["--config", recipe, *where, *nothing_kept, f"--trainer.default_root_dir={runs}", *options])
 
 
-def _finish(table: Table, result: Mapping[str, Any], file: Path) -> None:
+def finish(table: Table, result: Mapping[str, Any], file: Path) -> None:
+    """Write a result with its header, and show its table."""
     header = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     write_atomically(file, json.dumps({"header": header, **result}, indent=1).encode())
     Console().print(table)

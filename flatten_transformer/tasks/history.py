@@ -77,14 +77,12 @@ def draw_curves(rows: Sequence[Row], monitor: str, path: Path) -> None:
         monitor: The metric by which the best epoch is chosen.
         path: Where the PNG goes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     names = sorted({name for row in rows for name in row if name.startswith(("train/", "val/"))})
     losses = [name for name in names if name.endswith("loss")]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     for axis, title, group in zip(
         figure.subplots(1, 2), ("loss", "metrics"), (losses, [n for n in names if n not in losses]), strict=True
     ):

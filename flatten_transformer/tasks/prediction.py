@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
@@ -15,7 +16,6 @@ from rich.progress import Progress
 from flatten_transformer.atomic_file import check_outputs
 from flatten_transformer.data.image_folder import SUFFIXES, find_images
 from flatten_transformer.data.loading import OnBadImage
-from flatten_transformer.lazy import load
 from flatten_transformer.printable import printable
 from flatten_transformer.stopping import UnfinishedError, stopped_like_ctrl_c
 from flatten_transformer.tasks.kinds import Kind
@@ -83,7 +83,7 @@ def predict(
     if idle := [name for name in given if name not in use.options]:
         raise ValueError(f"the model in {checkpoint} {use.does} and takes no --{idle[0]}: leave it out")
     with stopped_like_ctrl_c():
-        load(use.function)(model, info, files, **given, on_bad_image=on_bad_image, inputs=[checkpoint])
+        resolve_name(use.function)(model, info, files, **given, on_bad_image=on_bad_image, inputs=[checkpoint])
 
 
 def expand(images: Sequence[Path]) -> list[Path]:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]  # ships no annotations
@@ -17,7 +18,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flatten_transformer.hints import hint
-from flatten_transformer.lazy import load
 from flatten_transformer.printable import printable
 from flatten_transformer.tasks.arguments import RaisingParser, check_values
 from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs, TellData
@@ -95,8 +95,8 @@ class TrainingCLI(LightningCLI):
         args = with_recipe_paths(args)
         self.kind = kind_of(args)
         super().__init__(
-            load(KINDS[self.kind].task),
-            load(KINDS[self.kind].data),
+            resolve_name(KINDS[self.kind].task),
+            resolve_name(KINDS[self.kind].data),
             parser_class=Parser,
             parser_kwargs={"prog": f"flatten {stage}", "description": f"{stage} a model by a recipe"},
             args=args,

@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from flatten_transformer.analysis import Look, capture
-from flatten_transformer.analysis.looks import GridLook, SoftmaxLook
+from flatten_transformer.analysis import CapturedAttention, capture
+from flatten_transformer.analysis.capture import CapturedGrid, CapturedSoftmax
 from flatten_transformer.layers import GridAttention, list_attentions
 from tests.helpers import randomise, relative_error
 
@@ -42,46 +42,46 @@ def create(name: str, **options: Any) -> nn.Module:
     return model.double().eval()
 
 
-def look_at(name: str, **options: Any) -> list[Look]:
+def captured(name: str, **options: Any) -> list[CapturedAttention]:
     size = 40 if "patch16" in name else 64
     return capture(create(name, **options), torch.randn(2, 3, size, size))
 
 
-def by_matrices(look: Look) -> Tensor:
+def by_matrices(attention: CapturedAttention) -> Tensor:
     """Return the output, all matrices written out: a channel's own, times its values, plus its bias, times the gate."""
-    parts = look.decompose()
-    matrices = look.equivalent(range(look.output.shape[2]), parts)  # [B, C, N, M]
+    parts = attention.decompose()
+    matrices = attention.equivalent(range(attention.output.shape[2]), parts)  # [B, C, N, M]
     out = torch.einsum("bcnm,bmc->bnc", matrices, parts.value.transpose(1, 2).flatten(2))
-    if isinstance(look, GridLook):
-        bias = look.attention.restore(torch.zeros_like(parts.value), look.layout, look.x)
+    if isinstance(attention, CapturedGrid):
+        bias = attention.module.restore(torch.zeros_like(parts.value), attention.layout, attention.x)
         out = out if bias is None else out + bias
     return out if parts.gate is None else out * parts.gate
 
 
-@pytest.mark.parametrize("attention", list_attentions())
-def test_the_equivalent_matrix_times_the_values_is_the_output_of_the_block(attention: str) -> None:
-    agents = {"attention_args": {"num_agents": 4}} if attention == "agent" else {}
-    looks = look_at("flatten_deit_tiny_patch16_224", attention=attention, **agents)
-    assert [type(look) for look in looks] == [GridLook, SoftmaxLook]
-    for look in looks:
-        assert look.output.dtype == torch.float64
-        assert relative_error(look.decompose().output(), look.output) < 1e-10
-        assert relative_error(by_matrices(look), look.output) < 1e-10
+@pytest.mark.parametrize("design", list_attentions())
+def test_the_equivalent_matrix_times_the_values_is_the_output_of_the_block(design: str) -> None:
+    agents = {"attention_args": {"num_agents": 4}} if design == "agent" else {}
+    attentions = captured("flatten_deit_tiny_patch16_224", attention=design, **agents)
+    assert [type(attention) for attention in attentions] == [CapturedGrid, CapturedSoftmax]
+    for attention in attentions:
+        assert attention.output.dtype == torch.float64
+        assert relative_error(attention.decompose().output(), attention.output) < 1e-10
+        assert relative_error(by_matrices(attention), attention.output) < 1e-10
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *SOFTMAX])
 def test_so_it_is_in_every_family_with_its_windows_stripes_and_reductions(name: str) -> None:
-    looks = look_at(name)
-    assert len(looks) >= 2
-    for look in looks:
-        assert relative_error(by_matrices(look), look.output) < 1e-10, look.name
+    attentions = captured(name)
+    assert len(attentions) >= 2
+    for attention in attentions:
+        assert relative_error(by_matrices(attention), attention.output) < 1e-10, attention.name
 
 
 def test_kernels_predicted_for_each_window_are_matrices_too() -> None:
-    looks = look_at("flatten_swin_tiny_patch4_224", attention="inline")
-    assert looks[1].windows == 16
-    for look in looks:
-        assert relative_error(by_matrices(look), look.output) < 1e-10, look.name
+    attentions = captured("flatten_swin_tiny_patch4_224", attention="inline")
+    assert attentions[1].windows == 16
+    for attention in attentions:
+        assert relative_error(by_matrices(attention), attention.output) < 1e-10, attention.name
 
 
 @pytest.mark.parametrize("name", ["flatten_deit_tiny_patch16_224", "vit_tiny_patch16_224"])
@@ -93,26 +93,26 @@ def test_the_output_is_what_the_model_itself_projects(name: str) -> None:
     with torch.no_grad():
         model(images)
     seen = list(projected)
-    looks = capture(model, images)
-    for look, wanted in zip(looks, seen, strict=True):
-        assert relative_error(look.output, wanted) < 1e-10
+    attentions = capture(model, images)
+    for attention, wanted in zip(attentions, seen, strict=True):
+        assert relative_error(attention.output, wanted) < 1e-10
 
 
 def test_layers_are_named_as_in_the_model_and_told_their_grids() -> None:
-    looks = look_at("flatten_pvt_v2_b0")
-    assert [look.name for look in looks] == [f"stages.{stage}.blocks.0.attn" for stage in range(4)]
-    assert [look.grid_size for look in looks] == [(16, 16), (8, 8), (4, 4), (2, 2)]
-    assert [(look.queries, look.keys) for look in looks] == [(256, 256), (64, 64), (16, 4), (4, 4)]
-    deit = look_at("flatten_deit_tiny_patch16_224")
-    assert [(look.grid_size, look.num_prefix_tokens, look.windows) for look in deit] == [((5, 5), 2, 1)] * 2
-    assert {look.windows for look in look_at("flatten_cswin_tiny_224")[:2]} == {3}
+    attentions = captured("flatten_pvt_v2_b0")
+    assert [attention.name for attention in attentions] == [f"stages.{stage}.blocks.0.attn" for stage in range(4)]
+    assert [attention.grid_size for attention in attentions] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    assert [(attention.queries, attention.keys) for attention in attentions] == [(256, 256), (64, 64), (16, 4), (4, 4)]
+    deit = captured("flatten_deit_tiny_patch16_224")
+    assert [(attention.grid_size, attention.num_prefix_tokens, attention.windows) for attention in deit] == [((5, 5), 2, 1)] * 2
+    assert {attention.windows for attention in captured("flatten_cswin_tiny_224")[:2]} == {3}
 
 
 def test_looking_leaves_the_model_as_it_is() -> None:
     model = create("flatten_deit_tiny_patch16_224", attention="relu").float().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    looks = capture(model, torch.randn(1, 3, 40, 40))
-    assert looks[0].output.dtype == torch.float64
+    attentions = capture(model, torch.randn(1, 3, 40, 40))
+    assert attentions[0].output.dtype == torch.float64
     for module in model.modules():
         assert not module._forward_pre_hooks
         assert not module._forward_hooks
@@ -122,8 +122,8 @@ def test_looking_leaves_the_model_as_it_is() -> None:
 
 
 def test_the_copy_runs_in_the_dtype_asked_for() -> None:
-    looks = capture(create("flatten_deit_tiny_patch16_224"), torch.randn(1, 3, 40, 40), dtype=torch.float32)
-    assert {look.output.dtype for look in looks} == {torch.float32}
+    attentions = capture(create("flatten_deit_tiny_patch16_224"), torch.randn(1, 3, 40, 40), dtype=torch.float32)
+    assert {attention.output.dtype for attention in attentions} == {torch.float32}
 
 
 def test_a_model_whose_softmax_is_not_fused_is_seen_too() -> None:
@@ -150,33 +150,33 @@ def test_causal_and_grouped_softmax_are_matrices_too() -> None:
             options: dict[str, Any] = {"is_causal": True, "scale": 0.7, "enable_gqa": True}
             return nn.functional.scaled_dot_product_attention(q, kv, x[:, :2, :, 12:], **options)
 
-    look = capture(Odd(), torch.randn(2, 4, 9, 18))[0]
-    assert look.name == "the model itself"
-    assert relative_error(look.decompose().output(), look.output) < 1e-10
-    assert look.decompose().matrix.triu(1).abs().max() == 0
+    attention = capture(Odd(), torch.randn(2, 4, 9, 18))[0]
+    assert attention.name == "the model itself"
+    assert relative_error(attention.decompose().output(), attention.output) < 1e-10
+    assert attention.decompose().matrix.triu(1).abs().max() == 0
 
 
 def test_another_power_shows_what_focusing_does() -> None:
-    look = look_at("flatten_deit_tiny_patch16_224")[0]
-    assert isinstance(look, GridLook)
-    own, plain = look.decompose().matrix, look.refocused(1).decompose().matrix
-    assert torch.equal(look.refocused(3).decompose().matrix, own)
+    attention = captured("flatten_deit_tiny_patch16_224")[0]
+    assert isinstance(attention, CapturedGrid)
+    own, plain = attention.decompose().matrix, attention.refocused(1).decompose().matrix
+    assert torch.equal(attention.refocused(3).decompose().matrix, own)
     assert relative_error(plain, own) > 0.01
-    relu = look_at("flatten_deit_tiny_patch16_224", attention="softmax")[0]
-    assert isinstance(relu, GridLook)
+    relu = captured("flatten_deit_tiny_patch16_224", attention="softmax")[0]
+    assert isinstance(relu, CapturedGrid)
     with pytest.raises(ValueError, match=r"blocks.0.attn is SoftmaxAttention, which has no focusing_factor"):
         relu.refocused(1)
 
 
 def test_attention_without_a_convolution_has_no_convolution_matrix() -> None:
-    for look in look_at("flatten_deit_tiny_patch16_224", attention_args={"rank_restoration": False}):
-        assert look.convolution([0]) is None
+    for attention in captured("flatten_deit_tiny_patch16_224", attention_args={"rank_restoration": False}):
+        assert attention.convolution([0]) is None
 
 
 def test_padding_of_a_window_has_no_weight_in_the_convolution_either() -> None:
-    look = look_at("flatten_swin_tiny_patch4_224")[0]
-    assert isinstance(look, GridLook)
-    assert look.layout.attn_mask is not None
-    hidden = ~look.layout.attn_mask.expand(-1, 1, look.queries, -1)
+    attention = captured("flatten_swin_tiny_patch4_224")[0]
+    assert isinstance(attention, CapturedGrid)
+    assert attention.layout.attn_mask is not None
+    hidden = ~attention.layout.attn_mask.expand(-1, 1, attention.queries, -1)
     assert hidden.any()
-    assert look.equivalent([3])[hidden].abs().max() == 0
+    assert attention.equivalent([3])[hidden].abs().max() == 0

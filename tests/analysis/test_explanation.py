@@ -25,11 +25,11 @@ def views(**choice: Any) -> Any:
 def test_the_four_views_go_from_softmax_to_restored_rank(tmp_path: Path) -> None:
     softmax, linear, focused, restored = views()
     for view in (softmax, linear, focused):
-        assert view.weights.sum() == pytest.approx(1, abs=1e-3)
+        assert view.attention.sum() == pytest.approx(1, abs=1e-3)
     assert (softmax.rank, restored.rank) == (25, 25)
     assert max(linear.rank, focused.rank) <= 8
-    assert not torch.equal(linear.weights, focused.weights)
-    draw_explanation(torch.rand(40, 40), (5, 5), 3, [softmax, linear, focused, restored], tmp_path / "picture.png")
+    assert not torch.equal(linear.attention, focused.attention)
+    draw_explanation(torch.rand(40, 40), [softmax, linear, focused, restored], tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as image:
         assert image.format == "PNG"
 

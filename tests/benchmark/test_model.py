@@ -7,9 +7,9 @@ import timm
 import torch
 
 from flatten_transformer.benchmark import model as models
-from flatten_transformer.benchmark.model import Case, Plan, build_flatten, build_model, make_cases, measure
-from flatten_transformer.benchmark.race import DIRECTIONS, FORWARD, Limits
-from flatten_transformer.benchmark.released import on_released_form
+from flatten_transformer.benchmark.model import Images, build_flatten, build_model, make_cases, measure
+from flatten_transformer.benchmark.race import FORWARD, TRAINING, Limits, Plan
+from flatten_transformer.benchmark.released import use_released_form
 from flatten_transformer.benchmark.report import RELEASED, SOFTMAX
 
 CPU = torch.device("cpu")
@@ -31,21 +31,20 @@ def test_a_model_and_its_namesake_are_built_for_the_same_images(name: str) -> No
 
 @pytest.mark.parametrize("size_px", [96, 224, 512])
 def test_flatten_swin_attends_to_whole_maps_so_the_released_form_which_cannot_pad_can_stand_in(size_px: int) -> None:
-    with torch.device("meta"), on_released_form():
-        model = build_model("flatten_swin_tiny_patch4_224", size_px)
+    with torch.device("meta"):
+        model = use_released_form(build_model("flatten_swin_tiny_patch4_224", size_px))
         assert model(torch.zeros(1, 3, size_px, size_px)).shape == (1, 1000)
 
 
 def test_what_starts_at_zero_does_not_when_the_models_are_judged() -> None:
-    case = Case(SMALLEST, 64, torch.float32, FORWARD)
-    encodings = [p for name, p in build_flatten(case).named_parameters() if name.endswith(("positional_encoding", "scale"))]
+    model = build_flatten(Images(SMALLEST, 1, 64))
+    encodings = [p for name, p in model.named_parameters() if name.endswith(("positional_encoding", "scale"))]
     assert len(encodings) == 16
     assert all(encoding.abs().max() > 0 for encoding in encodings)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_race_gives_times_and_ratios_to_both_baselines(direction: str) -> None:
-    plan = Plan(make_cases([SMALLEST], [64], [torch.float32], [direction]), CPU, 1, Limits(budget_s=0.0))
+def test_a_race_gives_times_and_ratios_to_both_baselines() -> None:
+    plan = Plan(make_cases([SMALLEST], [64], 1, [torch.float32], [TRAINING]), CPU, Limits(budget_s=0.0))
     (points,) = measure(plan)
     assert [point.contender for point in points] == ["ours", "released", "softmax"]
     for point in points:
@@ -59,8 +58,8 @@ def test_a_race_gives_times_and_ratios_to_both_baselines(direction: str) -> None
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_recorded_step_is_the_step() -> None:
-    plan = Plan(make_cases([SMALLEST], [64], [torch.float32], [DIRECTIONS[1]]), torch.device("cuda"), 2)
-    eager, graphed = (models._build_run(f"softmax{way}", plan, plan.cases[0]) for way in ("", "-graphed"))
+    (case,) = make_cases([SMALLEST], [64], 2, [torch.float32], [TRAINING])
+    eager, graphed = (models._build_run(f"softmax{way}", torch.device("cuda"), case) for way in ("", "-graphed"))
     assert [result.shape for result in graphed.step(0)] == [result.shape for result in eager.step(0)]
     first = [result.clone() for result in graphed.step(0)]
     gc.collect()
@@ -70,7 +69,7 @@ def test_a_recorded_step_is_the_step() -> None:
 
 def test_a_model_that_computes_something_else_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "TOLERANCE", 0.0)
-    plan = Plan(make_cases([SMALLEST], [64], [torch.float32], [FORWARD]), CPU, 1, Limits(budget_s=0.0), wanted=["ours"])
+    plan = Plan(make_cases([SMALLEST], [64], 1, [torch.float32], [FORWARD]), CPU, Limits(budget_s=0.0), wanted=["ours"])
     ((ours,),) = measure(plan)
     assert ours.median_us is None
     assert (ours.reason or "").startswith("check red")

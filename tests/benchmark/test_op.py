@@ -5,8 +5,19 @@ import torch
 
 from flatten_transformer.benchmark import contenders, op
 from flatten_transformer.benchmark.contenders import Contender, Inputs, Shape, draw_inputs
-from flatten_transformer.benchmark.op import Case, Plan, draw_task, make_cases, measure, sweep_shapes
-from flatten_transformer.benchmark.race import DIRECTIONS, FORWARD, TRAINING, Entrant, Limits, race, relative_error
+from flatten_transformer.benchmark.op import draw_task, measure, sweep_shapes
+from flatten_transformer.benchmark.race import (
+    DIRECTIONS,
+    FORWARD,
+    TRAINING,
+    Case,
+    Entrant,
+    Limits,
+    Plan,
+    make_cases,
+    race,
+    relative_error,
+)
 from flatten_transformer.benchmark.report import ATTENTION, Point
 from flatten_transformer.benchmark.timing import Run
 
@@ -16,18 +27,22 @@ QUICK = Limits(budget_s=0.0)  # three rounds
 
 
 def run(
-    shapes: list[Shape], direction: str = FORWARD, dtype: torch.dtype = torch.float32, limits: Limits = QUICK
+    shapes: list[Shape], direction: str = FORWARD, dtype: torch.dtype = torch.float32, limits: Limits = QUICK, wanted: str = ""
 ) -> list[list[Point]]:
-    return list(measure(Plan(make_cases(shapes, [dtype], [direction]), CPU, limits, compiled=False, copy_gb_per_s=10.0)))
+    return list(measure(Plan(make_cases(shapes, [dtype], [direction]), CPU, limits, wanted.split() or None, copy_gb_per_s=10.0)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_every_contender_has_a_time_or_a_reason(direction: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("direction", "dtype"),
+    [(FORWARD, torch.bfloat16), (FORWARD, torch.float32), (TRAINING, torch.float16), (TRAINING, torch.float32)],
+    ids=str,
+)
+def test_every_contender_has_a_time_or_a_reason_and_ours_is_judged_before(direction: str, dtype: torch.dtype) -> None:
     (points,) = run([SMALL], direction, dtype)
     assert [point.contender for point in points] == contenders.names(compiled=False)
     for point in points:
         assert (point.median_us is None) == (point.reason is not None), point
+        assert point.floor_us is not None
         if point.median_us is not None:
             assert point.q1_us is not None
             assert point.q3_us is not None
@@ -36,18 +51,15 @@ def test_every_contender_has_a_time_or_a_reason(direction: str, dtype: torch.dty
             assert point.peak_mib is not None
             assert point.peak_mib > 0
             assert point.speedup() is not None
+        elif point.contender in ("ours-cpp", "ours-triton"):
+            assert "backend" in (point.reason or "")
     by_name = {point.contender: point for point in points}
     for name in ("ours", "ours-portable", "released", "relu-linear", "softmax-math"):
         assert by_name[name].median_us is not None
     assert (by_name["softmax-cudnn"].reason or "").startswith("PyTorch has no such kernel")
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_ours_is_judged_against_the_released_form_before_it_is_timed(direction: str) -> None:
-    (points,) = run([SMALL], direction)
     errors = {point.contender: point.relative_error for point in points if point.relative_error is not None}
     assert {"ours", "ours-portable", "released"} <= set(errors)
-    assert all(error < 1e-5 for error in errors.values())
+    assert all(error < (1e-5 if dtype == torch.float32 else 2e-2) for error in errors.values())
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -72,23 +84,16 @@ def test_a_wrong_gradient_alone_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     assert (run([SMALL], TRAINING)[0][0].reason or "").startswith("check red")
 
 
-def test_a_backend_that_cannot_run_says_why() -> None:
-    (points,) = run([SMALL])
-    for point in points:
-        if point.contender in ("ours-cpp", "ours-triton") and point.median_us is None:
-            assert "backend" in (point.reason or "")
-
-
 def test_who_was_too_slow_stays_out_of_larger_sizes_and_says_where_it_stopped() -> None:
     shapes = [SMALL, SMALL._replace(batch=4), SMALL._replace(batch=1)]
-    slow, larger, smaller = run(shapes, limits=Limits(budget_s=0.0, call_s=1e-9))
+    slow, larger, smaller = run(shapes, limits=Limits(budget_s=0.0, call_s=1e-9), wanted="ours released")
     assert all((point.reason or "").startswith("too slow: one call took") for point in (slow[0], smaller[0]))
     assert "stopped at 24 tokens" in (larger[0].reason or "")
 
 
 def test_who_needs_too_much_memory_is_not_tried() -> None:
     limits = Limits(budget_s=0.0, memory_mib=5.0)
-    (points,) = run([Shape(1, 24, 32, 8, 2)], limits=limits)
+    (points,) = run([Shape(1, 24, 32, 8, 2)], limits=limits, wanted="softmax-math softmax-flash")
     by_name = {point.contender: point for point in points}
     assert (by_name["softmax-math"].reason or "").startswith("too large: one call needs about")
     assert by_name["softmax-flash"].median_us is not None
@@ -116,12 +121,13 @@ def test_a_failure_with_a_reason_is_noted_and_a_bug_is_not_swallowed() -> None:
         race([Entrant("broken", bug)], blank, [], CPU, QUICK)
 
 
-def test_input_sets_differ_in_their_tokens_and_share_their_parameters() -> None:
+def test_input_sets_differ_in_their_tokens_and_share_their_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     task = draw_task(Case(SMALL, torch.float32, FORWARD), CPU)
     assert len(task.inputs) > 1
     assert not torch.equal(task.inputs[0].packed, task.inputs[1].packed)
     assert task.inputs[0].encoding is task.inputs[1].encoding
-    assert len(draw_task(Case(Shape(64, 64, 64, 96, 3), torch.bfloat16, FORWARD), CPU).inputs) == 2  # of 144 MiB each
+    monkeypatch.setattr(op, "_CACHE_MIB", 3 * task.inputs[0].packed.nbytes / 2**20)
+    assert len(draw_task(Case(SMALL, torch.float32, FORWARD), CPU).inputs) == 3
 
 
 def test_queries_keys_and_values_are_slices_of_one_projection() -> None:
@@ -138,10 +144,10 @@ def test_a_sweep_keeps_its_batches_full_and_its_grids_whole() -> None:
 
 
 def test_the_floor_counts_four_tensors_forward_and_eleven_with_backward() -> None:
-    (forward,), (training,) = ([points[0]] for points in (run([SMALL])[0], run([SMALL], TRAINING)[0]))
     tensor_bytes = 2 * 24 * 32 * 4
-    assert forward.floor_us == pytest.approx(4 * tensor_bytes / 10e9 * 1e6)
-    assert training.floor_us == pytest.approx(11 * tensor_bytes / 10e9 * 1e6)
+    for direction, tensors in ((FORWARD, 4), (TRAINING, 11)):
+        floor_us = op.floor_us(Case(SMALL, torch.float32, direction), 10.0)
+        assert floor_us == pytest.approx(tensors * tensor_bytes / 10e9 * 1e6)
 
 
 def test_the_relative_error_is_that_of_the_output_or_of_all_gradients() -> None:

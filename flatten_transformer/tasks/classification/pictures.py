@@ -27,7 +27,6 @@ def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> No
         class_names: K names, of which long ones are cut.
         path: Where the PNG goes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     chosen = most_confused(matrix, _LARGEST)
@@ -38,7 +37,6 @@ def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> No
     side = 2.5 + 0.32 * len(names) + 0.1 * max(0, max(map(cell_len, names)) - 12)  # room for long names
     with lettering.styled():
         figure = Figure(figsize=(side + 1, side), layout="constrained")
-        FigureCanvasAgg(figure)
         axis = figure.subplots()
         heat = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
         for row, column in shown.nonzero().tolist():
@@ -76,7 +74,6 @@ def draw_images(images: Sequence[Image.Image], titles: Sequence[str], title: str
         title: Of the picture.
         path: Where the PNG goes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(6, len(images))
@@ -84,7 +81,6 @@ def draw_images(images: Sequence[Image.Image], titles: Sequence[str], title: str
     lettering = Lettering([line for below in titles for line in below.split("\n")])
     with lettering.styled():
         figure = Figure(figsize=(2.2 * columns, 2.6 * rows + 0.4), layout="constrained")
-        FigureCanvasAgg(figure)
         figure.suptitle(title)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis in axes:

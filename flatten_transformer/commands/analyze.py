@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flatten_transformer.analysis.choice import parse_query
 from flatten_transformer.analysis.comparison import draw_ranks, draw_sharpness
-from flatten_transformer.analysis.pictures import draw_angles, draw_matrix, draw_queries
+from flatten_transformer.analysis.models import AnalyzedModel, load_models
+from flatten_transformer.analysis.plots import draw_angles, draw_matrix, draw_queries
 from flatten_transformer.analysis.report import write_report
-from flatten_transformer.analysis.study import Options, Study, conduct
-from flatten_transformer.analysis.subjects import Subject, find_subjects
+from flatten_transformer.analysis.selection import parse_query
+from flatten_transformer.analysis.study import Options, Study, study_model
 from flatten_transformer.atomic_file import check_outputs
 from flatten_transformer.lettering import Lettering
 from flatten_transformer.stopping import stopped_like_ctrl_c
@@ -67,7 +67,7 @@ def analyze(
     options = Options(None if query is None else parse_query(query), block, head, top_k, channels, max_tokens)
     if folder.is_file():
         raise ValueError(f"{folder} is a file: give --folder the name of a folder")
-    subjects = find_subjects(
+    models = load_models(
         image,
         checkpoint=checkpoint,
         model=model,
@@ -78,31 +78,31 @@ def analyze(
     files = [Path(file.strip()) for file in (checkpoint or "").split(",")] + (
         [] if pretrained_file is None else [pretrained_file]
     )
-    check_outputs([folder / name for name in file_names(subjects)], [image, *files])
+    check_outputs([folder / name for name in file_names(models)], [image, *files])
     studies: list[Study] = []
     try:
         with stopped_like_ctrl_c():
-            for subject in track(subjects, "analyzing", transient=True, disable=not Console().is_terminal):
-                studies.append(conduct(subject, options))  # noqa: PERF401  # one by one: those before an error stay
+            for each in track(models, "analyzing", transient=True, disable=not Console().is_terminal):
+                studies.append(study_model(each, options))  # noqa: PERF401  # one by one: those before an error stay
     finally:  # what was found of the models before stays
         if studies:
             report = write_report(folder, image, studies, dict(draw(studies, options)), options)
             say(f"Report: {report}, numbers and pictures beside it")
 
 
-def file_names(subjects: Sequence[Subject]) -> list[str]:
+def file_names(models: Sequence[AnalyzedModel]) -> list[str]:
     """Return the names of the files that an analysis may write."""
-    pictures = [f"{prefix}{name}.png" for prefix in _prefixes(subjects) for name in _OF_EACH]
+    pictures = [f"{prefix}{name}.png" for prefix in _prefixes(models) for name in _OF_EACH]
     return ["report.html", "numbers.json", *(f"{name}.png" for name in _OF_ALL), *pictures]
 
 
-def _prefixes(subjects: Sequence[Subject]) -> list[str]:
+def _prefixes(models: Sequence[AnalyzedModel]) -> list[str]:
     """Return what the names of the pictures of each model begin with."""
-    if len(subjects) == 1:
+    if len(models) == 1:
         return [""]
     prefixes: list[str] = []
-    for subject in subjects:
-        stem = re.sub(r"[^\w.-]+", "_", subject.label)[:_LONGEST]
+    for model in models:
+        stem = re.sub(r"[^\w.-]+", "_", model.label)[:_LONGEST]
         names = (f"{stem}_" if number == 1 else f"{stem}_{number}_" for number in itertools.count(1))
         prefixes.append(next(name for name in names if name not in prefixes))
     return prefixes
@@ -110,28 +110,28 @@ def _prefixes(subjects: Sequence[Subject]) -> list[str]:
 
 def draw(studies: Sequence[Study], options: Options) -> Iterator[tuple[str, bytes]]:
     """Yield the pictures, as PNG, under names ``file:caption``."""
-    lettering = Lettering([study.subject.label for study in studies])
+    lettering = Lettering([study.model.label for study in studies])
     with lettering.styled():
         yield from _draw_all(studies, options, lettering)
 
 
 def _draw_all(studies: Sequence[Study], options: Options, lettering: Lettering) -> Iterator[tuple[str, bytes]]:
-    models = {lettering.plot(study.subject.label): study.layers for study in studies}
+    models = {lettering.plot(study.model.label): study.layers for study in studies}
     yield "rank:Rank of the attention by layer: numerical, and effective (how many directions share it)", draw_ranks(models)
     yield (
         "sharpness:How sharp the rows are, and how much alike the output tokens, by layer",
         draw_sharpness(models, options.top_k),
     )
-    for study, prefix in zip(studies, _prefixes([study.subject for study in studies]), strict=True):
-        for name, content in _draw_model(study, options.head, lettering.plot(study.subject.label)):
+    for study, prefix in zip(studies, _prefixes([study.model for study in studies]), strict=True):
+        for name, content in _draw_model(study, options.head, lettering.plot(study.model.label)):
             file, _, caption = name.partition(":")
-            yield f"{prefix}{file}:{study.subject.label}: {caption}", content
+            yield f"{prefix}{file}:{study.model.label}: {caption}", content
 
 
 def _draw_model(study: Study, head: int, label: str) -> Iterator[tuple[str, bytes]]:
     name = study.matrix.name
     if study.queries:
-        image = study.subject.image.squeeze(2).cpu().numpy()
+        image = study.model.image.squeeze(2).cpu().numpy()
         where = f"head {head}, query token {study.query[0]},{study.query[1]}" if study.query else ""
         yield (
             f"attention:where the query token looks in each layer, {where}",

@@ -1,11 +1,21 @@
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from flatten_transformer import demo, dense_demo
+from flatten_transformer import cli
+from flatten_transformer.commands import demo, demo_dense
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.training import train
 from tests.scenes import few_scenes
+
+
+def run_in_this_process(command: list[str], check: bool) -> None:
+    """Take the place of subprocess.run: starting Python and importing everything anew takes 10 s."""
+    assert check
+    assert command[:3] == [sys.executable, "-m", "flatten_transformer"]
+    assert cli.main(command[3:]) == 0
 
 
 def test_the_demo_trains_judges_draws_and_uses_both_models(
@@ -15,7 +25,8 @@ def test_the_demo_trains_judges_draws_and_uses_both_models(
     few_scenes(tmp_path, monkeypatch)
     quick = ["--trainer.limit_train_batches=1", "--trainer.enable_progress_bar=false"]
     monkeypatch.setattr(demo, "train", lambda stage, args: train(stage, [*args, *quick]))
-    dense_demo.demo_dense(scenes=2, max_epochs=1)
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=run_in_this_process))
+    demo_dense.demo_dense(scenes=2, max_epochs=1)
     printed = capfd.readouterr().out
     assert all(words in printed for words in ("Mask R-CNN", "Semantic FPN", "AP50", "mIoU"))
     (picture,) = tmp_path.rglob("scenes.png")

@@ -1,4 +1,4 @@
-"""Which layer, head and query token is looked at, and what is said when there is no such."""
+"""Select a layer, a head, channels and a query token, or say which there are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flatten_transformer.analysis.looks import Grid, Look
+from flatten_transformer.analysis.capture import CapturedAttention, Grid
 
 
 def check_index(name: str, index: int, count: int) -> None:
@@ -17,16 +17,16 @@ def check_index(name: str, index: int, count: int) -> None:
         raise ValueError(f"there is no {name} {index}: {name} must be 0 to {count - 1}")
 
 
-def choose_look(looks: Sequence[Look], block: int) -> Look:
+def select_layer(attentions: Sequence[CapturedAttention], block: int) -> CapturedAttention:
     """Return the attention of an index; negative ones count from the last.
 
     Raises:
         ValueError: If there is no such; the message lists what exists.
     """
-    if not -len(looks) <= block < len(looks):
-        names = ", ".join(f"{index} {look.name}" for index, look in enumerate(looks))
+    if not -len(attentions) <= block < len(attentions):
+        names = ", ".join(f"{index} {attention.name}" for index, attention in enumerate(attentions))
         raise ValueError(f"there is no block {block}: choose one of {names}, or count from the last, -1")
-    return looks[block]
+    return attentions[block]
 
 
 def parse_query(text: str) -> tuple[int, int]:
@@ -45,13 +45,13 @@ def parse_query(text: str) -> tuple[int, int]:
     return row, column
 
 
-def finest_grid(looks: Sequence[Look]) -> Grid | None:
+def finest_grid(attentions: Sequence[CapturedAttention]) -> Grid | None:
     """Return the largest grid of tokens that an attention over the whole image has; None if there is none."""
-    grids = [look.grid_size for look in looks if look.windows == 1 and look.grid_size is not None]
+    grids = [attention.grid_size for attention in attentions if attention.windows == 1 and attention.grid_size is not None]
     return max(grids, key=lambda grid: torch.Size(grid).numel(), default=None)
 
 
-def choose_query(query: tuple[int, int] | None, image: Tensor, grid_size: Sequence[int]) -> tuple[int, int]:
+def select_query(query: tuple[int, int] | None, image: Tensor, grid_size: Sequence[int]) -> tuple[int, int]:
     """Return row and column of the query token: the one asked for, or that with the most ink, of colour images the centre.
 
     Args:
@@ -70,12 +70,12 @@ def choose_query(query: tuple[int, int] | None, image: Tensor, grid_size: Sequen
     return query
 
 
-def token_at(look: Look, query: tuple[int, int], grid_size: Sequence[int]) -> int | None:
+def token_at(attention: CapturedAttention, query: tuple[int, int], grid_size: Sequence[int]) -> int | None:
     """Return the index of the token of an attention that lies where ``query`` does on ``grid_size``; None: it has no grid."""
-    if look.windows > 1 or look.grid_size is None:
+    if attention.windows > 1 or attention.grid_size is None:
         return None
-    row, column = (place * own // size for place, own, size in zip(query, look.grid_size, grid_size, strict=True))
-    return look.num_prefix_tokens + row * look.grid_size[1] + column
+    row, column = (place * own // size for place, own, size in zip(query, attention.grid_size, grid_size, strict=True))
+    return attention.num_prefix_tokens + row * attention.grid_size[1] + column
 
 
 def inkiest_token(image: Tensor, grid_size: Sequence[int]) -> int:
@@ -88,3 +88,15 @@ def inkiest_token(image: Tensor, grid_size: Sequence[int]) -> int:
     rows, columns = grid_size
     means = torch.nn.functional.adaptive_avg_pool2d(image[None, None].float(), (rows, columns))
     return int(means.argmax())
+
+
+def sample_channels(attention: CapturedAttention, head: int, count: int) -> list[int]:
+    """Return at most ``count`` channels of a head, evenly spread, counted among the C channels of all heads.
+
+    Raises:
+        ValueError: If ``count`` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"channels must be at least 1, got {count}")
+    count = min(count, attention.head_dim)
+    return [head * attention.head_dim + (2 * index + 1) * attention.head_dim // (2 * count) for index in range(count)]

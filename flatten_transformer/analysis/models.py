@@ -1,4 +1,4 @@
-"""The models that are looked at, from checkpoints of this library or by timm's names, and the image each of them sees."""
+"""Load the models of an analysis, from checkpoints of this library or by timm's names, with the image as each sees it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from torch import Tensor, nn
 from flatten_transformer.data.preprocessing import Preprocessing, read_image
 from flatten_transformer.tasks.classification.build import build_model, weights_args
 
-_MOST = 7  # that colours tell apart
+_MAX_MODELS = 7  # that colours tell apart
 _SEED = 0  # of untrained weights
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model and the image it looks at.
+class AnalyzedModel:
+    """A model and its input image.
 
     Args:
         label: Short name in pictures and tables.
         about: Which model it is, and where its weights come from.
-        model: The model.
-        pixels: What it sees, ``[1, channels, height, width]``, normalised.
-        image: The same to look at, ``[height, width, channels]``, 0 to 1.
+        network: The model, for inference.
+        pixels: Its input, ``[1, channels, height, width]``, normalised.
+        image: The same input to show, ``[height, width, channels]``, 0 to 1.
     """
 
     label: str
     about: str
-    model: nn.Module
+    network: nn.Module
     pixels: Tensor
     image: Tensor
 
 
-def find_subjects(
+def load_models(
     image: Path,
     *,
     checkpoint: str | None = None,
@@ -45,7 +45,7 @@ def find_subjects(
     attention: str | None = None,
     pretrained_file: Path | None = None,
     img_size: int | None = None,
-) -> list[Subject]:
+) -> list[AnalyzedModel]:
     """Return the models that the arguments name, each with the image as it sees it.
 
     Args:
@@ -60,7 +60,7 @@ def find_subjects(
         FileNotFoundError: If a file is missing.
         ValueError: If nothing is named, too much, or something that does not exist.
     """
-    files, names, attentions = (_words(text) for text in (checkpoint, model, attention))
+    files, names, attentions = (_split(text) for text in (checkpoint, model, attention))
     if not files and not names:
         raise ValueError("nothing to analyze: give --checkpoint the model.safetensors of a training, or --model a name of timm's")
     if not names and (attentions or pretrained_file):
@@ -72,8 +72,8 @@ def find_subjects(
     if img_size is not None and img_size < 1:
         raise ValueError(f"img_size must be at least 1 pixel, got {img_size}")
     count = len(files) + len(names) * max(1, len(attentions))
-    if count > _MOST:
-        raise ValueError(f"{count} models side by side cannot be told apart: choose {_MOST} at most")
+    if count > _MAX_MODELS:
+        raise ValueError(f"{count} models side by side cannot be told apart: choose {_MAX_MODELS} at most")
     picture = read_image(image)
     found = [_from_checkpoint(file, picture, img_size) for file in files]
     found += [
@@ -81,23 +81,25 @@ def find_subjects(
         for name in names
         for chosen in (attentions or (None,))
     ]
-    return _tell_apart(found)
+    return _number_labels(found)
 
 
-def _words(text: str | None) -> list[str]:
+def _split(text: str | None) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in (text or "").split(",") if word.strip()))
 
 
-def _from_checkpoint(file: str, picture: Any, img_size: int | None) -> Subject:
+def _from_checkpoint(file: str, picture: Any, img_size: int | None) -> AnalyzedModel:
     from flatten_transformer.tasks.model_file import load_model
 
     model, info = load_model(file)
     path = Path(file)
     label = "/".join(path.parts[-4:-2]) if path.parent.name == "checkpoints" and len(path.parts) >= 4 else path.stem
-    return _subject(label, f"{info.name}, weights of {path}", model, info.preprocessing, picture, img_size)
+    return _analyzed(label, f"{info.name}, weights of {path}", model, info.preprocessing, picture, img_size)
 
 
-def _from_timm(name: str, attention: str | None, file: Path | None, picture: Any, img_size: int | None, alone: bool) -> Subject:
+def _from_timm(
+    name: str, attention: str | None, file: Path | None, picture: Any, img_size: int | None, alone: bool
+) -> AnalyzedModel:
     from timm.data import resolve_model_data_config
 
     args: dict[str, Any] = {} if attention is None else {"attention": attention}
@@ -112,25 +114,25 @@ def _from_timm(name: str, attention: str | None, file: Path | None, picture: Any
     weights = f"untrained weights, seed {_SEED}" if file is None else f"weights of {file}"
     label = name if attention is None else attention if alone else f"{name}, {attention}"
     about = f"{name}{'' if attention is None else f', attention {attention}'}, {weights}"
-    return _subject(label, about, model, preprocessing, picture, img_size)
+    return _analyzed(label, about, model, preprocessing, picture, img_size)
 
 
-def _subject(
+def _analyzed(
     label: str, about: str, model: nn.Module, preprocessing: Preprocessing, picture: Any, img_size: int | None
-) -> Subject:
+) -> AnalyzedModel:
     if img_size is not None:
         preprocessing = replace(preprocessing, img_size=img_size)
     pixels = preprocessing(picture)
     std, mean = (torch.tensor(values)[:, None, None] for values in (preprocessing.std, preprocessing.mean))
-    return Subject(label, about, model.eval(), pixels[None], (pixels * std + mean).clamp(0, 1).movedim(0, 2))
+    return AnalyzedModel(label, about, model.eval(), pixels[None], (pixels * std + mean).clamp(0, 1).movedim(0, 2))
 
 
-def _tell_apart(subjects: Sequence[Subject]) -> list[Subject]:
+def _number_labels(models: Sequence[AnalyzedModel]) -> list[AnalyzedModel]:
     """Return them with numbers behind labels that several have."""
     seen: Counter[str] = Counter()
     apart = []
-    for subject in subjects:
-        seen[subject.label] += 1
-        count = seen[subject.label]
-        apart.append(subject if count == 1 else replace(subject, label=f"{subject.label} ({count})"))
+    for model in models:
+        seen[model.label] += 1
+        count = seen[model.label]
+        apart.append(model if count == 1 else replace(model, label=f"{model.label} ({count})"))
     return apart

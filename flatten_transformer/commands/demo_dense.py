@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flatten_transformer.atomic_file import write_png
-from flatten_transformer.demo import Run, run_recipe
+from flatten_transformer.commands.demo import Run, predict, run_recipe
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.detection.pictures import draw_detections, draw_truth
 from flatten_transformer.tasks.overlays import side_by_side
@@ -40,7 +38,7 @@ def demo_dense(scenes: int = 4, max_epochs: int | None = None) -> None:
     image = folder / "test_scene_0.png"
     write_png(image, detector.data.image("test", 0))
     for run in (detector, segmenter):
-        _use(console, image, run.model_file)
+        predict(console, image, run.model_file, "--output", str(run.model_file.parent / "predictions"))
 
 
 def _results(*runs: Run) -> Table:
@@ -58,8 +56,8 @@ def draw_scenes(detector: Run, segmenter: Run, count: int, path: Path) -> None:
     """Draw the first test scenes in a row each: true objects, those found, true classes of pixels, those found.
 
     Args:
-        detector: Of objects.
-        segmenter: Of pixels.
+        detector: Finds objects.
+        segmenter: Classifies pixels.
         count: How many scenes.
         path: Where the PNG goes.
     """
@@ -75,10 +73,3 @@ def _row(detector: Run, segmenter: Run, index: int) -> list[Image.Image]:
     classes = segmenter.task.classes(segmenter.data.preprocessing(image), *mask.shape)
     pixels = draw_comparison(image, mask, classes, segmenter.data.class_names)
     return [truth, draw_detections(image, found, names, threshold=0.5, scale=_SCALE), *pixels]
-
-
-def _use(console: Console, image: Path, model_file: Path) -> None:
-    output = model_file.parent / "predictions"
-    command = ["predict", str(image), "--checkpoint", str(model_file), "--output", str(output)]
-    console.print(f"In a new process: flatten {' '.join(command)}", soft_wrap=True)
-    subprocess.run([sys.executable, "-m", "flatten_transformer", *command], check=True)

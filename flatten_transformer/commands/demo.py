@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
-from flatten_transformer.analysis.choice import inkiest_token
 from flatten_transformer.analysis.explanation import draw_explanation, explain
+from flatten_transformer.analysis.selection import inkiest_token
 from flatten_transformer.atomic_file import write_png
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.models.cost import count_macs, count_parameters
@@ -58,9 +58,7 @@ def demo(digit: int = 0, block: int = -1, head: int = 0, max_epochs: int | None 
     _explain(runs, digit, block, head, image_file, picture)
     console.print(f"Where one query token of a test digit looks, step by step: {picture}")
 
-    console.print(f"In a new process: flatten predict {image_file} --checkpoint {flatten.model_file}")
-    command = ["flatten_transformer", "predict", str(image_file), "--checkpoint", str(flatten.model_file)]
-    subprocess.run([sys.executable, "-m", *command], check=True)
+    predict(console, image_file, flatten.model_file)
     _, label = Digits("test")[digit]
     console.print(f"It is a {label}.")
 
@@ -70,8 +68,8 @@ def run_recipe(console: Console, name: str, recipe: str, max_epochs: int | None)
 
     Args:
         console: Gets a rule with the command.
-        name: Of the model, for people.
-        recipe: Its name.
+        name: Display name.
+        recipe: Name of the recipe.
         max_epochs: Epochs instead of those of the recipe.
     """
     console.rule(f"{name}: flatten fit --config {recipe}")
@@ -86,6 +84,13 @@ def run_recipe(console: Console, name: str, recipe: str, max_epochs: int | None)
     assert checkpoint.dirpath
     model_file = Path(checkpoint.dirpath) / "model.safetensors"
     return Run(cli.model.eval(), cli.datamodule, model_file, metrics, training_s)
+
+
+def predict(console: Console, image: Path, model_file: Path, *options: str) -> None:
+    """Use a model file in a new process, as its owner will."""
+    command = ["predict", str(image), "--checkpoint", str(model_file), *options]
+    console.print(f"In a new process: flatten {' '.join(command)}", soft_wrap=True)
+    subprocess.run([sys.executable, "-m", "flatten_transformer", *command], check=True)
 
 
 def _comparison(runs: dict[str, Run]) -> Table:
@@ -110,7 +115,6 @@ def _explain(runs: dict[str, Run], digit: int, block: int, head: int, image_file
     image, _ = Digits("test", flatten.data.preprocessing.img_size)[digit]
     write_png(image_file, image)
     pixels = flatten.data.preprocessing(image)[None]  # [1, C, size, size]
-    grid_size = flatten.model.patch_embed.grid_size
-    query = inkiest_token(pixels[0, 0], grid_size)
+    query = inkiest_token(pixels[0, 0], flatten.model.patch_embed.grid_size)
     views = explain(flatten.model, softmax.model, pixels, query=query, block=block, head=head)
-    draw_explanation(pixels[0, 0], grid_size, query, views, picture)
+    draw_explanation(pixels[0, 0], views, picture)

@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flatten_transformer import cli
-from flatten_transformer.analysis import command
-from flatten_transformer.analysis.study import Options, Study, conduct
-from flatten_transformer.analysis.subjects import Subject, find_subjects
+from flatten_transformer.analysis.models import AnalyzedModel, load_models
+from flatten_transformer.analysis.study import Options, Study, study_model
+from flatten_transformer.commands import analyze
 from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks import training  # noqa: F401  # Lightning logs to the stderr of its first import
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
@@ -40,7 +40,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         save_model(Path(f"runs/{name}/version_0/checkpoints/model.safetensors"), info.build(), info)
     Path("notes.txt").write_text("no image, no checkpoint")
-    save_file(timm.create_model("resnet10t").state_dict(), "resnet.safetensors")
+    save_file({"weight": torch.zeros(1)}, "resnet.safetensors")
 
 
 @pytest.fixture
@@ -53,6 +53,13 @@ def flatten(capfd: pytest.CaptureFixture[str]) -> Flatten:
     return run
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are files with a name and a caption, and nothing in them."""
+    for name in ("draw_ranks", "draw_sharpness", "draw_queries", "draw_matrix", "draw_angles"):
+        monkeypatch.setattr(analyze, name, lambda *_, **__: b"")
+
+
 FOCUSED, SOFTMAX = (f"runs/{name}/version_0/checkpoints/model.safetensors" for name in ("focused", "softmax"))
 ANALYZE = f"analyze image.png --checkpoint {FOCUSED}"
 
@@ -61,7 +68,7 @@ def numbers(folder: str = "runs/analysis") -> Any:
     return json.loads((Path(folder) / "numbers.json").read_text())
 
 
-def test_one_model_gives_a_report_numbers_and_pictures(flatten: Flatten) -> None:
+def test_one_model_gives_numbers_pictures_and_a_report_that_needs_nothing_but_itself(flatten: Flatten) -> None:
     status, out, err = flatten(*ANALYZE.split())
     assert (status, err) == (0, "")
     assert "Report: runs/analysis/report.html" in out
@@ -74,10 +81,6 @@ def test_one_model_gives_a_report_numbers_and_pictures(flatten: Flatten) -> None
     for layer in model["layers"]:
         assert [head["attention"]["rank"] <= 8 for head in layer["heads"]] == [True, True]
         assert [head["restored"]["rank"] for head in layer["heads"]] == [16, 16]
-
-
-def test_the_report_needs_nothing_but_itself(flatten: Flatten) -> None:
-    assert flatten(*ANALYZE.split())[0] == 0
     html = Path("runs/analysis/report.html").read_text()
     sources = re.findall(r'src="([^"]*)"', html)
     assert len(sources) == 6
@@ -89,6 +92,7 @@ def test_the_report_needs_nothing_but_itself(flatten: Flatten) -> None:
     assert "<td>blocks.1.attn</td>" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_models_stand_side_by_side(flatten: Flatten) -> None:
     status, _, err = flatten("analyze", "image.png", "--checkpoint", f"{FOCUSED},{SOFTMAX}")
     assert (status, err) == (0, "")
@@ -101,7 +105,7 @@ def test_models_are_told_apart_by_what_differs() -> None:
     deit, files = "flatten_deit_tiny_patch16_224", f"{FOCUSED},./{FOCUSED}"
 
     def labels(**named: Any) -> list[str]:
-        return [subject.label for subject in find_subjects(Path("image.png"), **named)]
+        return [model.label for model in load_models(Path("image.png"), **named)]
 
     assert labels(model=deit, attention="relu,hydra") == ["relu", "hydra"]
     assert labels(model=f"{deit},flatten_pvt_v2_b0", attention="relu") == [f"{deit}, relu", "flatten_pvt_v2_b0, relu"]
@@ -112,17 +116,18 @@ def test_untrained_weights_are_the_same_each_time_and_leave_the_dice_alone() -> 
     torch.manual_seed(3)
     wanted = torch.rand(2)
     torch.manual_seed(3)
-    one, other = (find_subjects(Path("image.png"), model="flatten_pvt_v2_b0")[0].model for _ in range(2))
+    one, other = (load_models(Path("image.png"), model="flatten_pvt_v2_b0")[0].network for _ in range(2))
     assert torch.equal(torch.rand(2), wanted)
     for came, again in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(came, again)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_softmax_model_of_timms_with_weights_of_a_file(flatten: Flatten) -> None:
     weights = timm.create_model("vit_tiny_patch16_224", img_size=32).state_dict()
     save_file(weights, "vit.safetensors")
     named: dict[str, Any] = {"model": "vit_tiny_patch16_224", "pretrained_file": Path("vit.safetensors"), "img_size": 32}
-    found = find_subjects(Path("image.png"), **named)[0].model.state_dict()
+    found = load_models(Path("image.png"), **named)[0].network.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in weights.items())
     options = ["--model", "vit_tiny_patch16_224", "--img_size", "32", "--pretrained_file", "vit.safetensors"]
     status, _, err = flatten("analyze", "image.png", *options)
@@ -132,6 +137,7 @@ def test_a_softmax_model_of_timms_with_weights_of_a_file(flatten: Flatten) -> No
     assert {layer["design"] for layer in model["layers"]} == {"softmax"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_options_say_what_is_shown(flatten: Flatten) -> None:
     choice = ["--query", "3,1", "--block", "0", "--head", "1", "--top_k", "3", "--channels", "2"]
     assert flatten(*ANALYZE.split(), *choice)[0] == 0
@@ -142,6 +148,7 @@ def test_the_options_say_what_is_shown(flatten: Flatten) -> None:
     assert "at most 2 of its channels" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_layers_that_are_too_large_are_left_out_not_made_up(flatten: Flatten) -> None:
     options = ["--model", "flatten_pvt_v2_b0", "--img_size", "64", "--max_tokens", "64"]
     assert flatten("analyze", "image.png", *options)[0] == 0
@@ -210,13 +217,13 @@ def test_no_picture_takes_the_place_of_what_is_read(name: str, way: str, flatten
 
 
 def test_a_stop_leaves_the_report_of_the_models_before(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(subject: Subject, options: Options) -> Study:
-        if subject.label.startswith("softmax"):
+    def stopped(model: AnalyzedModel, options: Options) -> Study:
+        if model.label.startswith("softmax"):
             raise KeyboardInterrupt
-        return conduct(subject, options)
+        return study_model(model, options)
 
-    monkeypatch.setattr(command, "conduct", stopped)
-    monkeypatch.setattr(command, "draw", lambda *_: ())
+    monkeypatch.setattr(analyze, "study_model", stopped)
+    monkeypatch.setattr(analyze, "draw", lambda *_: ())
     status, out, err = flatten("analyze", "image.png", "--checkpoint", f"{FOCUSED},{SOFTMAX}")
     assert (status, err) == (130, "flatten: interrupted\n")
     assert "Report: runs/analysis/report.html" in out
@@ -224,7 +231,7 @@ def test_a_stop_leaves_the_report_of_the_models_before(flatten: Flatten, monkeyp
 
 
 def test_odd_names_of_models_and_images_are_drawn_and_written(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_draw_model", lambda *_: ())  # two pictures with names are enough
+    monkeypatch.setattr(analyze, "_draw_model", lambda *_: ())  # two pictures with names are enough
     Path("$x^2$[red]\x1b.safetensors").hardlink_to(FOCUSED)
     image = Path(os.fsdecode(b"caf\xe9.png"))
     Path("image.png").rename(image)
@@ -240,8 +247,8 @@ def test_odd_names_of_models_and_images_are_drawn_and_written(flatten: Flatten, 
 def test_the_pictures_of_two_models_never_share_a_name() -> None:
     image = torch.zeros(1)
     labels = ["a b", "a_b", "a/b", "a_b_2", "..", "n" * 300]
-    subjects = [Subject(label, "", torch.nn.Identity(), image, image) for label in labels]
-    names = command.file_names(subjects)
+    models = [AnalyzedModel(label, "", torch.nn.Identity(), image, image) for label in labels]
+    names = analyze.file_names(models)
     assert len(set(names)) == len(names) == 4 + 4 * len(labels)
     assert all(len(name) < 200 and "/" not in name for name in names)
-    assert command.file_names(subjects[:1])[4:] == ["attention.png", "restored.png", "matrix.png", "angles.png"]
+    assert analyze.file_names(models[:1])[4:] == ["attention.png", "restored.png", "matrix.png", "angles.png"]

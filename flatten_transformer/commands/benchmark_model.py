@@ -1,0 +1,59 @@
+"""`flatten benchmark model`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flatten_transformer.benchmark import arguments
+from flatten_transformer.benchmark.machine import choose_device, describe
+from flatten_transformer.benchmark.model import MODELS, NAMESAKES, contender_names, make_cases, measure
+from flatten_transformer.benchmark.output import FOLDER, collect, finish
+from flatten_transformer.benchmark.race import DIRECTIONS, Plan
+from flatten_transformer.benchmark.report import Report
+
+
+def model(
+    models: str = ",".join(MODELS),
+    sizes_px: str = "224",
+    batch: int = 8,
+    dtypes: str | None = None,
+    directions: str = ",".join(DIRECTIONS),
+    contenders: str = "all",
+    compiled: bool = False,
+    device: str = "auto",
+    budget_s: float = 30.0,
+    limit_s: float = 30.0,
+    quick: bool = False,
+    folder: Path = FOLDER,
+) -> None:
+    """Race FLatten models against their softmax namesakes and against themselves on the released form, side by side.
+
+    Args:
+        models: Names from `flatten models`, separated by commas.
+        sizes_px: Sides of the images, multiples of 32 separated by commas, such as 224,384,512,1024.
+        batch: Images in a batch.
+        dtypes: Some of float32, bfloat16, float16, float64, of images and weights; by default float32 on the CPU and
+            bfloat16 on a GPU.
+        directions: Some of forward (inference) and forward+backward (a training step without the optimiser).
+        contenders: Some of ours, released, softmax, and with
+            `--compiled true` ours-compiled and so on; or all.
+        compiled: Race each under torch.compile too, which needs a minute or more a point to start.
+        device: cpu, cuda, or auto: a GPU where there is one.
+        budget_s: Seconds of timing at each point, for all contenders together.
+        limit_s: A contender whose single call takes more seconds is left out.
+        quick: Half a second a point: to see it run, not to quote.
+        folder: Where model.json and model.png go.
+    """
+    arguments.check_positive(budget_s=budget_s, limit_s=limit_s, batch=batch)
+    wanted = arguments.some(contenders, "contenders", contender_names(compiled=compiled))
+    where = choose_device(device)
+    cases = make_cases(
+        arguments.words(models, "models", NAMESAKES),
+        arguments.whole_numbers(sizes_px, "sizes_px"),
+        batch,
+        arguments.parse_dtypes(dtypes, where),
+        arguments.words(directions, "directions", DIRECTIONS),
+    )
+    header = describe(where)
+    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), wanted, compiled)
+    finish(Report(header, collect(measure(plan), len(cases))), folder / "model.json")

@@ -1,0 +1,80 @@
+"""`flatten benchmark op`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flatten_transformer.benchmark import arguments
+from flatten_transformer.benchmark.contenders import Shape, names
+from flatten_transformer.benchmark.growth import growth, means
+from flatten_transformer.benchmark.machine import choose_device, describe
+from flatten_transformer.benchmark.op import SHAPES, TOKENS, measure, sweep_shapes
+from flatten_transformer.benchmark.output import FOLDER, collect, finish
+from flatten_transformer.benchmark.race import DIRECTIONS, Plan, make_cases
+from flatten_transformer.benchmark.report import Report
+
+_QUICK_TOKENS = (49, 196, 784, 3136)
+
+
+def op(
+    shapes: str | None = None,
+    tokens: str | None = None,
+    channels: int = 192,
+    heads: int = 3,
+    tokens_per_batch: int = 16384,
+    dtypes: str | None = None,
+    directions: str = ",".join(DIRECTIONS),
+    contenders: str = "all",
+    compiled: bool | None = None,
+    device: str = "auto",
+    budget_s: float = 5.0,
+    limit_s: float = 5.0,
+    quick: bool = False,
+    folder: Path = FOLDER,
+) -> None:
+    """Race focused linear attention against its released form, ReLU linear and softmax attention, side by side.
+
+    Args:
+        shapes: BATCHxHEIGHTxWIDTHxCHANNELSxHEADS, separated by commas; by default four that the paper's models have.
+        tokens: A sweep instead of shapes: tokens N of one sample, separated by commas; "all" is 49 to 1,048,576.
+        channels: Of a sweep, over all heads.
+        heads: Of a sweep.
+        tokens_per_batch: Of a sweep: so many tokens share a batch, one sample at least; the picture is of one sample.
+        dtypes: Some of float32, bfloat16, float16, float64; by default float32 on the CPU and bfloat16 on a GPU.
+        directions: Some of forward, forward+backward.
+        contenders: Some of ours, ours-portable, ours-cpp, ours-triton, released, released-compiled,
+            ours-portable-compiled, relu-linear, softmax-math, softmax-efficient, softmax-flash, softmax-cudnn; or all.
+        compiled: Let torch.compile take part, which needs about a minute a point to start; by default where not quick.
+        device: cpu, cuda, or auto: a GPU where there is one.
+        budget_s: Seconds of timing at each point, for all contenders together.
+        limit_s: A contender whose single call takes more seconds is left out, at larger sizes too.
+        quick: Half a second a point and a short sweep: to see it run, not to quote.
+        folder: Where op.json and op.png go.
+    """
+    arguments.check_positive(budget_s=budget_s, limit_s=limit_s, tokens_per_batch=tokens_per_batch)
+    compiled = not quick if compiled is None else compiled
+    wanted = arguments.some(contenders, "contenders", names(compiled=compiled))
+    if tokens is not None and shapes is not None:
+        raise ValueError(
+            "shapes and tokens exclude each other: give shapes, or the tokens of a sweep with its channels and heads"
+        )
+    if tokens:
+        chosen = _sweep(tokens, channels, heads, tokens_per_batch, quick)
+    else:
+        chosen = list(SHAPES) if shapes is None else arguments.shapes(shapes)
+    where = choose_device(device)
+    cases = make_cases(chosen, arguments.parse_dtypes(dtypes, where), arguments.words(directions, "directions", DIRECTIONS))
+
+    header = describe(where)
+    copy_gb_per_s = float(header["copy_gb_per_s"] or 0)
+    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), wanted, compiled, copy_gb_per_s=copy_gb_per_s)
+    points = collect(measure(plan), len(cases))
+    report = Report(header, points, growth(points)) if tokens else Report(header, points, means=means(points))
+    finish(report, folder / "op.json")
+
+
+def _sweep(tokens: str, channels: int, heads: int, tokens_per_batch: int, quick: bool) -> list[Shape]:
+    arguments.check_heads(channels, heads)
+    every = _QUICK_TOKENS if quick else TOKENS
+    sizes = every if tokens == "all" else arguments.whole_numbers(tokens, "tokens")
+    return sweep_shapes(sizes, channels, heads, tokens_per_batch)
