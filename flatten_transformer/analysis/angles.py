@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, relu
 
 from flatten_transformer.analysis.looks import GridLook, Look
-from flatten_transformer.layers import FocusedLinearAttentionCore
+from flatten_transformer.layers import FocusedLinearAttention
+from flatten_transformer.layers.attention.layout import split_heads
 from flatten_transformer.ops import reference
 
 BINS = 40  # of the cosines, 0 to 1
@@ -51,7 +52,7 @@ def measure_angles(look: Look, head: int | None = None) -> Angles | None:
     Returns:
         None where nothing is focused: another attention, or p = 1.
     """
-    if not isinstance(look, GridLook) or not isinstance(look.attention, FocusedLinearAttentionCore):
+    if not isinstance(look, GridLook) or not isinstance(look.attention, FocusedLinearAttention):
         return None
     attention = look.attention
     if attention.focusing_factor == 1:
@@ -81,9 +82,10 @@ def measure_angles(look: Look, head: int | None = None) -> Angles | None:
 @torch.no_grad()
 def positive_features(look: GridLook) -> tuple[Tensor, Tensor]:
     """Return what goes into f_p of a focused linear attention: queries ``[B, H, N, D]`` and keys ``[B, H, M, D]``."""
-    q, k, _ = look.attention.split(look.query, look.key, look.value, look.layout)
-    encoding, temperature = look.attention.key_encoding(look.layout.context_grid_size), look.attention.temperature()
-    q, k = relu(q) + _EPS, relu(k if encoding is None else k + encoding) + _EPS
+    attention, layout = look.attention, look.layout
+    query, key, value = (split_heads(tokens, attention.num_heads) for tokens in (look.query, look.key, look.value))
+    q, k = (relu(x) + _EPS for x in attention.condition(query, layout.hide(key, value)[0], layout))
+    temperature = attention.temperature()
     return (q, k) if temperature is None else (q / temperature[:, None, :], k / temperature[:, None, :])
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from flatten_transformer.analysis.looks import Grid, GridLook, Look, SoftmaxLook
 from flatten_transformer.layers import GridAttention
-from flatten_transformer.layers.layout import Layout
+from flatten_transformer.layers.attention.layout import Layout
 
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
@@ -83,18 +82,14 @@ class _Watcher(TorchFunctionMode):
         self._running.pop()
 
     def _watch(self, name: str, attention: GridAttention) -> None:
-        attend, signature = attention.attend, inspect.signature(GridAttention.attend)
+        attend = attention.attend
 
-        def watched(*args: Any, **kwargs: Any) -> Tensor:
+        def watched(query: Tensor, key: Tensor, value: Tensor, layout: Layout, x: Tensor | None = None) -> Tensor:
             self._within = True
-            out = attend(*args, **kwargs)
+            out = attend(query, key, value, layout, x)
             self._within = False
-            given = signature.bind(attention, *args, **kwargs)
-            given.apply_defaults()
-            _, query, key, value, grid_size, context_grid_size, attn_mask, x, cross = given.arguments.values()
-            layout = Layout(grid_size, context_grid_size, attn_mask, cross)
             windows, prefix = query.shape[0] // self._images, attention.num_prefix_tokens
-            grids = (tuple(grid_size), tuple(context_grid_size))
+            grids = (tuple(layout.grid_size), tuple(layout.context_grid_size))
             seen = (name, type(attention).__name__, attention.num_heads, windows, prefix, *grids, out)
             self.looks.append(GridLook(*seen, attention, query, key, value, layout, x))
             return out

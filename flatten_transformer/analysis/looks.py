@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatten_transformer.layers import FocusedLinearAttentionCore, GridAttention
-from flatten_transformer.layers.layout import Decomposition, Layout
+from flatten_transformer.layers import FocusedLinearAttention, GridAttention
+from flatten_transformer.layers.attention.layout import Decomposition, Layout
 from flatten_transformer.layers.rank_restoration import is_depthwise
 
 _LARGEST_CHUNK = 2**24  # elements of the impulses that are convolved at once
@@ -172,7 +172,7 @@ class GridLook(Look):
         Raises:
             ValueError: If this is no focused linear attention.
         """
-        if not isinstance(self.attention, FocusedLinearAttentionCore):
+        if not isinstance(self.attention, FocusedLinearAttention):
             raise ValueError(f"{self.name} is {self.design}, which has no focusing_factor: choose a focused linear attention")
         return replace(self, attention=_changed(self.attention, focusing_factor=focusing_factor))
 

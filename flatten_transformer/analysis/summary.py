@@ -17,8 +17,7 @@ from flatten_transformer.analysis.measures import (
     token_similarity,
     top_mass,
 )
-from flatten_transformer.layers.layout import Decomposition
-from flatten_transformer.ops.peers.reference import apply_matrix
+from flatten_transformer.layers.attention.layout import Decomposition, apply_matrix
 
 
 @dataclass(frozen=True)

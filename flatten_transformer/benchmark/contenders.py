@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,8 @@ from flatten_transformer.benchmark.released import released_attention
 from flatten_transformer.benchmark.report import RELEASED
 from flatten_transformer.benchmark.timing import Run
 from flatten_transformer.ops import focused_linear_attention
+from flatten_transformer.ops.checks import Arguments
 from flatten_transformer.ops.dispatch import Backend, BackendError, choose_backend
-from flatten_transformer.ops.options import Options
 
 OURS = "ours"
 KERNEL_SIZE = 5
@@ -110,18 +110,7 @@ def released(inputs: Inputs, shape: Shape) -> Tensor:
 
 def ours(inputs: Inputs, shape: Shape, backend: Backend | None = None) -> Tensor:
     """Attend by this library, as its layer does, ``[B, N, C]``."""
-    query, key, value = _heads(inputs.packed, shape)
-    out = focused_linear_attention(
-        query,
-        key,
-        value,
-        temperature=_temperature(inputs, shape),
-        key_encoding=_encoding(inputs, shape),
-        conv_weight=inputs.conv_weight,
-        conv_bias=inputs.conv_bias,
-        grid_size=(shape.height, shape.width),
-        backend=backend,
-    )
+    out = focused_linear_attention(*_heads(inputs.packed, shape), **_options(inputs, shape), backend=backend)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -142,13 +131,16 @@ def _heads(packed: Tensor, shape: Shape) -> Sequence[Tensor]:
     return [x.unflatten(2, (shape.heads, -1)).transpose(1, 2) for x in packed.chunk(3, dim=2)]
 
 
-def _temperature(inputs: Inputs, shape: Shape) -> Tensor:
+def _options(inputs: Inputs, shape: Shape) -> dict[str, Any]:
+    """Return the options of our attention, by name."""
     scale = inputs.scale if inputs.scale.element_size() >= 4 else inputs.scale.float()
-    return F.softplus(scale).reshape(shape.heads, -1)
-
-
-def _encoding(inputs: Inputs, shape: Shape) -> Tensor:
-    return inputs.encoding.unflatten(2, (shape.heads, -1)).transpose(1, 2)[0]
+    return {
+        "temperature": F.softplus(scale).reshape(shape.heads, -1),
+        "key_encoding": inputs.encoding.unflatten(2, (shape.heads, -1)).transpose(1, 2)[0],
+        "conv_weight": inputs.conv_weight,
+        "conv_bias": inputs.conv_bias,
+        "grid_size": (shape.height, shape.width),
+    }
 
 
 @dataclass(frozen=True)
@@ -218,16 +210,9 @@ def _everyone(compiled: bool) -> list[Contender]:
 
 def _why_not(backend: Backend, inputs: Inputs, shape: Shape) -> str | None:
     """Return why a backend cannot compute this, in its own words, or None."""
-    query, _, value = _heads(inputs.packed, shape)
-    options = Options(
-        temperature=_temperature(inputs, shape),
-        key_encoding=_encoding(inputs, shape),
-        conv_weight=inputs.conv_weight,
-        conv_bias=inputs.conv_bias,
-        grid_size=(shape.height, shape.width),
-    )
+    query, key, value = _heads(inputs.packed, shape)
     try:
-        choose_backend(backend, query, value, options)
+        choose_backend(backend, Arguments(query, key, value, **_options(inputs, shape)))
     except BackendError as error:
         return str(error).partition(";")[0]
     return None

@@ -12,13 +12,14 @@ import importlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LAYER = "flatten_transformer.layers.focused_linear_attention"
+_LAYER = "flatten_transformer.layers.attention.focused"
 
 
 def released_attention(
@@ -116,14 +117,13 @@ def _as_the_layer_calls_it(
     value: Tensor,
     attn_mask: Tensor | None,
     *,
-    focusing_factor: float,
     temperature: Tensor | None,
     norm: str,
     key_encoding: Tensor | None,
     conv_weight: Tensor | None,
-    conv_bias: Tensor | None,
     grid_size: Sequence[int] | None,
     backend: str | None,
+    **others: Any,
 ) -> Tensor:
     """Return ``[B, H, N, D]``; arguments and shapes are those of ``flatten_transformer.focused_linear_attention``."""
     if attn_mask is not None or norm != "joint":
@@ -137,11 +137,10 @@ def _as_the_layer_calls_it(
         k,
         v,
         num_heads=num_heads,
-        focusing_factor=focusing_factor,
         positional_encoding=None if key_encoding is None else key_encoding.transpose(0, 1).flatten(1)[None],
         temperature=None if temperature is None else temperature.reshape(1, 1, -1).to(q.dtype),
         conv_weight=conv_weight,
-        conv_bias=conv_bias,
         grid_size=grid_size or (),
+        **{name: option for name, option in others.items() if option is not None},  # one it does not know is a TypeError
     )
     return out.unflatten(2, (num_heads, -1)).transpose(1, 2)

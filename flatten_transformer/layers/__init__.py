@@ -1,12 +1,14 @@
 """Modules built from the ops."""
 
-from flatten_transformer.layers.attention import GridAttention
-from flatten_transformer.layers.focused_linear_attention import FocusedLinearAttention, FocusedLinearAttentionCore, set_backend
-from flatten_transformer.layers.registry import (
+from flatten_transformer.layers.attention import (
+    FocusedLinearAttention,
+    FocusedLinearAttentionCore,
+    GridAttention,
     create_attention,
     create_attention_core,
     list_attentions,
     register_attention,
+    set_backend,
     unregister_attention,
 )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypedDict
 
 from torch import nn
 
 from flatten_transformer.layers import GridAttention, create_attention
-from flatten_transformer.layers.registry import check_options
+from flatten_transformer.layers.attention.registry import check_options
 from flatten_transformer.ops.dispatch import Backend, check_backend
 
 # options of an attention that belong to its host, whatever the family
@@ -50,18 +50,12 @@ def pop_attention_options(kwargs: dict[str, Any]) -> AttentionOptions:
     return options
 
 
-def choose_attention(
-    model: type[nn.Module],
-    options: AttentionOptions,
-    create: Callable[..., GridAttention] = create_attention,
-    **own: Any,
-) -> partial[GridAttention]:
+def choose_attention(model: type[nn.Module], options: AttentionOptions, **own: Any) -> partial[GridAttention]:
     """Return what builds the attention of the linear blocks, called with ``dim``, ``num_heads`` and ``grid_size``.
 
     Args:
         model: Whose blocks they are.
         options: As the model was given them.
-        create: :func:`flatten_transformer.layers.create_attention`, or ``create_attention_core``.
         own: Options that the model sets for all blocks.
 
     Raises:
@@ -88,7 +82,7 @@ def choose_attention(
         raise ValueError(f"attention_args must not hold {taken[0]}: the model sets it; {_cure(taken[0], model)}")
     attention = options.get("attention", "focused")
     check_options(attention, chosen)
-    return partial(create, attention, **own, **chosen)
+    return partial(create_attention, attention, **own, **chosen)
 
 
 def _cure(option: str, model: type[nn.Module]) -> str:

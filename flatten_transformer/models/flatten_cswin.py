@@ -22,8 +22,9 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from flatten_transformer.layers import GridAttention, create_attention_core
-from flatten_transformer.layers.attention import Projected
+from flatten_transformer.layers import GridAttention
+from flatten_transformer.layers.attention.base import Projected
+from flatten_transformer.layers.attention.layout import Layout
 from flatten_transformer.layers.rank_restoration import convolve_values, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention
@@ -111,7 +112,7 @@ def attend_in_stripes(attn: GridAttention, x: Tensor, qkv: Tensor, windows: Wind
     """
     query, key, value = qkv.chunk(3, dim=2)
     window = windows.window_size
-    out: Tensor = attn(Projected(query, key, value, window, window, x=x), attn_mask=windows.key_mask(qkv))
+    out: Tensor = attn(Projected(query, key, value, Layout(window, window, windows.key_mask(qkv)), x))
     return out + _enhance(attn.get_v, value, window)  # type: ignore[arg-type]  # a module, to a type checker
 
 
@@ -322,7 +323,7 @@ class FlattenCSwinTransformer(Pyramid):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         attn_types = expand_attn_types(attn_types, len(depths))
         check_attn_drop(attn_drop_rate, attn_types)
-        linear = choose_attention(type(self), attention_options, create_attention_core)
+        linear = choose_attention(type(self), attention_options, projections=False)
         stripes = _choose_stripes(attn_types, split_sizes, softmax_split_sizes)
         self.attn_types = attn_types
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool

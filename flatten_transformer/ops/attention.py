@@ -9,21 +9,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from flatten_transformer.ops.checks import (
+    Arguments,
     Norm,
     check_attention,
     check_convolution,
-    check_eps,
-    check_focusing_factor,
-    check_key_encoding,
     check_mask,
     check_norm,
-    check_temperature,
+    check_options,
 )
 from flatten_transformer.ops.dispatch import Backend, choose_backend
 from flatten_transformer.ops.empty import attend_to_nothing, is_empty
 from flatten_transformer.ops.linear_attention import add_convolution
-from flatten_transformer.ops.options import Options
-from flatten_transformer.ops.precision import sum_dtype
 from flatten_transformer.ops.transforms import transformed
 
 
@@ -88,21 +84,20 @@ def focused_linear_attention(
         torch.Size([2, 4, 196, 32])
     """
     check_attention(query, key, value)
-    check_focusing_factor(focusing_factor)
     check_norm(norm)
     check_mask(attn_mask, key)
-    check_temperature(temperature, query)
-    check_eps(eps, sum_dtype(query))
-    check_key_encoding(key_encoding, key)
     check_convolution(conv_weight, conv_bias, grid_size, query, value)
-
-    options = Options(focusing_factor, temperature, norm, eps, key_encoding, conv_weight, conv_bias, tuple(grid_size or ()))
-    under_transforms = transformed(query, key, value, temperature, key_encoding, conv_weight, conv_bias)
-    attend = choose_backend(backend, query, value, options, under_transforms=under_transforms)
-    if attn_mask is not None:  # before anything else: a masked NaN must not reach a sum, forward or backward
+    if attn_mask is not None:  # once, for every backend: a masked NaN must not reach a sum, forward or backward
         hidden = ~attn_mask.transpose(2, 3)  # [B, 1, M, 1]
         key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
+    a = Arguments(
+        *(query, key, value, None, key_encoding, temperature, conv_weight, conv_bias),
+        *(tuple(grid_size or ()), focusing_factor, norm == "joint", eps),
+    )
+    check_options(a)
+
+    attend = choose_backend(backend, a, under_transforms=transformed(*a))
     if is_empty(query, key, value):
-        out = attend_to_nothing(query, value, key, temperature, key_encoding, conv_weight, conv_bias)
-        return add_convolution(out, value, options) if value.numel() else out
-    return attend(query, key, value, attn_mask, options)
+        out = attend_to_nothing(*a)
+        return add_convolution(out, value, a) if value.numel() else out
+    return attend(a, attn_mask)

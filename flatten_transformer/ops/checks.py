@@ -1,18 +1,48 @@
-"""What every backend demands of its input, said once, in words a user can act on."""
+"""The arguments that every backend takes, and the checks that every backend relies on."""
+
+# B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from flatten_transformer.ops.precision import sum_dtype
+
 Norm = Literal["joint", "per_head"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LARGEST_POWER = 2**16
+
+
+class Arguments(NamedTuple):
+    """The arguments of one attention, from the public function to the kernels.
+
+    The schemas of the operators and the fields of the compiled kernel's ``Problem`` are derived from these annotations:
+    tensors first, then settings.
+    """
+
+    query: Tensor  # [B, H, N, D]
+    key: Tensor  # [B, H, M, D], zero where masked
+    value: Tensor  # [B, H, M, E], zero where masked
+    key_weights: Tensor | None = None  # [B, M], the share of each key in the mean over keys; kernels get it for a mask
+    key_encoding: Tensor | None = None  # [H, M, D]
+    temperature: Tensor | None = None  # [H, D]
+    conv_weight: Tensor | None = None  # [E, 1, *kernel]
+    conv_bias: Tensor | None = None  # [E]
+    grid_size: Sequence[int] = ()  # of the convolved tokens; empty without a convolution
+    focusing_factor: float = 3.0
+    joint: bool = True  # norms over all heads
+    eps: float = 1e-6
+
+    @property
+    def norm(self) -> Norm:
+        """The norm by its public name."""
+        return "joint" if self.joint else "per_head"
 
 
 def shape_of(tensor: Tensor) -> list[int]:
@@ -99,6 +129,14 @@ def check_tokens(query: Tensor, key: Tensor, value: Tensor) -> None:
         if tensor.dtype != query.dtype:
             raise ValueError(f"{name} is {tensor.dtype} and query {query.dtype}: they must have one dtype, call .to(query.dtype)")
         _check_place(name, tensor, query)
+
+
+def check_options(a: Arguments) -> None:
+    """Raise ValueError unless every option fits the tokens; a convolution has :func:`check_convolution`."""
+    check_focusing_factor(a.focusing_factor)
+    check_temperature(a.temperature, a.query)
+    check_eps(a.eps, sum_dtype(a.query))
+    check_key_encoding(a.key_encoding, a.key)
 
 
 def check_option(name: str, tensor: Tensor | None, query: Tensor) -> None:

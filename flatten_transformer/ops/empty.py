@@ -12,20 +12,21 @@ def is_empty(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return 0 in query.shape or 0 in key.shape or value.shape[3] == 0
 
 
-def attend_to_nothing(query: Tensor, value: Tensor, *others: Tensor | None) -> Tensor:
+def attend_to_nothing(query: Tensor, key: Tensor, value: Tensor, *others: object) -> Tensor:
     """Return zeros ``[B, H, N, E]`` whose gradients are zeros, of every tensor, as the answer to an empty question.
 
     Args:
         query: ``[B, H, N, D]``.
+        key: ``[B, H, M, D]``.
         value: ``[B, H, M, E]``.
-        others: Every other tensor that a gradient may be asked of.
+        others: Further arguments; a gradient may be asked of every floating tensor among them.
 
     Example:
-        >>> attend_to_nothing(torch.rand(1, 2, 3, 4), torch.rand(1, 2, 0, 2)).flatten()
+        >>> attend_to_nothing(torch.rand(1, 2, 3, 4), torch.rand(1, 2, 0, 4), torch.rand(1, 2, 0, 2)).flatten()
         tensor([0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0.])
     """
     out = query.new_zeros(*query.shape[:3], value.shape[3])
-    for x in (query, value, *others):
-        if x is not None and x.is_floating_point():
+    for x in (query, key, value, *others):
+        if isinstance(x, Tensor) and x.is_floating_point():
             out = out + x[..., :0].sum().to(query.dtype)
     return out

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from flatten_transformer.ops.checks import Norm, check_focusing_factor, check_norm, shape_of
 
-_LARGEST_MULTIPLIED_POWER = 64  # above it, six or more products: pow is as quick and as exact
+LARGEST_MULTIPLIED_POWER = 64  # above it, six or more products: pow is as quick and as exact
+
+
+def is_multiplied(exponent: float) -> bool:
+    """Return whether a power is made of products: of a whole exponent up to 64, on every backend."""
+    return exponent <= LARGEST_MULTIPLIED_POWER and int(exponent) == exponent
 
 
 def focused(x: Tensor, focusing_factor: float = 3.0, *, norm: Norm = "joint") -> Tensor:
@@ -105,9 +110,9 @@ def power(x: Tensor, exponent: float) -> Tensor:
         >>> power(torch.tensor([2.0]), 5), power(torch.tensor([4.0]), 1.5)
         (tensor([32.]), tensor([8.]))
     """
-    whole = int(exponent)
-    if whole != exponent or whole > _LARGEST_MULTIPLIED_POWER:
+    if not is_multiplied(exponent):
         return x.pow(exponent)
+    whole = int(exponent)
     odd: Tensor | None = None
     while whole > 3:  # square and multiply; PyTorch's pow by 2 and by 3 is one pass of products
         if whole & 1:

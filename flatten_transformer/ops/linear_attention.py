@@ -9,60 +9,56 @@ import math
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops.checks import check_attention, check_mask, check_positive
+from flatten_transformer.ops.checks import Arguments, check_attention, check_mask, check_positive
 from flatten_transformer.ops.empty import attend_to_nothing, is_empty
 from flatten_transformer.ops.feature_maps import Factors, split_focused
-from flatten_transformer.ops.options import Options
 from flatten_transformer.ops.precision import shift, sum_dtype, without_autocast
 from flatten_transformer.ops.rank_restoration import restore_rank
 from flatten_transformer.ops.transforms import numbers_can_be_read
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options) -> Tensor:
+def attend(a: Arguments, attn_mask: Tensor | None) -> Tensor:
     """Attend by PyTorch operations: the backend ``"portable"``.
 
     Args:
-        query: ``[B, H, N, D]``.
-        key: ``[B, H, M, D]``, zero where masked.
-        value: ``[B, H, M, E]``, zero where masked.
+        a: See :func:`flatten_transformer.focused_linear_attention`, which checks all of them.
         attn_mask: Boolean, ``[B, 1, 1, M]``; True where a key takes part.
-        options: See :func:`flatten_transformer.focused_linear_attention`, which checks all of them.
 
     Returns:
         ``[B, H, N, E]`` in ``query.dtype``.
     """
-    if options.temperature is not None and numbers_can_be_read(options.temperature):
-        check_positive(options.temperature)
-    dtype, scale = sum_dtype(query), shift(options.eps)
-    q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
-    if options.key_encoding is not None:
-        k = k + options.key_encoding.to(dtype)
-    with without_autocast(query.device.type):
-        of_query, of_key = (_features(x, options, scale) for x in (q, k))
+    if a.temperature is not None and numbers_can_be_read(a.temperature):
+        check_positive(a.temperature)
+    dtype, scale = sum_dtype(a.query), shift(a.eps)
+    q, k, v = a.query.to(dtype), a.key.to(dtype), a.value.to(dtype)
+    if a.key_encoding is not None:
+        k = k + a.key_encoding.to(dtype)
+    with without_autocast(q.device.type):
+        of_query, of_key = (_features(x, a, scale) for x in (q, k))
         features = of_key.powered * (of_key.size * of_key.ratio)
         # a query's own size cancels but for the eps, as does the scale
-        eps = options.eps * scale / of_query.size.clamp_min(torch.finfo(dtype).tiny) * scale / of_query.ratio
+        eps = a.eps * scale / of_query.size.clamp_min(torch.finfo(dtype).tiny) * scale / of_query.ratio
         out = _mix(of_query.powered, features, v, attn_mask, eps)
-        return add_convolution(out, v, options).to(query.dtype)
+        return add_convolution(out, v, a).to(a.query.dtype)
 
 
-def add_convolution(out: Tensor, value: Tensor, options: Options) -> Tensor:
+def add_convolution(out: Tensor, value: Tensor, a: Arguments) -> Tensor:
     """Add rank restoration, if it is asked for, to all tokens but the prefix tokens.
 
     Args:
         out: ``[B, H, N, E]``.
         value: ``[B, H, N, E]``, in the same dtype.
-        options: Those of the convolution, in any dtype.
+        a: The convolution, in any dtype.
 
     Returns:
         ``[B, H, N, E]``.
     """
-    if options.conv_weight is None:
+    if a.conv_weight is None:
         return out
-    weight, bias = options.conv_weight.to(out.dtype), options.conv_bias
-    tokens = math.prod(options.grid_size)
+    weight, bias = a.conv_weight.to(out.dtype), a.conv_bias
+    tokens = math.prod(a.grid_size)
     prefix, tokens_of_grid = value.split([value.shape[2] - tokens, tokens], dim=2)
-    restored = restore_rank(tokens_of_grid, weight, None if bias is None else bias.to(out.dtype), options.grid_size)
+    restored = restore_rank(tokens_of_grid, weight, None if bias is None else bias.to(out.dtype), a.grid_size)
     return out + torch.cat([torch.zeros_like(prefix), restored], dim=2)
 
 
@@ -93,7 +89,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
     check_attention(q, k, v)
     check_mask(attn_mask, k)
     if is_empty(q, k, v):
-        return attend_to_nothing(q, v, k)
+        return attend_to_nothing(q, k, v)
     dtype = sum_dtype(q)
     with without_autocast(q.device.type):
         return _mix(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask, eps).to(q.dtype)
@@ -105,7 +101,7 @@ def _mix(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, eps: float |
     Features of any size are divided by the largest sum of keys of their head: a constant, through which no gradient need pass.
     """
     kept: Tensor | int = k.shape[2]
-    if attn_mask is not None:
+    if attn_mask is not None:  # features of zeroed keys are not zero: φ adds eps, and an encoding may have been added
         kept = attn_mask.sum(dim=3, keepdim=True).clamp(min=1)  # [B, 1, 1, 1]
         k = k.masked_fill(~attn_mask.transpose(2, 3), 0)
     tiny = torch.finfo(q.dtype).tiny
@@ -131,12 +127,12 @@ def _quadratic_is_cheaper(queries: int, keys: int, key_channels: int, value_chan
     return queries * keys * channels < key_channels * value_channels * (queries + keys)
 
 
-def _features(x: Tensor, options: Options, scale: float) -> Factors:
+def _features(x: Tensor, a: Arguments, scale: float) -> Factors:
     """Return the factors of ``scale · φ(x)``, see :func:`split_focused`; NaN where a temperature is not positive."""
     x = torch.relu(x)
-    if options.temperature is None:
-        return split_focused(x + options.eps, options.focusing_factor, norm=options.norm, scale=scale)
-    temperature = options.temperature.to(x.dtype)[:, None, :]
+    if a.temperature is None:
+        return split_focused(x + a.eps, a.focusing_factor, norm=a.norm, scale=scale)
+    temperature = a.temperature.to(x.dtype)[:, None, :]
     inverse = torch.where(temperature > 0, temperature.new_full((), scale), torch.nan) / temperature
-    x = torch.addcmul(options.eps * inverse, x, inverse)  # scale · (x + eps) / temperature in one pass
-    return split_focused(x, options.focusing_factor, norm=options.norm)
+    x = torch.addcmul(a.eps * inverse, x, inverse)  # scale · (x + eps) / temperature in one pass
+    return split_focused(x, a.focusing_factor, norm=a.norm)

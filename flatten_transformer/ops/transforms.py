@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def transformed(*tensors: Tensor | None) -> bool:
-    """Return whether a transform of ``torch.func`` is active, or one of the tensors carries a tangent.
+def transformed(*values: object) -> bool:
+    """Return whether a transform of ``torch.func`` is active, or a tensor among the values carries a tangent.
 
     Example:
         >>> x = torch.ones(2)
@@ -20,7 +20,7 @@ def transformed(*tensors: Tensor | None) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return forward_ad._current_level >= 0 and any(
-        x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
+        isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in values
     )
 
 

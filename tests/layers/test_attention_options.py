@@ -10,6 +10,7 @@ from flatten_transformer.layers import (
     create_attention,
     create_attention_core,
 )
+from flatten_transformer.layers.attention.layout import Layout
 from tests.helpers import relative_error
 from tests.layers.attentions import EVERY, make, tokens
 
@@ -106,7 +107,7 @@ def test_what_is_made_of_the_tokens_needs_them() -> None:
     core = create_attention_core("inline", 16, 2, (5, 7))
     q = torch.randn(1, 35, 16)
     with pytest.raises(ValueError, match="predicts its kernels from the tokens: pass x= to attend"):
-        core.attend(q, q, q, (5, 7), (5, 7))
+        core.attend(q, q, q, Layout((5, 7), (5, 7)))
     core = create_attention_core("polaformer", 16, 2, (5, 7))
     with pytest.raises(ValueError, match="makes its gate of the tokens: pass x= to attend, or gated=False"):
-        core.attend(q, q, q, (5, 7), (5, 7))
+        core.attend(q, q, q, Layout((5, 7), (5, 7)))

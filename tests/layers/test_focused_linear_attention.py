@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flatten_transformer import FocusedLinearAttention
 from flatten_transformer.layers import FocusedLinearAttentionCore
+from flatten_transformer.layers.attention.layout import Layout
 from tests.helpers import TOLERANCES, TensorsMade, layer_by_the_book, output_and_gradients, randomise, relative_error
 
 
@@ -486,7 +487,7 @@ def test_attend_is_the_layer_between_its_projections() -> None:
     layer = make_layer((5, 7))
     x = tokens(layer, (5, 7))
     query, key, value = F.linear(x, layer.qkv.weight, layer.qkv.bias).chunk(3, dim=2)
-    attended = layer.attend(query, key, value, (5, 7), (5, 7))
+    attended = layer.attend(query, key, value, Layout((5, 7), (5, 7)))
     assert torch.equal(layer.proj(attended), layer(x))
 
 
@@ -494,7 +495,7 @@ def test_attend_is_the_layer_between_its_projections() -> None:
 def test_the_op_is_told_the_backend_and_convolves_where_keys_lie_under_queries(
     context_grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, told = import_module("flatten_transformer.layers.focused_linear_attention"), {}
+    module, told = import_module("flatten_transformer.layers.attention.focused"), {}
     op = module.focused_linear_attention
     monkeypatch.setattr(module, "focused_linear_attention", lambda *args, **given: told.update(given) or op(*args, **given))
     layer = make_layer((5, 7), context_dim=24, backend="portable")

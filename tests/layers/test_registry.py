@@ -1,10 +1,12 @@
 """The registry: names, options, errors that carry the cure, and attentions from outside."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from flatten_transformer.layers import (
     register_attention,
     unregister_attention,
 )
+from flatten_transformer.layers.attention.base import GridOptions
+from flatten_transformer.layers.attention.layout import Layout
 from tests.layers.attentions import make, tokens
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
@@ -70,6 +74,55 @@ def test_a_name_is_taken_once_but_a_notebook_may_run_again(average: str) -> None
     assert register_attention(average)(taken) is taken
 
 
+def test_an_attention_from_outside_passes_options_on_in_one_line() -> None:
+    @register_attention("outside")
+    class Outside(GridAttention):
+        def __init__(self, *args: Any, mine: bool = True, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.mine = mine
+
+        def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
+            return v if self.mine else -v
+
+    try:
+        x = torch.randn(2, 35, 16)
+        layers = [
+            create_attention("outside", 16, 2, (5, 7), mine=mine, qkv_bias=False, proj_bias=False) for mine in (True, False)
+        ]
+        layers[1].load_state_dict(layers[0].state_dict())
+        assert torch.equal(layers[0](x), -layers[1](x))
+        model = timm.create_model("flatten_deit_tiny_patch16_224", attention="outside", attention_args={"mine": False}, depth=1)
+        assert model.blocks[0].attn.mine is False
+        with pytest.raises(ValueError, match="has no option 'mein': did you mean mine"):
+            create_attention("outside", 16, 2, (5, 7), mein=True)
+    finally:
+        unregister_attention("outside")
+
+
+def test_an_attention_that_passes_no_options_on_is_refused_with_the_line_to_write() -> None:
+    class Closed(GridAttention):
+        def __init__(self, dim: int, num_heads: int, grid_size: Any, *, mine: bool = True, qkv_bias: bool = True) -> None:
+            super().__init__(dim, num_heads, grid_size, qkv_bias=qkv_bias)
+
+    with pytest.raises(ValueError, match=r"Closed does not take context_dim, .*: write def __init__\(.*\*\*options\) and pass"):
+        register_attention("closed")(Closed)
+    assert "closed" not in list_attentions()
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_a_misspelt_option_is_a_type_error_of_the_class(name: str) -> None:
+    with pytest.raises(TypeError, match="has no option 'kernel_sise': did you mean kernel_size"):
+        type(create_attention(name, 16, 2, (5, 7)))(16, 2, (5, 7), kernel_sise=3)  # type: ignore[call-arg]
+
+
+def test_the_options_of_every_attention_are_one_list() -> None:
+    assert list(GridOptions.__annotations__) == list(GridAttention.defaults)
+    for name in list_attentions():
+        layer = create_attention(name, 16, 2, (5, 7))
+        known = inspect.signature(type(layer)).parameters
+        assert {option: known[option].default for option in GridOptions.__annotations__} == layer.defaults
+
+
 def test_a_default_of_no_option_is_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("GridAttention has no option focus to set a default of")):
         register_attention("nothing", focus=3)(GridAttention)
@@ -88,4 +141,4 @@ def test_an_attention_says_what_it_lacks(average: str) -> None:
     base = GridAttention(16, 2, (5, 7))
     q = torch.randn(1, 35, 16)
     with pytest.raises(NotImplementedError, match=r"GridAttention must say how it attends: write mix"):
-        base.attend(q, q, q, (5, 7), (5, 7))
+        base.attend(q, q, q, Layout((5, 7), (5, 7)))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from flatten_transformer.layers import (
     FocusedLinearAttention,
-    FocusedLinearAttentionCore,
     GridAttention,
     list_attentions,
     register_attention,
@@ -154,7 +153,7 @@ def test_every_attention_says_something_else(family: str) -> None:
 def test_the_switches_of_the_paper_reach_every_linear_block(family: str) -> None:
     switches: dict[str, Any] = {"rank_restoration": False, "key_encoding": False, "temperature": False, "norm": "per_head"}
     for part in linear_parts(create(family, attention_args=switches, focusing_factor=2)):
-        assert isinstance(part, FocusedLinearAttentionCore)
+        assert isinstance(part, FocusedLinearAttention)
         assert (part.dwc, part.positional_encoding, part.scale) == (None, None, None)
         assert (part.norm, part.focusing_factor) == ("per_head", 2)
     for part in linear_parts(create(family, "enhanced", kernel_size=3)):

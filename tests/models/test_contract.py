@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from flatten_transformer.benchmark.models import model_cost
-from flatten_transformer.layers import FocusedLinearAttentionCore, set_backend
+from flatten_transformer.layers import FocusedLinearAttention, set_backend
 from flatten_transformer.ops.cpp.build import unavailable
 from tests.helpers import TensorsMade, relative_error
 from tests.models.families import FAMILIES, FAMILY, by_family, create, layouts, official, small
@@ -221,7 +221,7 @@ def test_intermediates_of_our_own_hosts_are_normalised_stopped_and_pruned(family
 
 @FAMILY
 def test_the_backend_is_an_option_of_every_family(family: str) -> None:
-    linear = [part for part in create(family, backend="portable").modules() if isinstance(part, FocusedLinearAttentionCore)]
+    linear = [part for part in create(family, backend="portable").modules() if isinstance(part, FocusedLinearAttention)]
     assert {part.backend for part in linear} == {"portable"}
     with pytest.raises(ValueError, match=r"backend must be one of portable, cpp.*got 'fast'"):
         create(family, backend="fast")

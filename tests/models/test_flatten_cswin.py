@@ -8,14 +8,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from flatten_transformer.layers import create_attention_core
+from flatten_transformer.layers import create_attention
+from flatten_transformer.layers.attention.layout import Layout
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.checkpoint import checkpoint_filter_fn
 from flatten_transformer.models.flatten_cswin import SoftmaxStripes, attend_in_stripes, linear_stripes
 from tests.helpers import relative_error
 from tests.models.families import create, draw, official, small
 
-FOCUSED = partial(create_attention_core, "focused")
+FOCUSED = partial(create_attention, "focused", projections=False)
 
 
 def softmax_by_hand(attn: SoftmaxStripes, image: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def linear_by_hand(attn: Any, image: Tensor, window: tuple[int, int]) -> Tensor:
     state["positional_encoding"] = state["positional_encoding"].unflatten(1, window)[:, :height, :width].flatten(1, 2)
     corner.load_state_dict(state)
     query, key, value = image.flatten(1, 2).chunk(3, dim=2)
-    out = corner.attend(query, key, value, (height, width), (height, width)).unflatten(1, (height, width))
+    out = corner.attend(query, key, value, Layout((height, width), (height, width))).unflatten(1, (height, width))
     enhanced = corner.get_v(image.chunk(3, dim=3)[2].permute(0, 3, 1, 2))
     return out + enhanced.permute(0, 2, 3, 1)
 

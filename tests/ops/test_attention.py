@@ -102,7 +102,7 @@ LONG = Whole(1, 2, 2, (27, 41), (5, 5), 2, 32, 32)  # more than one range of tok
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @given(case=wholes().filter(lambda case: case.tokens >= 12))
-@settings(max_examples=60)
+@settings(max_examples=25)
 @example(case=LONG)
 @example(case=Whole(2, 1, 2, (14, 14), (5, 5), 0, 64, 64, masked=True))
 @example(case=Whole(3, 1, 1, (1, 1), (5, 5), 0, 16, 16))

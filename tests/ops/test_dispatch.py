@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flatten_transformer import FocusedLinearAttention, focused_linear_attention
 from flatten_transformer.ops import cpp, reference
+from flatten_transformer.ops.checks import Arguments
 from flatten_transformer.ops.cpp import build, compiler
 from flatten_transformer.ops.dispatch import VARIABLE, choose_backend
 from flatten_transformer.ops.linear_attention import attend as portable
-from flatten_transformer.ops.options import Options
 from tests.helpers import output_and_gradients, relative_error
 
 needs_cpp = pytest.mark.skipif(build.unavailable() is not None, reason=f"no compiled kernel: {build.unavailable()}")
@@ -25,9 +25,8 @@ def _nothing_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-def chosen(backend: str | None = None, options: Options | None = None, device: str = "cpu") -> Any:
-    query = torch.empty(1, 2, 5, 4, device=device)
-    return choose_backend(backend, query, query, Options() if options is None else options)
+def chosen(backend: str | None = None, device: str = "cpu", **options: Any) -> Any:
+    return choose_backend(backend, Arguments(*torch.empty(3, 1, 2, 5, 4, device=device), **options))
 
 
 @needs_cpp
@@ -50,10 +49,10 @@ def test_elsewhere_the_portable_backend_runs_and_a_forced_one_says_why_it_cannot
     assert chosen(device="meta") is portable
     with pytest.raises(RuntimeError, match='"cpp" cannot run here: it is for CPUs, and the query is on meta'):
         chosen("cpp", device="meta")
-    volume = Options(grid_size=(1, 1, 5))
-    assert chosen(options=volume) is portable
+    volume = (1, 1, 5)
+    assert chosen(grid_size=volume) is portable
     with pytest.raises(RuntimeError, match=r"one or two axes, grid_size is \(1, 1, 5\)"):
-        chosen("cpp", volume)
+        chosen("cpp", grid_size=volume)
 
 
 @pytest.fixture
@@ -96,7 +95,10 @@ def test_a_compiler_that_fails_is_quoted_asked_once_and_leaves_nothing_behind(
 
 @needs_cpp
 @pytest.mark.usefixtures("cache")
-def test_the_compiler_may_be_several_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_may_be_several_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = [f"focused_{direction}_{dtype}" for direction in ("forward", "backward") for dtype in ("float", "double")]
+    (tmp_path / "small.cpp").write_text("".join(f'extern "C" int {name}(void *) {{ return 0; }}' for name in names))
+    monkeypatch.setattr(compiler, "SOURCE", tmp_path / "small.cpp")
     monkeypatch.setenv("CXX", f"env LANG=C {compiler.find_compiler()[0]}")
     assert build.unavailable() is None
     build.load.cache_clear()
@@ -109,7 +111,8 @@ def test_the_compiler_may_be_several_words(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("processor", ["x86-64", "haswell"])
 @pytest.mark.usefixtures("cache")
 def test_shorter_vectors_give_the_same_numbers(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = tuple(f"-march={processor}" if flag == "-march=native" else flag for flag in compiler.FLAGS)
+    other = {"-march=native": f"-march={processor}", "-O3": "-O1"}  # which compiles in half the time
+    flags = tuple(other.get(flag, flag) for flag in compiler.FLAGS)
     monkeypatch.setattr(compiler, "FLAGS", flags)
     query, key, value = torch.randn(3, 2, 2, 35, 19, dtype=torch.float64).unbind(0)
     weight = torch.randn(19, 1, 5, 3, dtype=torch.float64)
@@ -132,6 +135,25 @@ def test_a_layer_hands_its_backend_on() -> None:
         layer(torch.randn(1, 4, 32))
     with pytest.raises(ValueError, match="got 'cuda'"):
         FocusedLinearAttention(32, 2, (2, 2), backend="cuda")  # type: ignore[arg-type]
+
+
+TENSORS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? key_weights, Tensor? key_encoding, Tensor? temperature, "
+    "Tensor? conv_weight, Tensor? conv_bias"
+)
+SETTINGS = "SymInt[] grid_size, float focusing_factor, bool joint, float eps"
+SCHEMAS = {
+    "": f"({TENSORS}, {SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "_backward": f"(Tensor grad, {TENSORS}, Tensor context, Tensor key_sum, Tensor norms, {SETTINGS}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+}
+
+
+@pytest.mark.parametrize("end", SCHEMAS)
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_a_schema_changes_only_with_the_name_by_which_compiled_graphs_on_disk_know_it(backend: str, end: str) -> None:
+    name = f"{backend}_attention{end}"
+    assert str(getattr(torch.ops.flatten_transformer, name).default._schema) == f"flatten_transformer::{name}{SCHEMAS[end]}"
 
 
 @needs_cpp

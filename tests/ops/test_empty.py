@@ -11,7 +11,7 @@ from torch import Tensor
 from flatten_transformer import focused_linear_attention
 from flatten_transformer.layers import create_attention, list_attentions
 from flatten_transformer.ops import linear_attention
-from tests.ops.peers.cases import PEERS, draw
+from tests.layers.designs import DESIGNS, Design
 
 # batch, heads, queries, keys, channels of keys and of values
 EMPTY = [(0, 2, 6, 6, 8, 8), (2, 0, 6, 6, 8, 8), (2, 2, 0, 5, 8, 8), (2, 2, 6, 0, 8, 8), (2, 2, 0, 0, 8, 8), (2, 2, 6, 6, 8, 0)]
@@ -62,13 +62,15 @@ def test_without_key_channels_the_convolution_is_all_that_is_left(backend: Any) 
     torch.testing.assert_close(out, wanted)
 
 
-@pytest.mark.parametrize("name", PEERS)
-@pytest.mark.parametrize("sizes", [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5), (2, 2, 5, 0)], ids=str)
-def test_peers_take_nothing_too(name: str, sizes: tuple[int, int, int, int]) -> None:
-    if PEERS[name].own_values and sizes[3] == 0:
-        sizes = (*sizes[:2], 0, 0)
-    tensors = {part: x.requires_grad_() for part, x in draw(PEERS[name], *sizes, 8).items()}
-    out = PEERS[name].attention(**tensors)
+@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("sizes", [(0, 5, 5), (2, 0, 5), (2, 5, 0)], ids=str)
+def test_other_designs_take_nothing_too(name: str, sizes: tuple[int, int, int]) -> None:
+    batch, queries, keys = sizes
+    if name == "agent" and 0 in (queries, keys):
+        pytest.skip("its agents are pooled from a grid, which has at least one token")
+    design = Design(name, 2, 0 if name == "angular" and not keys else queries, keys, 8)
+    tensors = {part: x.requires_grad_() for part, x in design.draw(batch).items()}
+    out = design.attention(**tensors)
     assert out.shape == tensors["query"].shape
     assert out.abs().sum() == 0
     for gradient in torch.autograd.grad(out.sum(), list(tensors.values()), allow_unused=True):

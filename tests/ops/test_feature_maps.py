@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,6 +34,7 @@ def pairs_of_vectors(draw: st.DrawFn, same_peak: bool) -> tuple[Tensor, Tensor]:
     return as_tokens(first) * draw(st.floats(0.1, 10)), as_tokens(second) * draw(st.floats(0.1, 10))
 
 
+@settings(max_examples=30)
 @given(pairs_of_vectors(same_peak=True))
 def test_some_power_draws_vectors_with_the_same_largest_entry_together(pair: tuple[Tensor, Tensor]) -> None:
     x, y = pair
@@ -42,6 +43,7 @@ def test_some_power_draws_vectors_with_the_same_largest_entry_together(pair: tup
     assert any(float((focused(x, p) * focused(y, p)).sum()) > product for p in (1.5, 2.0, 4.0, 16.0, 64.0, 256.0))
 
 
+@settings(max_examples=30)
 @given(pairs_of_vectors(same_peak=False))
 def test_some_power_drives_vectors_with_different_largest_entries_apart(pair: tuple[Tensor, Tensor]) -> None:
     x, y = pair
@@ -49,6 +51,7 @@ def test_some_power_drives_vectors_with_different_largest_entries_apart(pair: tu
     assert any(float((focused(x, p) * focused(y, p)).sum()) < product for p in (1.5, 2.0, 4.0, 16.0, 64.0, 256.0))
 
 
+@settings(max_examples=30)
 @given(TOKENS)
 def test_a_large_power_leaves_the_largest_channel_alone(x: Tensor) -> None:
     x[..., 0] = 1.2 * x.amax()
@@ -57,27 +60,32 @@ def test_a_large_power_leaves_the_largest_channel_alone(x: Tensor) -> None:
     assert relative_error(focused(x, 512.0, norm="per_head"), limit) < 1e-12
 
 
+@settings(max_examples=30)
 @given(TOKENS, POWERS, NORMS)
 def test_norms_are_preserved(x: Tensor, p: float, norm: Norm) -> None:
     dims = (1, 3) if norm == "joint" else (3,)
     assert relative_error(focused(x, p, norm=norm).norm(dim=dims), x.norm(dim=dims)) < 1e-13
 
 
+@settings(max_examples=30)
 @given(TOKENS, POWERS, NORMS, st.floats(1e-6, 1e6))
 def test_a_factor_passes_through(x: Tensor, p: float, norm: Norm, factor: float) -> None:
     assert relative_error(focused(factor * x, p, norm=norm), factor * focused(x, p, norm=norm)) < 1e-13
 
 
+@settings(max_examples=30)
 @given(TOKENS, POWERS, NORMS)
 def test_the_fast_form_is_equation_6(x: Tensor, p: float, norm: Norm) -> None:
     assert relative_error(focused(x, p, norm=norm), reference.focused_function(x, p, norm=norm)) < 1e-12
 
 
+@settings(max_examples=30)
 @given(TOKENS, NORMS)
 def test_power_one_is_the_identity(x: Tensor, norm: Norm) -> None:
     assert torch.equal(focused(x, 1.0, norm=norm), x)
 
 
+@settings(max_examples=30)
 @given(TOKENS, POWERS)
 def test_the_order_of_the_channels_is_kept(x: Tensor, p: float) -> None:
     ascending = x.sort(dim=-1).values
@@ -126,6 +134,7 @@ def test_a_whole_power_may_be_int_or_float(p: int) -> None:
     assert torch.equal(focused(x, p), focused(x, float(p)))
 
 
+@settings(max_examples=30)
 @given(TOKENS, st.sampled_from([2.0, 3.0, 4.5]), NORMS)
 def test_the_gradient_may_skip_the_peak(x: Tensor, p: float, norm: Norm) -> None:
     upstream = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape_as(x)

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from flatten_transformer.ops.checks import Arguments
 from flatten_transformer.ops.cpp import build, cache, compiler
 from flatten_transformer.ops.dispatch import VARIABLE, choose_backend
 from flatten_transformer.ops.linear_attention import attend as portable
-from flatten_transformer.ops.options import Options
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX's"),
@@ -320,9 +320,9 @@ def test_a_compiler_that_is_none_switches_the_kernel_off_with_one_warning(
 ) -> None:
     monkeypatch.setenv("CXX", command)
     monkeypatch.setattr(compiler, "SECONDS", 0.3)
-    query = torch.empty(1, 2, 5, 4)
+    tokens = Arguments(*torch.empty(3, 1, 2, 5, 4))
     with pytest.warns(UserWarning, match=f"the compiled kernel of attention is off: .*({message})") as said:
-        chosen = [choose_backend(None, query, query, Options()) for _ in range(3)]
+        chosen = [choose_backend(None, tokens) for _ in range(3)]
     assert chosen == [portable] * 3
     assert len(said) == 1
     assert not os.listdir(tempfile.gettempdir())
@@ -330,13 +330,13 @@ def test_a_compiler_that_is_none_switches_the_kernel_off_with_one_warning(
 
 def test_who_chose_the_portable_backend_is_not_warned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "false")
-    query = torch.empty(1, 2, 5, 4)
+    tokens = Arguments(*torch.empty(3, 1, 2, 5, 4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        choose_backend("portable", query, query, Options())
-        choose_backend(None, query.to("meta"), query.to("meta"), Options())
+        choose_backend("portable", tokens)
+        choose_backend(None, Arguments(*torch.empty(3, 1, 2, 5, 4, device="meta")))
         monkeypatch.setenv(VARIABLE, "portable")
-        choose_backend(None, query, query, Options())
+        choose_backend(None, tokens)
     assert not build.load.cache_info().currsize
 
 

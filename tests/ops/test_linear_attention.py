@@ -51,7 +51,7 @@ def oracle(case: Case, inputs: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
 @given(case=cases(st.integers(32, 99), st.integers(16, 64)))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_output_and_every_gradient_equal_the_oracle(dtype: torch.dtype, case: Case) -> None:
     """Measured over 1,500 such draws in float32: 9e-7 at worst.
 
@@ -73,7 +73,7 @@ TINY_AND_ODD = st.sampled_from([1, 2, 3, 5, 7, 16, 33, 63])
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
 @given(case=cases(TINY_AND_ODD, TINY_AND_ODD))
-@settings(max_examples=100)
+@settings(max_examples=40)
 @example(case=Case(0, 1, 1, 1, 1, 1, 1))
 @example(case=Case(0, 1, 1, 1, 63, 1, 1, 8.0, "per_head", True, True))
 @example(case=Case(0, 2, 3, 63, 1, 33, 5, 6.5, "joint", True, True))

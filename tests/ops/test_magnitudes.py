@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flatten_transformer import FocusedLinearAttention, focused_linear_attention
-from flatten_transformer.ops import linear_attention, peers, reference
-from flatten_transformer.ops.peers import reference as by_the_book
+from flatten_transformer.ops import linear_attention, reference
 from tests.helpers import output_and_gradients, randomise, relative_error
+from tests.layers.designs import Design
 
 MAGNITUDES = [1e-30, 1e-3, 1e10, 1e20, 1e30, 1e38]
 # Measured, the worst of all cases here: 4e-7 outputs, 3e-6 gradients (p = 32; cancellation), 2e-2 in bfloat16 interpreted.
@@ -117,18 +117,12 @@ def test_plain_linear_attention_takes_features_of_any_size() -> None:
 
 @pytest.mark.parametrize("name", ["hydra", "angular"])
 @pytest.mark.parametrize("magnitude", [1e-3, 1e20, 1e38])
-def test_norms_of_peers_do_not_overflow(name: str, magnitude: float) -> None:
+def test_norms_of_other_designs_do_not_overflow(name: str, magnitude: float) -> None:
     inputs = draw(magnitude)
-    attention = {"hydra": peers.hydra_attention, "angular": peers.angular_attention}[name]
-
-    def book(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return by_the_book.apply_matrix(
-            by_the_book.hydra_matrix(q, k) if name == "hydra" else by_the_book.angular_matrix(q, k, v), v
-        )
-
+    design = Design(name, 2, 7, 7, 16)
     upstream = torch.randn(inputs[0].shape)
-    came = output_and_gradients(attention, inputs, upstream)
-    wanted = output_and_gradients(book, [x.double() for x in inputs], upstream)
+    came = output_and_gradients(design.attention, inputs, upstream)
+    wanted = output_and_gradients(design.by_the_book, [x.double() for x in inputs], upstream)
     for one, other in zip(came, wanted, strict=True):
         assert one.isfinite().all()
         if other.abs().max() > 1e-30:

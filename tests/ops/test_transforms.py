@@ -15,7 +15,7 @@ from flatten_transformer import FocusedLinearAttention, focused_linear_attention
 from flatten_transformer.ops import reference
 from flatten_transformer.ops.dispatch import VARIABLE
 from tests.helpers import randomise, relative_error
-from tests.ops.peers.cases import PEERS, call, draw
+from tests.layers.designs import DESIGNS, Design, call
 
 NAMES = ("query", "key", "value", "temperature", "key_encoding", "conv_weight", "conv_bias")
 # PyTorch's own rule for forward derivatives of norms is a script
@@ -161,12 +161,12 @@ def test_a_compiled_derivative_is_the_eager_one() -> None:
     assert relative_error(compiled(q), derivative(q)) < 1e-13
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_peers_obey_transforms_too(name: str) -> None:
-    peer = PEERS[name]
-    drawn = draw(peer, 1, 2, 5, 5, 4)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_other_designs_obey_transforms_too(name: str) -> None:
+    design = Design(name, 2, 5, 5, 4)
+    drawn = design.draw(1)
     directions = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).reshape_as(x).sin() for x in drawn.values()]
-    ours, oracle = (call(function, list(drawn), None) for function in (peer.attention, peer.by_the_book))
+    ours, oracle = (call(function, list(drawn), None) for function in (design.attention, design.by_the_book))
     if name == "softmax":  # PyTorch's kernels know no second derivative and no tangents; the plain ones do
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             _compare(ours, oracle, list(drawn.values()), directions)

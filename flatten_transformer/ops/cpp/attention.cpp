@@ -35,17 +35,20 @@ template <> struct VectorOf<double> {
 template <class T> using Vec = typename VectorOf<T>::type;
 template <class T> constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
 
-// The layout of Problem in build.py; strides count elements.
+// The layout of Problem in build.py, made from Arguments; strides count elements.
 struct Problem {
   const void *query, *key, *value, *key_weights, *key_encoding, *temperature, *conv_weight, *conv_bias, *grad;
   void *out, *context, *key_sum;
-  void *grad_query, *grad_key, *grad_value, *grad_temperature, *grad_weight, *grad_bias;
+  void *grad_query, *grad_key, *grad_value, *grad_temperature, *grad_conv_weight, *grad_conv_bias;
   int64_t query_strides[3], key_strides[3], value_strides[3];  // of batch, head, token
   int64_t encoding_strides[2];                                 // of head, token
   int64_t batch, heads, queries, keys, channels, value_channels;
   int64_t height, width, kernel_height, kernel_width;
-  int64_t joint, threads;
-  double focusing_factor, eps, shift;  // shift: a power of two that makes features smaller, see precision.py
+  int64_t threads;
+  double shift;  // a power of two that makes features smaller, see precision.py
+  double focusing_factor;
+  int64_t joint;
+  double eps;
 };
 
 namespace {
@@ -155,7 +158,7 @@ void product(int64_t rows, int64_t columns, int64_t inner, const T *a, int64_t r
 
 template <class T> Vec<T> power(Vec<T> x, double exponent) {
   if (exponent == 2) return x * x;
-  const int64_t whole = exponent <= 64 ? int64_t(exponent) : 0;
+  const int64_t whole = exponent <= LARGEST_MULTIPLIED_POWER ? int64_t(exponent) : 0;
   Vec<T> result = Vec<T>{} + T(1);
   if (double(whole) != exponent) {
     for (int i = 0; i < LANES<T>; ++i) result[i] = std::pow(x[i], T(exponent));
@@ -825,8 +828,8 @@ template <class T> void backward(Memory &memory, const Problem &p) {
   }
   add_up(parts, p.batch * bands, kernel, total.data());
   for (int64_t e = 0; e < p.value_channels; ++e) {
-    for (int64_t tap = 0; tap < taps; ++tap) static_cast<T *>(p.grad_weight)[e * taps + tap] = total[tap * line + e];
-    if (p.grad_bias) static_cast<T *>(p.grad_bias)[e] = total[taps * line + e];
+    for (int64_t tap = 0; tap < taps; ++tap) static_cast<T *>(p.grad_conv_weight)[e * taps + tap] = total[tap * line + e];
+    if (p.grad_conv_bias) static_cast<T *>(p.grad_conv_bias)[e] = total[taps * line + e];
   }
 }
 

@@ -10,22 +10,22 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 
+from flatten_transformer.ops.checks import Arguments
 from flatten_transformer.ops.cpp.cache import cache_folder, keep, kept, ours_alone
 from flatten_transformer.ops.cpp.compiler import compile_kernel, find_compiler, fingerprint
+from flatten_transformer.ops.fused import GRADIENTS, TENSORS
 
-_POINTERS = (
-    *("query", "key", "value", "key_weights", "key_encoding", "temperature", "conv_weight", "conv_bias", "grad"),
-    *("out", "context", "key_sum"),
-    *("grad_query", "grad_key", "grad_value", "grad_temperature", "grad_weight", "grad_bias"),
-)
+_POINTERS = (*TENSORS, "grad", "out", "context", "key_sum", *(f"grad_{name}" for name in GRADIENTS))
 _SIZES = (
     *("batch", "heads", "queries", "keys", "channels", "value_channels"),
-    *("height", "width", "kernel_height", "kernel_width", "joint", "threads"),
+    *("height", "width", "kernel_height", "kernel_width", "threads"),
 )
+_TYPES: dict[type, Any] = {bool: ctypes.c_int64, float: ctypes.c_double}
+NUMBERS: dict[str, Any] = {name: _TYPES[kind] for name, kind in get_type_hints(Arguments).items() if kind in _TYPES}
 
 
 class Problem(ctypes.Structure):
@@ -36,9 +36,8 @@ class Problem(ctypes.Structure):
         *((f"{name}_strides", ctypes.c_int64 * 3) for name in ("query", "key", "value")),
         ("encoding_strides", ctypes.c_int64 * 2),
         *((name, ctypes.c_int64) for name in _SIZES),
-        ("focusing_factor", ctypes.c_double),
-        ("eps", ctypes.c_double),
         ("shift", ctypes.c_double),
+        *NUMBERS.items(),
     ]
 
 

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops.fused import Arguments, Saved, define_operator
-from flatten_transformer.ops.options import Options
+from flatten_transformer.ops.checks import Arguments
+from flatten_transformer.ops.fused import Saved, define_operator
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHANNELS = range(8, 129)
@@ -19,26 +19,22 @@ _OLDEST_CAPABILITY = (8, 0)
 _INSTALLED = find_spec("triton") is not None  # looked up once: it takes as long as launching a kernel
 
 
-def why_not(query: Tensor, value: Tensor, options: Options) -> str | None:
+def why_not(a: Arguments) -> str | None:
     """Return why the kernels cannot compute this attention here, or None if they can.
-
-    Args:
-        query: ``[B, H, N, D]``.
-        value: ``[B, H, M, E]``.
-        options: The rest.
 
     Example:
         >>> x = torch.rand(1, 2, 5, 16, dtype=torch.float64)
-        >>> why_not(x, x, Options())
+        >>> why_not(Arguments(x, x, x))
         'query is torch.float64 and value torch.float64; it takes torch.float16, torch.bfloat16 and torch.float32'
     """
+    query, value = a.query, a.value
     if query.dtype not in _DTYPES or value.dtype not in _DTYPES:
         return f"query is {query.dtype} and value {value.dtype}; it takes {', '.join(map(str, _DTYPES[:-1]))} and {_DTYPES[-1]}"
     key_channels, value_channels = query.shape[3], value.shape[3]
     if key_channels not in _CHANNELS or value_channels not in _CHANNELS:
         return f"heads have {key_channels} key and {value_channels} value channels; it takes {_CHANNELS[0]} to {_CHANNELS[-1]}"
-    if len(options.grid_size) > 2:
-        return f"it convolves grids of one or two axes, not {tuple(options.grid_size)}"
+    if len(a.grid_size) > 2:
+        return f"it convolves grids of one or two axes, not {tuple(a.grid_size)}"
     if not _INSTALLED:
         return "Triton is not installed: pip install triton"
     if query.device.type == "cuda":
@@ -51,10 +47,10 @@ def why_not(query: Tensor, value: Tensor, options: Options) -> str | None:
     return f"the tensors are on {query.device}, not on a CUDA device (on a CPU it runs under TRITON_INTERPRET=1, to be tested)"
 
 
-def _forward(a: Arguments) -> tuple[Tensor, Saved]:
+def _forward(a: Arguments, saved: Saved) -> Tensor:
     from flatten_transformer.ops.triton.launch import forward  # Triton is optional
 
-    return forward(a)
+    return forward(a, saved)
 
 
 def _backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:

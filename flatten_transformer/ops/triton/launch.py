@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flatten_transformer.ops.fused import Arguments, Saved
+from flatten_transformer.ops.checks import Arguments
+from flatten_transformer.ops.fused import Saved, heads_side_by_side
 from flatten_transformer.ops.triton.convolution import GROUP, convolution_backward_kernel
 from flatten_transformer.ops.triton.keys import keys_backward_kernel, keys_forward_kernel, values_backward_kernel
 from flatten_transformer.ops.triton.norms import means_kernel, norms_kernel
@@ -41,27 +41,19 @@ class _Call(NamedTuple):
 
     def new(self, *shape: int) -> Tensor:
         """Return a float32 buffer ``[*shape]``."""
-        return allocate(shape, self.a.query)
+        return self.a.query.new_empty(shape, dtype=torch.float32)
 
 
-def forward(a: Arguments) -> tuple[Tensor, Saved]:
+def forward(a: Arguments, saved: Saved) -> Tensor:
     """Launch the forward kernels: see :func:`flatten_transformer.ops.fused.define_operator`.
 
     Saves the means of the values in ``context``: in half precision two numbers side by side in the place of one.
     """
-    sizes = sizes_of(a)
-    channels, value_channels = a.query.shape[3], a.value.shape[3]
-    saved = Saved(
-        context=allocate((sizes.batch, sizes.heads, channels, value_channels), a.query),
-        key_sum=allocate((sizes.batch, sizes.heads, channels), a.query),
-        norms=allocate((sizes.batch, 1 if a.joint else sizes.heads, 4, sizes.queries + sizes.keys), a.query),
-    )
-    call = _call(a, sizes, saved)
+    call = _call(a, sizes_of(a), saved)
     with _on(a.query):
         _write_norms(call)
         _keys_forward(call)
-        out = _queries_forward(call)
-    return out, saved
+        return _queries_forward(call)
 
 
 def backward(grad: Tensor, a: Arguments, saved: Saved) -> tuple[Tensor, ...]:
@@ -122,7 +114,7 @@ def _keys_forward(call: _Call) -> None:
 
 def _queries_forward(call: _Call) -> Tensor:
     a, sizes = call.a, call.sizes
-    out = _token_buffer(a.query, a.value.shape[3])
+    out = heads_side_by_side(a.query, a.value.shape[3])
     blocks = -(-GROUP.value * sizes.groups(sizes.queries) // sizes.block.some)
     queries_forward_kernel[(blocks * sizes.samples,)](
         *call.queries, a.value, _strides(a.value), call.means, call.saved.key_sum, _taps(a.conv_weight), a.conv_bias,
@@ -151,7 +143,7 @@ def _context_backward(grad: Tensor, call: _Call) -> tuple[Tensor, tuple[Tensor, 
 
 def _queries_backward(grad: Tensor, call: _Call, from_queries: Tensor, of_temperature: Tensor | None) -> Tensor:
     a, sizes = call.a, call.sizes
-    of_query = _token_buffer(a.query, a.query.shape[3])
+    of_query = heads_side_by_side(a.query, a.query.shape[3])
     blocks = -(-sizes.queries // sizes.block.some)
     queries_backward_kernel[(blocks * sizes.samples,)](
         *call.queries, call.means, call.saved.key_sum, grad, _strides(grad), from_queries,
@@ -166,7 +158,7 @@ def _keys_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of values and keys."""
     a, sizes = call.a, call.sizes
-    of_key, of_value = (_token_buffer(x, x.shape[3]) for x in (a.key, a.value))
+    of_key, of_value = (heads_side_by_side(x, x.shape[3]) for x in (a.key, a.value))
     totals = call.new(sizes.batch, sizes.heads, sizes.keys)
     blocks = -(-GROUP.value * sizes.groups(sizes.keys) // sizes.block.some)
     values_backward_kernel[(blocks * sizes.samples,)](
@@ -223,17 +215,6 @@ def _temperature_parts(call: _Call) -> tuple[Tensor, Tensor | None, Tensor | Non
 def _taps(conv_weight: Tensor | None) -> Tensor | None:
     """Return the kernels as ``[K, E]``, so that neighbouring channels lie side by side."""
     return None if conv_weight is None else conv_weight.flatten(1).t().contiguous()
-
-
-def allocate(shape: Sequence[int], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return memory that a kernel will fill, on the device of ``like``: every output and buffer comes from here."""
-    return torch.empty(shape, dtype=dtype, device=like.device)
-
-
-def _token_buffer(x: Tensor, channels: int) -> Tensor:
-    """Return ``[B, H, T, channels]`` whose heads lie side by side in memory, in the dtype of ``x``."""
-    batch, heads, tokens, _ = x.shape
-    return allocate((batch, tokens, heads, channels), x, x.dtype).transpose(1, 2)
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:

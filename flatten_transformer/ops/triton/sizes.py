@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 import triton
 
-from flatten_transformer.ops.fused import Arguments
+from flatten_transformer.ops.checks import Arguments
+from flatten_transformer.ops.feature_maps import is_multiplied
 from flatten_transformer.ops.triton.convolution import GROUP
 
-_LARGEST_MULTIPLIED_POWER = 64
 _WANTED_PROGRAMS = 528  # four for each processor of a large GPU
 _SHORTEST, _LONGEST = 128, 4096  # tokens of a stretch: what it writes must stay small beside what it reads
 
@@ -72,8 +72,6 @@ def sizes_of(a: Arguments) -> Sizes:
     # the matrix products of the kernels need at least 16 in each direction
     padded, value_padded = (max(16, triton.next_power_of_2(width)) for width in (channels, value_channels))
     kernel_height, kernel_width = (0, 0) if a.conv_weight is None else a.conv_weight.shape[2:]
-    whole = int(a.focusing_factor)
-    multiplied = whole == a.focusing_factor and whole <= _LARGEST_MULTIPLIED_POWER
     return Sizes(
         batch=batch,
         heads=heads,
@@ -81,7 +79,7 @@ def sizes_of(a: Arguments) -> Sizes:
         keys=keys,
         tiles={"D": channels, "E": value_channels, "PAD_D": padded, "PAD_E": value_padded},
         means={"PARTS": 1 if is_single(a) else 2},
-        norm={"WHOLE": whole if multiplied else 0, "JOINT": a.joint},
+        norm={"WHOLE": int(a.focusing_factor) if is_multiplied(a.focusing_factor) else 0, "JOINT": a.joint},
         convolution={"KERNEL_HEIGHT": kernel_height, "KERNEL_WIDTH": kernel_width},
         block=_blocks(max(padded, value_padded), is_single(a)),
         grid=None if a.conv_weight is None else (keys - math.prod(a.grid_size), *a.grid_size),  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Checkpoints and models of earlier versions, see README.md."""
