@@ -12,9 +12,7 @@ from PIL import Image
 
 from flatten_transformer.data.image_files import decode_image
 from flatten_transformer.data.source import LeftOut, Part, Source, Split, Splits
-from flatten_transformer.data.split_names import split_of
-
-_USUAL: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
+from flatten_transformer.data.split_names import USUAL, split_of
 
 
 class HuggingFaceImages(Source):
@@ -88,7 +86,7 @@ def open_hugging_face(name: str, cache: Path | None) -> Splits:
 
 def _splits(titles: list[str]) -> dict[Split, str]:
     """Return what a data set calls the splits, the usual names first."""
-    found = {split: title for title, split in _USUAL.items() if title in titles}
+    found = {split: title for split, usual in USUAL.items() for title in usual if title in titles}
     for title in titles:
         split = split_of(title)
         if split:

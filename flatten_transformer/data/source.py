@@ -71,6 +71,12 @@ class Splits(NamedTuple):
     left_out: Sequence[LeftOut] = ()
 
 
+def check_val_share(val_share: float) -> None:
+    """Raise ValueError unless a share of the training images can be kept for validation."""
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
+
+
 def split_off(source: Source, share: float) -> tuple[Part, Part]:
     """Return a source without a share of each class, and that share, drawn at random but always the same.
 
