@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from flatten_transformer.data.image_files import decode_image
-from flatten_transformer.data.source import LeftOut, Part, Source, Split, Splits
+from flatten_transformer.data.source import Format, LeftOut, Part, Source, Split, Splits
 from flatten_transformer.data.split_names import USUAL, split_of
 
 
@@ -108,3 +108,6 @@ def _column(name: str, features: Any, kind: type) -> str:
     if not found:
         raise ValueError(f"hfds/{name} has no column of the kind {kind.__name__}, only {', '.join(features)}")
     return str(found[0])
+
+
+FORMAT = Format(("hfds/<name>",), True, lambda request: open_hugging_face(request.rest, request.root))

@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flatten_transformer.data.augmentation import Augmentation
 from flatten_transformer.data.data_module import DataModule
-from flatten_transformer.data.data_sets import fill_in, open_data_set
+from flatten_transformer.data.data_sets import image_defaults, open_data_set
 from flatten_transformer.data.loading import Transformed
+from flatten_transformer.data.preprocessing import Preprocessing, channel_statistics
 from flatten_transformer.data.source import Split, check_val_share
 
 
@@ -85,3 +87,30 @@ class ImageData(DataModule):
         """Return how many images each class has in a split."""
         found = Counter(self._sources[split].labels)
         return [found[label] for label in range(self.num_classes)]
+
+
+def fill_in(
+    dataset: str, img_size: int | None, in_chans: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Preprocessing:
+    """Return the preprocessing of a data set, with its own numbers wherever None is given.
+
+    The digits are 32 pixels wide and grey, MNIST and Fashion-MNIST 28 and grey, with their own mean and deviation;
+    everything else is 224 and in colour, with those of ImageNet. For another number of channels, each gets the average.
+
+    Args:
+        dataset: Name of the data set.
+        img_size: Side in pixels.
+        in_chans: 1 for grey, 3 for colour.
+        mean: One number a channel.
+        std: One number a channel.
+
+    Raises:
+        ValueError: If a number is out of range or ``mean`` and ``std`` do not fit ``in_chans``.
+
+    Example:
+        >>> fill_in("torch/mnist", None, 3, None, (0.5, 0.5, 0.5))
+        Preprocessing(img_size=28, in_chans=3, mean=(0.1307, 0.1307, 0.1307), std=(0.5, 0.5, 0.5), crop_pct=1.0)
+    """
+    own = image_defaults(dataset)
+    size, channels = own.img_size if img_size is None else img_size, own.in_chans if in_chans is None else in_chans
+    return Preprocessing(size, channels, *channel_statistics(channels, mean, std, (own.mean, own.std)))
