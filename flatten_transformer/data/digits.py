@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from flatten_transformer.data.source import Format, ImageDefaults, Request, Source, Split, Splits
 
@@ -32,6 +30,8 @@ class Digits(Source):
     """
 
     def __init__(self, split: Split, size: int = 8) -> None:
+        from sklearn.datasets import load_digits  # slow to import, and not needed to use a model
+
         data = load_digits()
         indices = split_indices(data.target)[split]
         pixels = np.rint(data.images[indices] * (255 / 16)).astype(np.uint8)  # [n, 8, 8]
@@ -48,6 +48,8 @@ def split_indices(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[Sp
     Args:
         labels: The class of each image, ``[images]``.
     """
+    from sklearn.model_selection import train_test_split
+
     rest, test = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=_SPLIT_SEED)
     train, val = train_test_split(rest, test_size=180, stratify=labels[rest], random_state=_SPLIT_SEED)
     return {"train": train, "val": val, "test": test}

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from flatten_transformer import __version__
 from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.layers.learned_grids import GRIDS
-from flatten_transformer.lazy import load
 from flatten_transformer.models.checkpoint import StateDict, grids_from_header, grids_to_header, with_grids_of
 from flatten_transformer.models.files import in_one_line, one_line, read_safetensors
 from flatten_transformer.printable import printable
 from flatten_transformer.tasks.backbone import without_weights
 from flatten_transformer.tasks.description import read_fields, read_json, shown
-from flatten_transformer.tasks.kinds import KINDS, Kind
+from flatten_transformer.tasks.kinds import Kind, task_spec
 from flatten_transformer.tasks.outline import outline, undrawn
 
 _KEY = "flatten_transformer"  # of our entry in the metadata
@@ -65,7 +64,7 @@ class ModelInfo:
         args = {**without_weights(self.model_args), "pretrained": False}
         if isinstance(backbone_args := args.get("backbone_args"), Mapping):
             args["backbone_args"] = without_weights(backbone_args)
-        model: nn.Module = load(KINDS[self.task].build)(self.name, args, len(self.class_names), self.preprocessing.in_chans)
+        model: nn.Module = task_spec(self.task).build(self.name, args, len(self.class_names), self.preprocessing.in_chans)
         return model
 
 
@@ -164,7 +163,7 @@ def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
         known = {option.name for option in fields(ModelInfo)}
         own = {name: value for name, value in entry.items() if name in known}  # another version may say more
         info = read_fields(ModelInfo, own, "the description")
-        preprocessing = read_fields(load(KINDS[info.task].preprocessing), info.preprocessing, "preprocessing")
+        preprocessing = read_fields(task_spec(info.task).preprocessing, info.preprocessing, "preprocessing")
         _check_numbers(info)
     except ValueError as error:
         raise ValueError(f"the description in {path} cannot be read ({one_line(error)}): {_CHANGED}") from None
