@@ -14,9 +14,16 @@ from flatten_transformer.data.preprocessing import Preprocessing, Transform
 EraseMode = Literal["const", "rand", "pixel"]
 
 
+def check_probabilities(**values: float) -> None:
+    """Raise ValueError unless each value lies in 0 … 1; the message names it."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in 0 … 1, got {value}")
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """Change a training image at random, so that a model does not learn it by heart.
+    """Change a training image at random, to reduce overfitting.
 
     Args:
         scale: Smallest and largest share of the area that a random crop keeps; it is resized bicubically.
@@ -52,9 +59,7 @@ class Augmentation:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} must hold two positive numbers, the smaller first, got {[low, high]}")
-        for name in ("hflip", "re_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0 … 1, got {getattr(self, name)}")
+        check_probabilities(hflip=self.hflip, re_prob=self.re_prob)
         if self.color_jitter < 0:
             raise ValueError(f"color_jitter must be at least 0, got {self.color_jitter}")
         if self.re_mode not in get_args(EraseMode):

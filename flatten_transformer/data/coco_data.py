@@ -8,19 +8,17 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from PIL import Image
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from flatten_transformer.data.augmentation import check_probabilities
 from flatten_transformer.data.coco import CocoFile, CocoImage, read_coco
-from flatten_transformer.data.coco_images import CocoImages, CocoSource, collate
+from flatten_transformer.data.coco_images import CocoImages, CocoSource
 from flatten_transformer.data.data_module import DataModule
-from flatten_transformer.data.data_sets import fill_in
 from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
 from flatten_transformer.data.image_folder import find_images
-from flatten_transformer.data.loading import OnBadImage
+from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.scenes import SCENES, write_scenes
 from flatten_transformer.data.source import LeftOut, Split
 
@@ -45,19 +43,12 @@ class CocoData(DataModule):
         test_annotations: What is on them.
         masks: Learn masks; without them the file needs none.
         empty_images: Learn from images without objects too; COCO's records leave them out.
-        on_bad_image: What is done with an image that cannot be read: ``"raise"`` stops with its name, ``"skip"`` learns
-            from the next one instead, or leaves it out of the evaluation; a line at the end of the epoch says which.
         outside_links: Follow links among the images that lead out of their folder and of ``root``.
         in_chans: 1 for grey, 3 for colour; images are converted.
-        mean: Subtracted from the values in 0 … 1, one number a channel; None for that of ImageNet.
-        std: Divides the difference, one number a channel; None for that of ImageNet.
         sizes: In training an image's shorter side is resized to one of these, at random; in evaluation ``model_args`` says.
         max_size: Pixels that the longer side must not exceed then.
         hflip: Probability of mirroring in training.
-        batch_size: Images of one optimizer step, over all devices.
-        device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
-            steps. None for its whole share. Lower it when memory runs out: the training stays the same.
-        num_workers: Processes a device that load images besides the main one.
+        **shared: Arguments of :class:`DataModule`.
 
     Raises:
         ValueError: If an annotation file is not as it should be, or a number is out of range.
@@ -79,25 +70,17 @@ class CocoData(DataModule):
         test_annotations: str | Path | None = None,
         masks: bool = True,
         empty_images: bool = True,
-        on_bad_image: OnBadImage = "raise",
         outside_links: bool = False,
         in_chans: int = 3,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         sizes: Sequence[int] = SIZES,
         max_size: int = 1333,
         hflip: float = 0.5,
-        batch_size: int = 16,
-        device_batch_size: int | None = None,
-        num_workers: int = 0,
+        **shared: Any,
     ) -> None:
-        super().__init__(batch_size, device_batch_size, num_workers)
+        super().__init__(**shared)
         if not sizes or min(sizes) < 1 or max(sizes) > max_size:
             raise ValueError(f"sizes must hold one or more from 1 to max_size, got {list(sizes)} and max_size {max_size}")
-        if not 0 <= hflip <= 1:
-            raise ValueError(f"hflip must lie in 0 … 1, got {hflip}")
-        if on_bad_image not in get_args(OnBadImage):
-            raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
+        check_probabilities(hflip=hflip)
         if (test_images is None) != (test_annotations is None):
             raise ValueError("test_images and test_annotations belong together: give both, or neither to test on the val images")
         self._places: dict[Split, tuple[Path, Path]]
@@ -111,70 +94,22 @@ class CocoData(DataModule):
             self._places["test"] = _place("test", None, test_images, test_annotations) if test_images else self._places["val"]
         self.masks = masks
         self.empty_images = empty_images
-        self.on_bad_image = on_bad_image
         self._links = None if outside_links else [Path(root)] if root else []
-        pixels = fill_in("folder", None, in_chans, mean, std)
-        self.preprocessing = DetectionPreprocessing(in_chans, pixels.mean, pixels.std)
+        self.preprocessing = DetectionPreprocessing(in_chans, *channel_statistics(in_chans, self.mean, self.std))
         # not anti-aliased, as the detector resizes in evaluation
         resize = v2.RandomShortestSize(list(sizes), max_size, antialias=False)
         self._augment = v2.Compose([v2.RandomHorizontalFlip(hflip), resize])
         self._files: dict[Path, CocoFile] = {}
-        self._datasets: dict[Split, CocoImages] = {}
         val = self._read("val")  # the smaller file
         self.class_names, self.category_ids = val.class_names, val.category_ids
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test) needs."""
-        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in splits.get(stage, ()):
-            if split not in self._datasets:
-                self._datasets[split] = self._open(split)
+        super().setup(stage)
         self.left_out = [*self._left_out_entries(), *self._left_out_images()]
 
-    def truth(self, split: Split) -> CocoFile:
-        """Return the annotation file of a split that is set up."""
-        return self._datasets[split].file
-
-    def names(self, batch: Any) -> list[str]:
-        """Return the paths of the images of a training batch."""
-        source = self._datasets["train"].source
-        return [source.name(index) for index in batch[2].tolist()]
-
-    def image(self, split: Split, index: int) -> Image.Image:
-        """Return an image of a split that is open, as it is in its file."""
-        return self._datasets[split].source[index][0]
-
-    def entry(self, split: Split, index: int) -> CocoImage:
-        """Return what the annotation file says of an image of a split that is open."""
-        return self._datasets[split].source.entry(index)
-
-    def count(self, split: Split) -> int:
-        """Return how many images a split has that is open."""
-        return len(self._datasets[split])
-
-    def counts(self, split: Split) -> list[int]:
-        """Return how many objects each class has in a split that is open."""
-        source = self._datasets[split].source
-        found = Counter(each.label for index in range(len(source)) for each in source.entry(index).objects)
-        return [found[label] for label in range(self.num_classes)]
-
-    def skipped(self, split: Split) -> list[str]:
-        """Return the paths of the images of a split that could not be read and were skipped so far."""
-        return self._datasets[split].skipped_names() if split in self._datasets else []
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled, augmented batches."""
-        return self.loader(self._datasets["train"], train=True, collate_fn=collate)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches."""
-        return self.loader(self._datasets["val"], train=False, collate_fn=collate)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test batches."""
-        return self.loader(self._datasets["test"], train=False, collate_fn=collate)
-
     def _open(self, split: Split) -> CocoImages:
+        """Return the images of a split, with what is on them."""
         train, file, folder = split == "train", self._read(split), self._places[split][0]
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder} for the images of {file.path}: check data.root, or data.{split}_images")
@@ -187,6 +122,20 @@ class CocoData(DataModule):
             masks=self.masks and train,
             on_bad_image=self.on_bad_image,
         )
+
+    def truth(self, split: Split) -> CocoFile:
+        """Return the annotation file of a split that is set up."""
+        return self._datasets[split].file
+
+    def entry(self, split: Split, index: int) -> CocoImage:
+        """Return what the annotation file says of an image of a split that is open."""
+        return self._datasets[split].source.entry(index)
+
+    def counts(self, split: Split) -> list[int]:
+        """Return how many objects each class has in a split that is open."""
+        source = self._datasets[split].source
+        found = Counter(each.label for index in range(len(source)) for each in source.entry(index).objects)
+        return [found[label] for label in range(self.num_classes)]
 
     def _left_out_entries(self) -> list[LeftOut]:
         """Return the annotations that the open splits do not use."""

@@ -128,6 +128,11 @@ class CocoImages(Reading):
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
         return self.preprocessing.normalise(pixels.as_subclass(Tensor)), plain, found
 
+    def collate(self, samples: list[Sample]) -> tuple[list[Tensor], list[Target], Tensor]:
+        """Return images of any sizes, their targets, and their numbers, ``[B]``."""
+        images, targets, numbers = zip(*samples, strict=True)
+        return list(images), list(targets), torch.tensor(numbers)
+
     def _target(self, entry: CocoImage) -> dict[str, Any]:
         size = (entry.height, entry.width)
         boxes = torch.tensor([each.box for each in entry.objects], dtype=torch.float32).reshape(-1, 4)
@@ -142,9 +147,3 @@ class CocoImages(Reading):
                 mask[:] = rle.decode(encode(each.segmentation, *size))
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         return target
-
-
-def collate(samples: Sequence[Sample]) -> tuple[list[Tensor], list[Target], Tensor]:
-    """Return images of any sizes, their targets, and their numbers, ``[B]``."""
-    images, targets, numbers = zip(*samples, strict=True)
-    return list(images), list(targets), torch.tensor(numbers)

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from flatten_transformer.data.contents import Contents
+from flatten_transformer.data.loading import OnBadImage, Reading
 from flatten_transformer.data.signals import leave_signals_to_parent
 from flatten_transformer.data.source import LeftOut, Split
+
+SPLITS: Mapping[str, Sequence[Split]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}  # by stage
 
 
 class Share(NamedTuple):
@@ -110,13 +113,19 @@ def epoch_seed(seed: int, epoch: int, rank: int) -> int:
 class DataModule(LightningDataModule):
     """Images for training, validation and test.
 
-    A subclass sets ``class_names`` and ``preprocessing``, and makes its loaders by :meth:`loader`.
+    A subclass sets ``class_names`` and ``preprocessing``, and opens splits in :meth:`_open`. It passes the arguments below on as
+    ``**shared: Any``: jsonargparse finds them here, with their defaults, which it would lose to an ``Unpack[TypedDict]``.
 
     Args:
-        batch_size: Images of one optimizer step, over all devices; the last of an epoch may hold fewer.
+        on_bad_image: What is done with an image, or its mask, that cannot be used: ``"raise"`` stops with its name, ``"skip"``
+            takes the next one in its place; a line at the end of the epoch says which. A detector is judged without it, all
+            else with the image in its place, so repair or remove the file before you publish a number.
+        mean: Subtracted from the values in 0 … 1, one number a channel; None for the data set's own, or ImageNet's.
+        std: Divides the difference, one number a channel; None as for ``mean``.
+        batch_size: Images of one optimizer step, over all devices.
         device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
-            steps. None for its whole share.
-        num_workers: Processes a device that load images besides the main one.
+            steps. None for its whole share. Lower it when memory runs out: the training stays the same.
+        num_workers: Processes a device that load images besides the main one; 0 is best for data that lie in memory.
 
     Raises:
         ValueError: If a number is out of range.
@@ -126,9 +135,21 @@ class DataModule(LightningDataModule):
     preprocessing: Any  # a dataclass, kept in the file of a model
     left_out: Sequence[LeftOut] = ()
     counted = "images"  # what ``counts`` counts
+    drop_last = False  # leave out what does not fill a batch in training, for models that take statistics over it
 
-    def __init__(self, batch_size: int, device_batch_size: int | None, num_workers: int) -> None:
+    def __init__(
+        self,
+        *,
+        on_bad_image: OnBadImage = "raise",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        batch_size: int = 16,
+        device_batch_size: int | None = None,
+        num_workers: int = 0,
+    ) -> None:
         super().__init__()
+        if on_bad_image not in get_args(OnBadImage):
+            raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("device_batch_size", device_batch_size, 1),
@@ -136,12 +157,26 @@ class DataModule(LightningDataModule):
         ):
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.on_bad_image = on_bad_image
+        self.mean = mean
+        self.std = std
         self.batch_size = batch_size
         self.device_batch_size = device_batch_size
         self.num_workers = num_workers
         self.seed = torch.initial_seed() % 2**31
         self.first_epoch = 0
         self.first_batch = 0
+        self._datasets: dict[Split, Any] = {}  # a :class:`Reading` each
+
+    @abstractmethod
+    def _open(self, split: Split) -> Reading:
+        """Return the images of a split, as its loader takes them."""
+
+    def setup(self, stage: str) -> None:
+        """Open the splits that ``stage`` (fit, validate, test) needs."""
+        for split in SPLITS.get(stage, ()):
+            if split not in self._datasets:
+                self._datasets[split] = self._open(split)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training must draw its images by."""
@@ -172,21 +207,23 @@ class DataModule(LightningDataModule):
         """Channels of the images."""
         return int(self.preprocessing.in_chans)
 
-    @abstractmethod
     def names(self, batch: Any) -> list[str]:
-        """Return what an error calls the images of a training batch: their files."""
+        """Return what an error calls the images of a training batch: their files, where they have any."""
+        source = self._datasets["train"].source
+        return [source.name(int(index)) for index in batch[2]]
 
-    @abstractmethod
     def image(self, split: Split, index: int) -> Image.Image:
         """Return an image of a split that is open, as it is in its file."""
+        image: Image.Image = self._datasets[split].source[index][0]
+        return image
 
-    @abstractmethod
     def skipped(self, split: Split) -> list[str]:
-        """Return the names of the images of a split that could not be read and were skipped so far."""
+        """Return the names of the images of a split that could not be used and were skipped so far."""
+        return self._datasets[split].skipped_names() if split in self._datasets else []
 
-    @abstractmethod
     def count(self, split: Split) -> int:
         """Return how many images a split has that is open."""
+        return len(self._datasets[split])
 
     def counts(self, split: Split) -> Sequence[int] | None:
         """Return how many images each class has in a split that is open, objects in detection; None where it is unknown."""
@@ -219,34 +256,38 @@ class DataModule(LightningDataModule):
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def loader(
-        self,
-        dataset: Dataset[Any],
-        *,
-        train: bool,
-        collate_fn: Callable[[list[Any]], Any] | None = None,
-        drop_last: bool = False,
-    ) -> DataLoader[Any]:
-        """Return this device's batches: shuffled anew each epoch for training, else in order, each image once.
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return this device's shuffled, augmented batches.
 
         The order of an epoch follows from the seed and its number alone, and a step sees the same images however many
         devices share them.
-
-        Args:
-            dataset: n images.
-            train: Shuffle.
-            collate_fn: As of DataLoader.
-            drop_last: Leave out what does not fill a batch in training, for models that take statistics over it.
         """
-        assert isinstance(dataset, Sized)
-        rank = self.trainer.global_rank if self.trainer else 0
-        options: dict[str, Any] = {"batch_size": self.share.images, "num_workers": self.num_workers, "collate_fn": collate_fn}
-        options["worker_init_fn"] = leave_signals_to_parent
-        if train:
-            order = EpochSampler(dataset, self._world_size, rank, self.seed, self.first_epoch)
-            # A process that lives on would draw other augmentations than one started anew after a resume.
-            loader = EpochLoader(dataset, sampler=order, generator=order.generator, drop_last=drop_last, **options)
-            loader.first_batch = self.first_batch
-            return loader
-        in_turn = range(rank, len(dataset), self._world_size)
+        dataset, options = self._loading("train")
+        order = EpochSampler(dataset, self._world_size, self._rank, self.seed, self.first_epoch)
+        # A process that lives on would draw other augmentations than one started anew after a resume.
+        loader = EpochLoader(dataset, sampler=order, generator=order.generator, drop_last=self.drop_last, **options)
+        loader.first_batch = self.first_batch
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return this device's validation batches, in order, each image once."""
+        return self._in_turn("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return this device's test batches, in order, each image once."""
+        return self._in_turn("test")
+
+    def _in_turn(self, split: Split) -> DataLoader[Any]:
+        dataset, options = self._loading(split)
+        in_turn = range(self._rank, len(dataset), self._world_size)
         return DataLoader(dataset, sampler=in_turn, persistent_workers=self.num_workers > 0, **options)
+
+    def _loading(self, split: Split) -> tuple[Reading, dict[str, Any]]:
+        """Return the images of a split, and the options that all loaders share."""
+        dataset: Reading = self._datasets[split]
+        options = {"batch_size": self.share.images, "num_workers": self.num_workers, "collate_fn": dataset.collate}
+        return dataset, {**options, "worker_init_fn": leave_signals_to_parent}

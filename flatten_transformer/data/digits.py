@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from flatten_transformer.data.source import Source, Split
+from flatten_transformer.data.source import Format, ImageDefaults, Request, Source, Split, Splits
 
 CLASS_NAMES = tuple("0123456789")
 _SPLIT_SEED = 0  # never another: a model trained on one split must not be tested on its training images
@@ -32,6 +30,8 @@ class Digits(Source):
     """
 
     def __init__(self, split: Split, size: int = 8) -> None:
+        from sklearn.datasets import load_digits  # slow to import, and not needed to use a model
+
         data = load_digits()
         indices = split_indices(data.target)[split]
         pixels = np.rint(data.images[indices] * (255 / 16)).astype(np.uint8)  # [n, 8, 8]
@@ -48,6 +48,23 @@ def split_indices(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[Sp
     Args:
         labels: The class of each image, ``[images]``.
     """
+    from sklearn.model_selection import train_test_split
+
     rest, test = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=_SPLIT_SEED)
     train, val = train_test_split(rest, test_size=180, stratify=labels[rest], random_state=_SPLIT_SEED)
     return {"train": train, "val": val, "test": test}
+
+
+def open_digits(request: Request) -> Splits:
+    """Return the three splits.
+
+    Raises:
+        ValueError: If they are looked for in a folder.
+    """
+    if (root := request.root) is not None:
+        raise ValueError(f"the digits are embedded and take no root, got {root}: for your own images add --data.dataset folder")
+    size = request.img_size
+    return Splits(CLASS_NAMES, Digits("train", size), Digits("val", size), Digits("test", size))
+
+
+FORMAT = Format(("digits",), False, open_digits, defaults={"digits": ImageDefaults(32, 1, (0.309,), (0.349,))})

@@ -11,10 +11,8 @@ from typing import Any
 from PIL import Image
 
 from flatten_transformer.data.image_files import decode_image
-from flatten_transformer.data.source import LeftOut, Part, Source, Split, Splits
-from flatten_transformer.data.split_names import split_of
-
-_USUAL: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
+from flatten_transformer.data.source import Format, LeftOut, Part, Source, Split, Splits
+from flatten_transformer.data.split_names import USUAL, split_of
 
 
 class HuggingFaceImages(Source):
@@ -88,7 +86,7 @@ def open_hugging_face(name: str, cache: Path | None) -> Splits:
 
 def _splits(titles: list[str]) -> dict[Split, str]:
     """Return what a data set calls the splits, the usual names first."""
-    found = {split: title for title, split in _USUAL.items() if title in titles}
+    found = {split: title for split, usual in USUAL.items() for title in usual if title in titles}
     for title in titles:
         split = split_of(title)
         if split:
@@ -110,3 +108,6 @@ def _column(name: str, features: Any, kind: type) -> str:
     if not found:
         raise ValueError(f"hfds/{name} has no column of the kind {kind.__name__}, only {', '.join(features)}")
     return str(found[0])
+
+
+FORMAT = Format(("hfds/<name>",), True, lambda request: open_hugging_face(request.rest, request.root))

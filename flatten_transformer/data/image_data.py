@@ -8,17 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
-
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader
+from typing import Any
 
 from flatten_transformer.data.augmentation import Augmentation
 from flatten_transformer.data.data_module import DataModule
-from flatten_transformer.data.data_sets import fill_in, open_data_set
-from flatten_transformer.data.loading import OnBadImage, Transformed
-from flatten_transformer.data.source import Split
+from flatten_transformer.data.data_sets import image_defaults, open_data_set
+from flatten_transformer.data.loading import Transformed
+from flatten_transformer.data.preprocessing import Preprocessing, channel_statistics
+from flatten_transformer.data.source import Split, check_val_share
 
 
 class ImageData(DataModule):
@@ -39,20 +36,13 @@ class ImageData(DataModule):
         download: Fetch what ``root`` lacks, for torchvision's data sets.
         val_share: Share of the training images of each class that is kept for validation, at random but always the
             same, where the data set has no validation images.
-        on_bad_image: What is done with an image that cannot be read: ``"raise"`` stops with its name, ``"skip"`` takes
-            the next one in its place; a line at the end of the epoch says which. Model selection and test count the
-            image in its place, so repair or remove the file before you publish a number.
         img_size: Side of the square the model sees, in pixels; None for 32 with the digits, 28 with MNIST and
             Fashion-MNIST, 224 with all others.
         in_chans: 1 for grey, 3 for colour; images are converted. None for grey with these three, colour with all others.
-        mean: Subtracted from the values in 0 … 1, one number a channel; None for that of these three, or of ImageNet.
-        std: Divides the difference, one number a channel; None as for ``mean``.
         crop_pct: Share of the resized image's side that is kept, from its centre, outside training.
         batch_size: Images of one optimizer step, over all devices; the last of an epoch may hold fewer, no image is left out.
-        device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
-            steps. None for its whole share. Lower it when memory runs out: the training stays the same.
-        num_workers: Processes a device that load images besides the main one; 0 is best for data that lie in memory.
         augmentation: What is done to the training images besides.
+        **shared: Further arguments of :class:`DataModule`.
 
     Raises:
         ValueError: If the data set is unknown or not as it should be, or a number is out of range.
@@ -73,70 +63,54 @@ class ImageData(DataModule):
         root: str | Path | None = None,
         download: bool = False,
         val_share: float = 0.2,
-        on_bad_image: OnBadImage = "raise",
         img_size: int | None = None,
         in_chans: int | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         crop_pct: float = 1.0,
         batch_size: int = 64,
-        device_batch_size: int | None = None,
-        num_workers: int = 0,
         augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen
+        **shared: Any,
     ) -> None:
-        super().__init__(batch_size, device_batch_size, num_workers)
-        if not 0 < val_share < 1:
-            raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
-        if on_bad_image not in get_args(OnBadImage):
-            raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
-        self.on_bad_image = on_bad_image
-        self.preprocessing = replace(fill_in(dataset, img_size, in_chans, mean, std), crop_pct=crop_pct)
+        super().__init__(batch_size=batch_size, **shared)
+        check_val_share(val_share)
+        self.preprocessing = replace(fill_in(dataset, img_size, in_chans, self.mean, self.std), crop_pct=crop_pct)
         size = self.preprocessing.img_size
         found = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
         self.class_names, self._sources, self.left_out = found
         self._train_transform = augmentation.transform(self.preprocessing)
-        self._datasets: dict[Split, Transformed] = {}
 
-    def setup(self, stage: str) -> None:
-        """Open the splits that ``stage`` (fit, validate, test) needs."""
-        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in splits.get(stage, ()):
-            if split not in self._datasets:
-                transform = self._train_transform if split == "train" else self.preprocessing
-                source = self._sources[split]
-                self._datasets[split] = Transformed(source, transform, self.in_chans, self.on_bad_image)
-
-    def names(self, batch: Sequence[Tensor]) -> list[str]:
-        """Return the names of the images of a training batch: their files, where they have any."""
-        source = self._datasets["train"].source
-        return [source.name(index) for index in batch[2].tolist()]
-
-    def image(self, split: Split, index: int) -> Image.Image:
-        """Return an image of a split that is open, as it is in its file."""
-        image, _ = self._datasets[split].source[index]
-        return image
-
-    def count(self, split: Split) -> int:
-        """Return how many images a split has."""
-        return len(self._sources[split])
+    def _open(self, split: Split) -> Transformed:
+        """Return the images of a split: augmented to learn from, preprocessed to judge by."""
+        transform = self._train_transform if split == "train" else self.preprocessing
+        return Transformed(self._sources[split], transform, self.in_chans, self.on_bad_image)
 
     def counts(self, split: Split) -> list[int]:
         """Return how many images each class has in a split."""
         found = Counter(self._sources[split].labels)
         return [found[label] for label in range(self.num_classes)]
 
-    def skipped(self, split: Split) -> list[str]:
-        """Return the names of the images of a split that could not be read and were skipped so far."""
-        return self._datasets[split].skipped_names() if split in self._datasets else []
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled, augmented batches."""
-        return self.loader(self._datasets["train"], train=True)
+def fill_in(
+    dataset: str, img_size: int | None, in_chans: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Preprocessing:
+    """Return the preprocessing of a data set, with its own numbers wherever None is given.
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches."""
-        return self.loader(self._datasets["val"], train=False)
+    The digits are 32 pixels wide and grey, MNIST and Fashion-MNIST 28 and grey, with their own mean and deviation;
+    everything else is 224 and in colour, with those of ImageNet. For another number of channels, each gets the average.
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test batches."""
-        return self.loader(self._datasets["test"], train=False)
+    Args:
+        dataset: Name of the data set.
+        img_size: Side in pixels.
+        in_chans: 1 for grey, 3 for colour.
+        mean: One number a channel.
+        std: One number a channel.
+
+    Raises:
+        ValueError: If a number is out of range or ``mean`` and ``std`` do not fit ``in_chans``.
+
+    Example:
+        >>> fill_in("torch/mnist", None, 3, None, (0.5, 0.5, 0.5))
+        Preprocessing(img_size=28, in_chans=3, mean=(0.1307, 0.1307, 0.1307), std=(0.5, 0.5, 0.5), crop_pct=1.0)
+    """
+    own = image_defaults(dataset)
+    size, channels = own.img_size if img_size is None else img_size, own.in_chans if in_chans is None else in_chans
+    return Preprocessing(size, channels, *channel_statistics(channels, mean, std, (own.mean, own.std)))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flatten_transformer.data.image_files import SUFFIXES as SUFFIXES
 from flatten_transformer.data.image_files import read_image
-from flatten_transformer.data.source import Source, Split, Splits
+from flatten_transformer.data.source import Format, Source, Split, Splits
 from flatten_transformer.data.split_names import mentioned_split, piece_of, split_of
 from flatten_transformer.data.walk import MADE_HERE, Identity, Walk, Without, identities, look, tell, walk
 
@@ -273,3 +273,6 @@ def _counted(
     if other != name:
         raise ValueError(f"{first} and {path} are one file, which cannot be both {other!r} and {name!r}: remove one")
     return None if first == path else _TWICE
+
+
+FORMAT = Format(("folder",), False, lambda request: open_folder(request.folder))

@@ -1,4 +1,4 @@
-"""Images on their way to a model, and what is done with those that cannot be used."""
+"""Decode images; raise on, or skip, unreadable ones."""
 
 # n images, C channels.
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from flatten_transformer.data.preprocessing import Transform, to_mode
 
@@ -63,6 +63,10 @@ class Reading(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Return a batch of samples."""
+        return default_collate(samples)
 
     def read(self, index: int) -> tuple[Image.Image, Any, int]:
         """Return an image, what is to be learned of it, and its number in the source, another if it was skipped."""

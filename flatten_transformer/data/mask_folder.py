@@ -23,8 +23,7 @@ from flatten_transformer.data.mask_file import read_mask
 from flatten_transformer.data.mask_numbers import Numbering
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.source import Split
-
-_VAL = ("val", "valid", "validation")
+from flatten_transformer.data.split_names import USUAL
 
 
 class MaskedImages:
@@ -121,7 +120,7 @@ def open_mask_folder(
     numbering = _numbering(root, names, ignore_index, mask_values)
     folders = {path.name for path in _folder(root / "images").iterdir() if path.is_dir()}
     train = _pairs(root, "images", "masks", "train")
-    val_folder = next((name for name in _VAL if name in folders), None)
+    val_folder = next((name for name in USUAL["val"] if name in folders), None)
     train, val = (train, _pairs(root, "images", "masks", val_folder)) if val_folder else _split_off(train, val_share)
     test = _pairs(root, "images", "masks", "test") if "test" in folders else val
     allowed = None if outside_links else _allowed(root, "images", "masks")

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 from flatten_transformer.data.image_files import DEEP, WHITE
 from flatten_transformer.data.image_files import decode_image as decode_image
 from flatten_transformer.data.image_files import read_image as read_image
 
 Transform = Callable[[Image.Image], Tensor]
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of values in 0 … 1, one number a channel
+IMAGENET: Statistics = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 _MODES = {1: "L", 3: "RGB"}
 _STRIP = 2**22  # pixels
 
@@ -66,6 +70,51 @@ class Preprocessing:
             crop_pct=self.crop_pct,
         )
         return transform
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What is done to pixels before a detector or a segmenter sees them.
+
+    Args:
+        in_chans: 1 for grey, 3 for colour.
+        mean: Subtracted from the values in 0 … 1; one number a channel.
+        std: Divides the difference; one number a channel.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    in_chans: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __post_init__(self) -> None:
+        check_channels(self)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return values around 0, float32, of pixels in 0 … 255, ``[C, height, width]`` both."""
+        values: Tensor = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std))
+        return values
+
+
+def channel_statistics(
+    in_chans: int, mean: Sequence[float] | None, std: Sequence[float] | None, own: Statistics = IMAGENET
+) -> Statistics:
+    """Return ``mean`` and ``std`` where they are given, else those of the data set; for other channels, their average.
+
+    Args:
+        in_chans: 1 for grey, 3 for colour.
+        mean: One number a channel.
+        std: One number a channel.
+        own: Those of the data set.
+
+    Example:
+        >>> channel_statistics(1, None, (0.5,), own=((0.25, 0.5, 0.75), (1.0, 1.0, 1.0)))
+        ((0.5,), (0.5,))
+    """
+    first, second = (values if len(values) == in_chans else (sum(values) / len(values),) * in_chans for values in own)
+    return first if mean is None else mean, second if std is None else std
 
 
 def check_channels(preprocessing: Any) -> None:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from flatten_transformer.atomic_file import draft_of, naming
 from flatten_transformer.data import digits
@@ -118,6 +117,8 @@ def draw_scene(split: Split, index: int, settings: SceneSettings = SceneSettings
 
 @cache
 def _photographs() -> tuple[Image.Image, ...]:
+    from sklearn.datasets import load_sample_images  # slow to import, and not needed to use a model
+
     return tuple(Image.fromarray(pixels) for pixels in load_sample_images().images)
 
 

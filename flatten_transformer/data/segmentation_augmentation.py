@@ -12,6 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from flatten_transformer.data.augmentation import check_probabilities
 from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
 
@@ -56,8 +57,7 @@ class Augmentation:
             raise ValueError(f"scale must hold two positive numbers, the smaller first, got {list(scale)}")
         if not 0 < max_share <= 1:
             raise ValueError(f"max_share must lie in 0 … 1, above 0, got {max_share}")
-        if not 0 <= hflip <= 1:
-            raise ValueError(f"hflip must lie in 0 … 1, got {hflip}")
+        check_probabilities(hflip=hflip)
         self.preprocessing = preprocessing
         self.scale = scale
         self.max_share = max_share

@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
@@ -22,10 +21,11 @@ from flatten_transformer.data.data_module import DataModule
 from flatten_transformer.data.loading import BadImageError, OnBadImage, Reading
 from flatten_transformer.data.mask_folder import MaskedImages, open_ade20k, open_mask_folder
 from flatten_transformer.data.mask_numbers import check_seen, look
+from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.scenes import SCENES, write_scenes
 from flatten_transformer.data.segmentation_augmentation import Augmentation
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
-from flatten_transformer.data.source import Split
+from flatten_transformer.data.source import Split, check_val_share
 from flatten_transformer.data.unused_files import unused_files
 from flatten_transformer.hints import hint
 
@@ -65,6 +65,13 @@ class MaskedSamples(Reading):
         image, mask, found = self.read(index)
         return *self._tensors(image, mask), found
 
+    def collate(self, samples: list[Any]) -> MaskedBatch:
+        """Return crops as one tensor, whole images and their masks as they are."""
+        images, masks, indices = zip(*samples, strict=True)
+        if isinstance(self.transform, Augmentation):
+            images, masks = torch.stack(images), torch.stack(masks)  # type: ignore[assignment]  # a tensor is a sequence
+        return MaskedBatch(images, masks, indices)
+
     def _tensors(self, image: Image.Image, mask: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
         if isinstance(self.transform, Augmentation):
             return self.transform(image, mask)
@@ -86,26 +93,18 @@ class SegmentationData(DataModule):
             ``[0, 255]`` for masks in black and white; None for 0, 1 and so on.
         val_share: Share of the training images that is kept for validation, at random but always the same, where the
             folder has none.
-        on_bad_image: What is done with an image or mask that cannot be used: ``"raise"`` stops with its name, ``"skip"``
-            takes the next one in its place; a line at the end of the epoch says which.
         outside_links: Follow links among the files that lead out of ``root``.
         in_chans: 1 for grey, 3 for colour; images are converted.
-        mean: Subtracted from the values in 0 … 1, one number a channel; None for ImageNet's.
-        std: Divides the difference, one number a channel; None for ImageNet's.
         short_side: Images are resized, proportions kept, until their shorter side has this many pixels; None to leave them.
         long_side: Pixels that the longer side must not exceed then; None for any number.
         window: Side of the windows through which an image is seen outside training, in pixels; None to see it whole.
         stride: From one window to the next; None for two thirds of the window.
-        batch_size: Images of one optimizer step, over all devices; those of an epoch that do not fill a batch wait for
-            the next, as the order changes.
-        device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
-            steps. None for its whole share.
-        num_workers: Processes a device that load images besides the main one.
         crop_size: Side of the square that a training sees of an image, in pixels; None for 96 with the scenes, 512 else.
         scale: Smallest and largest factor of a random resize before the crop.
         max_share: Share of a crop that one class may fill, if one of ten tries has less.
         hflip: Probability of mirroring in training; digits are not to be mirrored.
         distortion: Change brightness, contrast, saturation and hue in training.
+        **shared: Arguments of :class:`DataModule`.
 
     Raises:
         ValueError: If the data set is unknown or not as it should be, or a number is out of range.
@@ -120,6 +119,7 @@ class SegmentationData(DataModule):
     """
 
     counted = "masks that hold it"
+    drop_last = True
 
     def __init__(
         self,
@@ -129,43 +129,27 @@ class SegmentationData(DataModule):
         ignore_index: int | None = 255,
         mask_values: Sequence[int] | None = None,
         val_share: float = 0.2,
-        on_bad_image: OnBadImage = "raise",
         outside_links: bool = False,
         in_chans: int = 3,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         short_side: int | None = None,
         long_side: int | None = None,
         window: int | None = None,
         stride: int | None = None,
-        batch_size: int = 16,
-        device_batch_size: int | None = None,
-        num_workers: int = 0,
         crop_size: int | None = None,
         scale: tuple[float, float] = (0.5, 2.0),
         max_share: float = 0.75,
         hflip: float = 0.0,
         distortion: bool = True,
+        **shared: Any,
     ) -> None:
-        super().__init__(batch_size, device_batch_size, num_workers)
+        super().__init__(**shared)
         if dataset not in get_args(DataSet):
             raise ValueError(f"no data set {dataset!r}: {hint(dataset, get_args(DataSet))}")
-        if on_bad_image not in get_args(OnBadImage):
-            raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
-        if not 0 < val_share < 1:
-            raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
-        self.preprocessing = SegmentationPreprocessing(
-            in_chans,
-            _fit(IMAGENET_DEFAULT_MEAN, in_chans) if mean is None else mean,
-            _fit(IMAGENET_DEFAULT_STD, in_chans) if std is None else std,
-            short_side,
-            long_side,
-            window,
-            stride,
-        )
+        check_val_share(val_share)
+        statistics = channel_statistics(in_chans, self.mean, self.std)
+        self.preprocessing = SegmentationPreprocessing(in_chans, *statistics, short_side, long_side, window, stride)
         size = (96 if dataset == "scenes" else 512) if crop_size is None else crop_size
         self._augmentation = Augmentation(self.preprocessing, size, scale, max_share, hflip, distortion)
-        self.on_bad_image = on_bad_image
         folder = _root(dataset, root)
         if dataset == "scenes":
             write_scenes(folder)
@@ -178,21 +162,17 @@ class SegmentationData(DataModule):
         self.class_names, self._sources = found
         used = {file for source in found.splits.values() for pair in source.pairs for file in pair}
         self.left_out = unused_files(folder / "images", folder / ("annotations" if dataset == "ade20k" else "masks"), used)
-        self._datasets: dict[Split, MaskedSamples] = {}
         self._counts: dict[Split, list[int] | None] = {}
 
-    def setup(self, stage: str) -> None:
-        """Open the splits that ``stage`` (fit, validate, test) needs, and look at their masks.
+    def _open(self, split: Split) -> MaskedSamples:
+        """Return the images of a split and their masks, which are looked at first.
 
         Raises:
             ValueError: If the numbers in the masks are no classes, or mean something else than the list of classes says.
         """
-        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in splits.get(stage, ()):
-            if split not in self._datasets:
-                self._look(split)
-                transform = self._augmentation if split == "train" else self.preprocessing
-                self._datasets[split] = MaskedSamples(self._sources[split], transform, self.in_chans, self.on_bad_image)
+        self._look(split)
+        transform = self._augmentation if split == "train" else self.preprocessing
+        return MaskedSamples(self._sources[split], transform, self.in_chans, self.on_bad_image)
 
     def _look(self, split: Split) -> None:
         """Raise an error if the masks of a split cannot be meant as they are numbered."""
@@ -218,30 +198,13 @@ class SegmentationData(DataModule):
 
         return read
 
-    def names(self, batch: MaskedBatch) -> list[str]:
-        """Return the names of the images of a training batch: their files."""
-        source = self._datasets["train"].source
-        return [source.name(int(index)) for index in batch.indices]
-
-    def image(self, split: Split, index: int) -> Image.Image:
-        """Return an image of a split, as it is in its file."""
-        return self._sources[split][index][0]
-
     def mask(self, split: Split, index: int) -> Tensor:
         """Return the class of each pixel of an image of a split, ``[height, width]``; IGNORED where there is none."""
         return self._sources[split][index][1].as_subclass(Tensor)
 
-    def count(self, split: Split) -> int:
-        """Return how many images a split has."""
-        return len(self._sources[split])
-
     def counts(self, split: Split) -> Sequence[int] | None:
         """Return how many masks of a split that is open hold each class; None where there was no time to look at all."""
         return self._counts[split]
-
-    def skipped(self, split: Split) -> list[str]:
-        """Return the names of the images of a split that could not be used and were skipped so far."""
-        return self._datasets[split].skipped_names() if split in self._datasets else []
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of crops, all full.
@@ -253,19 +216,7 @@ class SegmentationData(DataModule):
         each = len(dataset) // self._world_size
         if each < self.share.images:
             raise ValueError(f"{len(dataset)} training images do not fill a batch of {self.batch_size}: lower data.batch_size")
-        return self.loader(dataset, train=True, collate_fn=_stack, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches."""
-        return self.loader(self._datasets["val"], train=False, collate_fn=_list)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test batches."""
-        return self.loader(self._datasets["test"], train=False, collate_fn=_list)
-
-
-def _fit(values: Sequence[float], channels: int) -> Sequence[float]:
-    return values if len(values) == channels else (sum(values) / len(values),) * channels
+        return super().train_dataloader()
 
 
 def _root(dataset: DataSet, root: str | Path | None) -> Path:
@@ -275,13 +226,3 @@ def _root(dataset: DataSet, root: str | Path | None) -> Path:
         return SCENES
     example = "ADEChallengeData2016" if dataset == "ade20k" else "my_images"
     raise ValueError(f"the data set {dataset!r} needs a folder: add --data.root, such as --data.root data/{example}")
-
-
-def _stack(samples: list[tuple[Tensor, Tensor, int]]) -> MaskedBatch:
-    images, masks, indices = zip(*samples, strict=True)
-    return MaskedBatch(torch.stack(images), torch.stack(masks), indices)  # type: ignore[arg-type]  # a tensor is a sequence
-
-
-def _list(samples: list[tuple[Tensor, Tensor, int]]) -> MaskedBatch:
-    images, masks, indices = zip(*samples, strict=True)
-    return MaskedBatch(images, masks, indices)

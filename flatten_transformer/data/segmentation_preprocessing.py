@@ -4,25 +4,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from flatten_transformer.data.preprocessing import check_channels, to_mode
+from flatten_transformer.data.preprocessing import Normalisation, to_mode
 
 
 @dataclass(frozen=True)
-class SegmentationPreprocessing:
+class SegmentationPreprocessing(Normalisation):
     """How a segmenter sees an image outside training.
 
+    Its first three arguments are those of :class:`Normalisation`.
+
     Args:
-        in_chans: 1 for grey, 3 for colour.
-        mean: Subtracted from the values in 0 … 1; one number a channel.
-        std: Divides the difference; one number a channel.
         short_side: The image is resized, bilinearly, until its shorter side has this many pixels; None to leave it.
         long_side: Pixels that the longer side must not exceed then; None for any number.
         window: Side of the windows it is seen through, in pixels; None to see it whole.
@@ -37,16 +34,13 @@ class SegmentationPreprocessing:
         torch.Size([1, 64, 96])
     """
 
-    in_chans: int
-    mean: Sequence[float]
-    std: Sequence[float]
     short_side: int | None = None
     long_side: int | None = None
     window: int | None = None
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        check_channels(self)
+        super().__post_init__()
         check_window(self.window, self.stride)
         if self.short_side is not None and self.short_side < 1:
             raise ValueError(f"short_side must be at least 1, got {self.short_side}")
@@ -64,11 +58,6 @@ class SegmentationPreprocessing:
         if self.long_side is not None:
             scale = min(scale, self.long_side / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Return values around 0, float32, of pixels in 0 … 255, ``[C, height, width]`` both."""
-        values: Tensor = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std))
-        return values
 
 
 def check_window(window: int | None, stride: int | None) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from flatten_transformer.data.image_files import SUFFIXES, decode_image, max_pixels, open_regular
-from flatten_transformer.data.source import Source, Split, Splits
+from flatten_transformer.data.source import Format, Source, Split, Splits
 from flatten_transformer.data.split_names import mentioned_split
 from flatten_transformer.data.walk import HIDDEN, Without, not_an_image, tell
 
@@ -243,3 +243,6 @@ def _images(members: Sequence[Member], class_names: dict[str, str]) -> ShardImag
 
 def _number(member: Member) -> str:
     return str(int(member.class_)) if _is_number(member.class_) else member.class_  # 007 is 7
+
+
+FORMAT = Format(("wds",), None, lambda request: open_shards(request.folder, request.rest))

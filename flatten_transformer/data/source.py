@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL import Image
@@ -69,6 +70,48 @@ class Splits(NamedTuple):
     val: Source | None
     test: Source | None
     left_out: Sequence[LeftOut] = ()
+
+
+class Request(NamedTuple):
+    """What a user asks a format for."""
+
+    name: str  # of the data set, such as "wds/pets"
+    rest: str  # of the name, behind its slash
+    root: Path | None
+    download: bool
+    img_size: int  # pixels, for images that are drawn
+
+    @property
+    def folder(self) -> Path:
+        """The root, which must be given."""
+        if self.root is None:
+            raise ValueError(f"the data set {self.name!r} needs a folder: add --data.root, such as --data.root data/")
+        return self.root
+
+
+class ImageDefaults(NamedTuple):
+    """What a model sees of a data set's images unless it is told otherwise."""
+
+    img_size: int  # pixels
+    in_chans: int
+    mean: Sequence[float]  # of values in 0 … 1, one number a channel, as std
+    std: Sequence[float]
+
+
+class Format(NamedTuple):
+    """A way in which labelled images are kept; one file defines it, and one line of ``data_sets.FORMATS`` makes it known."""
+
+    names: Sequence[str]  # that a message lists; all begin with the same word
+    takes_rest: bool | None  # whether a name goes on behind a slash; None for as you like
+    open: Callable[[Request], Splits]
+    downloads: bool = False
+    defaults: Mapping[str, ImageDefaults] = {}  # of data sets by their whole names, where they are not ImageNet's
+
+
+def check_val_share(val_share: float) -> None:
+    """Raise ValueError unless a share of the training images can be kept for validation."""
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
 
 
 def split_off(source: Source, share: float) -> tuple[Part, Part]:

@@ -7,6 +7,7 @@ import unicodedata
 
 from flatten_transformer.data.source import Split
 
+USUAL: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _WORDS: dict[str, Split] = {
     **dict.fromkeys(("train", "trains", "training", "trainings", "trn", "trainval"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validating", "validate", "dev", "devel", "eval", "evaluation"), "val"),

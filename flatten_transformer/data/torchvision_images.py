@@ -17,7 +17,7 @@ from timm.data import create_dataset
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
 from flatten_transformer.data.image_files import read_image
-from flatten_transformer.data.source import Source, Splits
+from flatten_transformer.data.source import Format, ImageDefaults, Source, Splits
 from flatten_transformer.hints import hint
 
 TRAIN_AND_TEST = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist")  # these have no validation images
@@ -140,3 +140,15 @@ def _installed(name: str) -> Path:
         return folder
     package = "" if folder is None else f", or install the package dataset-fashion-mnist, which makes {folder}"
     raise ValueError(f"the data set {name!r} needs a folder: add --data.root, such as --data.root data/{package}")
+
+
+FORMAT = Format(
+    TORCHVISION,
+    True,
+    lambda request: open_torchvision(request.name.lower(), request.root, download=request.download),
+    downloads=True,
+    defaults={
+        "torch/fashion_mnist": ImageDefaults(28, 1, (0.2860,), (0.3530,)),
+        "torch/mnist": ImageDefaults(28, 1, (0.1307,), (0.3081,)),
+    },
+)

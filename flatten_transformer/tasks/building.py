@@ -1,14 +1,21 @@
-"""What every builder says of arguments that a model was not made for."""
+"""Build models by name; refuse in one line what they were not made for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
+import timm
 import torch
 
+from flatten_transformer.hints import hint
 from flatten_transformer.models.files import one_line
+from flatten_transformer.tasks.description import read_fields
+
+Options = TypeVar("Options")
 
 
 @contextmanager
@@ -45,3 +52,35 @@ def _cure(error: Exception) -> str:
         return ""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     return f"; if weights were fetched, delete what is damaged of them from {folder} or the cache of Hugging Face"
+
+
+def read_options(kind: type[Options], model: str, model_args: Mapping[str, Any]) -> Options:
+    """Return the options of a detector or a segmenter.
+
+    Args:
+        kind: The dataclass of its options, with a ``backbone``.
+        model: Its name, for messages.
+        model_args: Options by name.
+
+    Raises:
+        ValueError: If it takes no such option, one is missing, of another type or out of range, or timm lacks the backbone.
+    """
+    known = [option.name for option in fields(kind)]  # type: ignore[arg-type]
+    if unknown := [key for key in model_args if key not in known]:
+        raise ValueError(f"{model} takes no {unknown[0]!r} in model_args: {hint(unknown[0], known)}")
+    if "backbone" not in model_args:
+        raise ValueError(f"{model} needs a backbone in model_args, such as flatten_swin_tiny_patch4_224")
+    options: Any = read_fields(kind, model_args, "model_args")
+    check_name(options.backbone, "backbone")
+    return options
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise ValueError if timm knows no model of this name.
+
+    Args:
+        name: Of a model.
+        what: What a message calls it.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"timm knows no {what} {name!r}: {hint(name, timm.list_models())}")

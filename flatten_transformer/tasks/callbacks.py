@@ -14,13 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
-from flatten_transformer.data.data_module import DataModule, epoch_seed
+from flatten_transformer.data.data_module import SPLITS, DataModule, epoch_seed
 from flatten_transformer.data.source import Split
 from flatten_transformer.printable import printable
 from flatten_transformer.tasks.model_file import save_model
 from flatten_transformer.tasks.task import Task
 
-_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 _RANDOM = "flatten_transformer.random"  # of our entry in a checkpoint
 
 
@@ -167,7 +166,7 @@ class TellData(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print tables of the splits that are open now; what follows in the same process gets a line."""
-        splits = _SPLITS.get(stage, ())
+        splits = SPLITS.get(stage, ())
         if not (splits and trainer.is_global_zero):
             return
         contents = datamodule(trainer).contents(*splits)

@@ -1,44 +1,40 @@
-"""The kinds of tasks, and where the parts of each are found; nothing of them is loaded before it is used."""
+"""The tasks by name; nothing of one is loaded before it is used."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flatten_transformer.data.data_module import DataModule
+    from flatten_transformer.tasks.task import Task
 
 Kind = Literal["classify", "detect", "segment"]
-_HERE = "flatten_transformer.tasks"
-_DATA = "flatten_transformer.data"
+KINDS: dict[Kind, str] = {"classify": "classification", "detect": "detection", "segment": "segmentation"}  # their folders
 
 
-class Parts(NamedTuple):
-    """Where the parts of a kind of task are, as ``"module:name"``."""
+class TaskSpec(NamedTuple):
+    """The parts of a task; the module ``spec`` in its folder holds one."""
 
-    task: str  # a Task
-    data: str  # a DataModule
-    build: str  # a function of name, model_args, num_classes and in_chans that returns the module
-    preprocessing: str  # a dataclass: what is done to an image first
-    monitor: str  # not a place: the metric whose best checkpoint is kept, the higher the better
+    task: type[Task]
+    data: type[DataModule]
+    build: Callable[[str, dict[str, Any], int, int], nn.Module]  # of name, model_args, num_classes and in_chans
+    preprocessing: type[Any]  # a dataclass: what is done to an image first
+    monitor: str  # the metric whose best checkpoint is kept, the higher the better
+    does: str  # what a model of it does, in words
+    options: tuple[str, ...]  # of `flatten predict` that have a meaning for it alone
+    predict: Callable[..., None]  # of a model, its info, files and these options
 
 
-KINDS: dict[Kind, Parts] = {
-    "classify": Parts(
-        task=f"{_HERE}.classification.task:ClassificationTask",
-        data=f"{_DATA}.image_data:ImageData",
-        build=f"{_HERE}.classification.build:build_model",
-        preprocessing=f"{_DATA}.preprocessing:Preprocessing",
-        monitor="val/accuracy",
-    ),
-    "detect": Parts(
-        task=f"{_HERE}.detection.task:DetectionTask",
-        data=f"{_DATA}.coco_data:CocoData",
-        build=f"{_HERE}.detection.build:build_detector",
-        preprocessing=f"{_DATA}.detection_preprocessing:DetectionPreprocessing",
-        monitor="val/box_ap",
-    ),
-    "segment": Parts(
-        task=f"{_HERE}.segmentation.task:SegmentationTask",
-        data=f"{_DATA}.segmentation_data:SegmentationData",
-        build=f"{_HERE}.segmentation.build:build_segmenter",
-        preprocessing=f"{_DATA}.segmentation_preprocessing:SegmentationPreprocessing",
-        monitor="val/miou",
-    ),
-}
+def task_spec(kind: Kind) -> TaskSpec:
+    """Return the parts of a task.
+
+    Example:
+        >>> task_spec("classify").monitor
+        'val/accuracy'
+    """
+    spec: TaskSpec = import_module(f"flatten_transformer.tasks.{KINDS[kind]}.spec").spec
+    return spec

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from flatten_transformer.models.files import in_one_line, one_line, read_safeten
 from flatten_transformer.printable import printable
 from flatten_transformer.tasks.backbone import without_weights
 from flatten_transformer.tasks.description import read_fields, read_json, shown
-from flatten_transformer.tasks.kinds import KINDS, Kind
+from flatten_transformer.tasks.kinds import Kind, task_spec
 from flatten_transformer.tasks.outline import outline, undrawn
 
 _KEY = "flatten_transformer"  # of our entry in the metadata
@@ -65,8 +64,8 @@ class ModelInfo:
         args = {**without_weights(self.model_args), "pretrained": False}
         if isinstance(backbone_args := args.get("backbone_args"), Mapping):
             args["backbone_args"] = without_weights(backbone_args)
-        build = resolve_name(KINDS[self.task].build)
-        return build(self.name, args, len(self.class_names), self.preprocessing.in_chans)
+        model: nn.Module = task_spec(self.task).build(self.name, args, len(self.class_names), self.preprocessing.in_chans)
+        return model
 
 
 def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
@@ -164,7 +163,7 @@ def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
         known = {option.name for option in fields(ModelInfo)}
         own = {name: value for name, value in entry.items() if name in known}  # another version may say more
         info = read_fields(ModelInfo, own, "the description")
-        preprocessing = read_fields(resolve_name(KINDS[info.task].preprocessing), info.preprocessing, "preprocessing")
+        preprocessing = read_fields(task_spec(info.task).preprocessing, info.preprocessing, "preprocessing")
         _check_numbers(info)
     except ValueError as error:
         raise ValueError(f"the description in {path} cannot be read ({one_line(error)}): {_CHANGED}") from None

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.history import History, best_row, draw_curves
-from flatten_transformer.tasks.kinds import KINDS
+from flatten_transformer.tasks.kinds import task_spec
 from flatten_transformer.tasks.task import Task
 from flatten_transformer.terminal import cell, say
 
@@ -41,7 +41,7 @@ class Summary(Callback):
         """Print what happened, and draw it."""
         assert isinstance(pl_module, Task)
         if trainer.is_global_zero and self.history.rows:
-            _print("Trained", what_happened(self.history, KINDS[pl_module.kind].monitor))
+            _print("Trained", what_happened(self.history, task_spec(pl_module.kind).monitor))
             for picture in self._draw(pl_module):
                 say(f"See {picture}", stderr=True)
 
@@ -49,7 +49,7 @@ class Summary(Callback):
         if self.folder is None or find_spec("matplotlib") is None:
             return []
         curves = self.folder / "curves.png"
-        draw_curves(self.history.rows, KINDS[task.kind].monitor, curves)
+        draw_curves(self.history.rows, task_spec(task.kind).monitor, curves)
         return [curves, *task.draw_report(self.folder)]
 
 

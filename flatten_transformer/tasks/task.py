@@ -49,7 +49,7 @@ class Task(LightningModule):
         name: str,
         model_args: Mapping[str, Any],
         optim: Optimization,
-        ema_decay: float | None,
+        ema_decay: float | None = None,
         ema_warmup: bool = True,
     ) -> None:
         super().__init__()
@@ -87,13 +87,16 @@ class Task(LightningModule):
         """Draw how the training ended into ``folder``; return the files."""
         return []
 
-    def check_finite(self, loss: Tensor, batch: Any, batch_idx: int) -> None:
-        """Raise FloatingPointError if a loss is not finite; the message says where, and of which images.
+    def report_loss(self, loss: Tensor, batch: Any, batch_idx: int) -> Tensor:
+        """Log a loss, and return it.
 
         Args:
             loss: A number.
-            batch: What it is the loss of.
+            batch: What it is the loss of; the images come first.
             batch_idx: The number of the batch in its epoch.
+
+        Raises:
+            FloatingPointError: If the loss is not finite; the message says where, and of which images.
         """
         if not torch.isfinite(loss):
             names = self.data.names(batch)
@@ -103,6 +106,9 @@ class Task(LightningModule):
                 f"lower model.optim.lr (now {self.optim.lr:g}), or add --trainer.gradient_clip_val 1, or train in float32; "
                 f"the images were {shown}"
             )
+        count = len(batch[0])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
+        return loss
 
     def recompute_activations(self) -> None:
         """Recompute activations in the backward pass instead of keeping them, wherever the model can.

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]  # ships no annotations
@@ -30,7 +29,7 @@ from flatten_transformer.tasks.checkpoints import (
 )
 from flatten_transformer.tasks.history import History
 from flatten_transformer.tasks.interruption import HeedSignals
-from flatten_transformer.tasks.kinds import KINDS, Kind
+from flatten_transformer.tasks.kinds import KINDS, Kind, task_spec
 from flatten_transformer.tasks.lock import check_idle, locked, remove_drafts
 from flatten_transformer.tasks.logs import CurvesAsCSV, CurvesForTensorBoard
 from flatten_transformer.tasks.memory import keep_freed_memory
@@ -94,9 +93,10 @@ class TrainingCLI(LightningCLI):
         self.stage = stage
         args = with_recipe_paths(args)
         self.kind = kind_of(args)
+        self.spec = task_spec(self.kind)
         super().__init__(
-            resolve_name(KINDS[self.kind].task),
-            resolve_name(KINDS[self.kind].data),
+            self.spec.task,
+            self.spec.data,
             parser_class=Parser,
             parser_kwargs={"prog": f"flatten {stage}", "description": f"{stage} a model by a recipe"},
             args=args,
@@ -125,7 +125,7 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        defaults = {"monitor": KINDS[self.kind].monitor, "mode": "max", "filename": "best-{epoch}", "save_last": True}
+        defaults = {"monitor": self.spec.monitor, "mode": "max", "filename": "best-{epoch}", "save_last": True}
         defaults["save_on_train_epoch_end"] = True  # after a validation the epoch does not count as processed yet
         parser.set_defaults({f"checkpoint.{name}": value for name, value in defaults.items()})
 

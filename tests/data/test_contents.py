@@ -73,7 +73,9 @@ def test_a_data_module_tells_what_it_holds(tmp_path: Path, mask_folder: Path) ->
         for number in range(count):
             Image.new("RGB", (8, 8)).save(tmp_path / "pets" / name / f"{number}.png")
     (tmp_path / "pets" / "notes.txt").touch()
-    contents = ImageData("folder", root=tmp_path / "pets").contents("train", "val")
+    data = ImageData("folder", root=tmp_path / "pets")
+    data.setup("fit")
+    contents = data.contents("train", "val")
     assert contents.images == {"train": 3, "val": 3}
     assert contents.counts == {"train": [2, 1], "val": [0, 3]}
     assert contents.left_out == [LeftOut("no image that is read, by its suffix .txt", ["notes.txt"])]

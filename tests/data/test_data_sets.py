@@ -9,8 +9,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.datasets import CIFAR10, FashionMNIST
 
 from flatten_transformer.data.augmentation import Augmentation
-from flatten_transformer.data.data_sets import fill_in
-from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.data.image_data import ImageData, fill_in
 
 DrawFolder = Callable[[Mapping[str, int]], Path]
 

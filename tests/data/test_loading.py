@@ -137,4 +137,4 @@ def test_the_error_survives_the_way_between_processes() -> None:
 
 def test_only_two_things_can_be_done_about_a_bad_image() -> None:
     with pytest.raises(ValueError, match="on_bad_image must be raise or skip, got 'ignore'"):
-        ImageData(on_bad_image="ignore")  # type: ignore[arg-type]  # wrong on purpose
+        ImageData(on_bad_image="ignore")

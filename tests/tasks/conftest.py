@@ -31,7 +31,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_task() -> MakeTask:
     def make(**changes: Any) -> ClassificationTask:
         torch.manual_seed(0)
@@ -45,15 +45,17 @@ def make_task() -> MakeTask:
     return make
 
 
-@pytest.fixture
-def fit(tmp_path: Path) -> Fit:
+@pytest.fixture(scope="session")
+def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    folder = tmp_path_factory.mktemp("runs")
+
     def run(task: LightningModule, ckpt_path: Path | None = None, *, still: bool = False, **options: Any) -> Trainer:
         for seed in (torch.manual_seed, random.seed, np.random.seed):
             seed(0)
         defaults: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 2, "limit_val_batches": 1}
         trainer = Trainer(
             **(defaults | options),
-            default_root_dir=tmp_path,
+            default_root_dir=folder,
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,

@@ -14,6 +14,7 @@ SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}"
 SHORT = [
     *("--model.model_args", SIZES, "--data.img_size", "16", "--seed_everything", "0", "--trainer.accelerator", "cpu"),
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.limit_val_batches", "1", "--trainer.logger", "false"),  # which draws no pictures either
 ]
 
 

@@ -11,6 +11,7 @@ from flatten_transformer.tasks.model_file import load_model
 TINY = "{img_size: 32, embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window_size: 4, focusing_factor: 3, attn_types: LL}"
 OPTIONS = ["--model.model_args", TINY, "--data.img_size", "32", "--data.num_workers", "0", "--data.batch_size", "8"]
 OPTIONS += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+OPTIONS += ["--trainer.logger", "false"]  # which draws no pictures either
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ from flatten_transformer.data.detection_preprocessing import DetectionPreprocess
 from flatten_transformer.data.digits import CLASS_NAMES, Digits
 from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
-from flatten_transformer.tasks.kinds import KINDS, Kind
+from flatten_transformer.tasks import per_image
+from flatten_transformer.tasks.kinds import KINDS, Kind, task_spec
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
-from flatten_transformer.tasks.prediction import USES, expand, patience_bar, predict
+from flatten_transformer.tasks.prediction import expand, predict
 
 DEIT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 PVT = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 8, 8], "num_heads": [1, 1, 1, 1], "img_size": 32}
@@ -79,10 +81,10 @@ def test_a_task_that_is_not_the_models_is_refused(kind: Kind, image: Path, tmp_p
 def test_options_that_do_not_belong_to_a_task_are_refused(kind: Kind, image: Path, tmp_path: Path) -> None:
     values: dict[str, Any] = {"top_k": 1, "csv": tmp_path / "x.csv", "output": tmp_path / "new", "threshold": 0.9}
     checkpoint = saved(kind, tmp_path)
-    for name in set(values) - set(USES[kind].options):
+    for name in set(values) - set(task_spec(kind).options):
         with pytest.raises(ValueError, match=rf"the model in .*{kind}\.safetensors \w+ \w+ and takes no --{name}: leave it out"):
             predict([image], checkpoint, **{name: values[name]})
-    predict([image], checkpoint, **{name: values[name] for name in USES[kind].options})
+    predict([image], checkpoint, **{name: values[name] for name in task_spec(kind).options})
     assert (tmp_path / "x.csv").exists() == (kind == "classify")
     assert (tmp_path / "new").exists() == (kind != "classify")
 
@@ -97,21 +99,13 @@ def test_a_folder_stands_for_all_its_images(files: list[Path], tmp_path: Path) -
         expand([tmp_path / "empty"])
 
 
-@pytest.mark.parametrize(("after_s", "shown"), [(-1.0, True), (60.0, False)])
-def test_a_bar_is_shown_to_those_who_wait(
-    after_s: float, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("after_s", "terminal", "shown"), [(0.0, True, True), (60.0, True, False), (0.0, False, False)])
+def test_a_bar_is_shown_to_those_who_wait_at_a_terminal(
+    after_s: float, terminal: bool, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    with patience_bar(3, after_s) as advance:
-        for _ in range(3):
-            advance()
+    monkeypatch.setattr(per_image, "_PATIENCE_S", after_s)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    per_image.look_at([Path("a.png"), Path("b.png")], lambda file: file, lambda number, file: None)
     printed = capsys.readouterr()
-    assert ("Looking" in printed.err) == shown
+    assert ("0/2" in printed.err) == shown
     assert printed.out == ""
-
-
-def test_no_bar_is_written_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    with patience_bar(1, after_s=-1) as advance:
-        advance()
-    assert capsys.readouterr().err == ""

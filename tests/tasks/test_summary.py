@@ -51,8 +51,9 @@ def history(cli: object) -> list[dict[str, float]]:
 
 
 def test_the_history_goes_on_where_a_training_is_resumed() -> None:
-    train("fit", [*SHORT, "--trainer.max_epochs", "2"])
-    cli = train("fit", [*SHORT, "--trainer.max_epochs", "3", "--ckpt_path", "last"])
+    quick = [*SHORT, "--trainer.limit_val_batches", "1", "--trainer.logger", "false"]  # which draws no pictures either
+    train("fit", [*quick, "--trainer.max_epochs", "2"])
+    cli = train("fit", [*quick, "--trainer.max_epochs", "3", "--ckpt_path", "last"])
     assert [row["epoch"] for row in history(cli)] == [0, 1, 2]
     assert all({"train/loss", "val/loss", "val/accuracy", "val/top5"} <= row.keys() for row in history(cli))
     assert all(row["images_per_second"] > 0 for row in history(cli))

@@ -31,7 +31,7 @@ def test_a_fit_keeps_configuration_curves_checkpoints_and_model() -> None:
 
 
 def test_the_saved_model_is_the_average_of_the_trained_one() -> None:
-    cli = train("fit", [*SHORT, "--model.ema_decay", "0.9"])
+    cli = train("fit", [*SHORT, "--model.ema_decay", "0.9", "--trainer.logger", "false"])
     assert isinstance(cli.trainer.checkpoint_callback, ModelCheckpoint)
     model, info = load_model(Path(str(cli.trainer.checkpoint_callback.dirpath)) / "model.safetensors")
     images = torch.randn(2, 1, 16, 16)
@@ -91,7 +91,7 @@ def test_what_is_not_wanted_is_not_kept(options: list[str], kept: set[str]) -> N
 
 
 def test_checkpointing_can_be_configured() -> None:
-    train("fit", [*SHORT, "--checkpoint.filename", "mine", "--checkpoint.save_last", "false"])
+    train("fit", [*SHORT, "--checkpoint.filename", "mine", "--checkpoint.save_last", "false", "--trainer.logger", "false"])
     assert {path.name for path in Path("runs").rglob("*.ckpt")} == {"mine.ckpt"}
 
 

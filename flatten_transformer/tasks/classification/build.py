@@ -10,9 +10,8 @@ import timm
 from torch import Tensor, nn
 
 from flatten_transformer.digest import check_whole
-from flatten_transformer.hints import hint
 from flatten_transformer.models.files import one_line, read_tensors
-from flatten_transformer.tasks.building import building
+from flatten_transformer.tasks.building import building, check_name
 
 
 def weights_args(pretrained: bool | Path) -> dict[str, Any]:
@@ -83,8 +82,7 @@ def _begin(model: nn.Module, weights: Mapping[str, Tensor], path: object, what: 
 
 
 def _check(name: str, model_args: Mapping[str, Any]) -> None:
-    if not timm.is_model(name):
-        raise ValueError(f"timm knows no model {name!r}: {hint(name, timm.list_models())}")
+    check_name(name, "model")
     taken = sorted({"num_classes", "in_chans"} & model_args.keys())
     if taken:
         raise ValueError(f"model_args must not hold {' and '.join(taken)}: the data say it; leave it out")

@@ -17,7 +17,7 @@ from flatten_transformer.csv_file import CsvFile, path_cell
 from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.model_file import ModelInfo, seeing
-from flatten_transformer.tasks.prediction import check_complete, count_images, look_at
+from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
 from flatten_transformer.terminal import RowPrinter, say
 
 

@@ -37,9 +37,7 @@ class ClassificationTask(Task):
         optim: Learning rate, weight decay and warm-up.
         mixing: Mixup and CutMix, in training only.
         label_smoothing: Share of the target that goes to all classes alike, in training only.
-        ema_decay: Share of the old weights that a moving average keeps at a step. Validation, test and the saved model use
-            the average. None keeps none.
-        ema_warmup: The share starts at 0 and rises to ``ema_decay`` as 1 - step^(-2/3); 0.9999 takes a million steps.
+        **averaging: ``ema_decay`` and ``ema_warmup`` of :class:`Task`.
 
     Raises:
         ValueError: If the model is unknown or a number is out of range.
@@ -64,14 +62,13 @@ class ClassificationTask(Task):
         optim: Optimization = Optimization(),  # noqa: B008  # frozen
         mixing: Mixing = Mixing(),  # noqa: B008  # frozen
         label_smoothing: float = 0.1,
-        ema_decay: float | None = None,
-        ema_warmup: bool = True,
+        **averaging: Any,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in 0 … 1, below 1, got {label_smoothing}")
         model_args = {**(model_args or {}), **weights_args(pretrained)}
         model = build_model(name, model_args, num_classes, in_chans)
-        super().__init__(model, name, model_args, optim, ema_decay, ema_warmup)
+        super().__init__(model, name, model_args, optim, **averaging)
         self.num_classes = num_classes
         self.mixing = mixing
         self.label_smoothing = label_smoothing
@@ -94,9 +91,7 @@ class ClassificationTask(Task):
         images, labels, _ = batch
         mixed, targets = self.mixing(images, labels, self.num_classes)
         loss = F.cross_entropy(self.model(mixed), targets, label_smoothing=self.label_smoothing)
-        self.check_finite(loss, batch, batch_idx)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
-        return loss
+        return self.report_loss(loss, batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         """Forget what was confused before."""

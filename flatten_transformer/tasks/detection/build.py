@@ -19,7 +19,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from flatten_transformer.hints import hint
 from flatten_transformer.tasks.backbone import load_backbone
-from flatten_transformer.tasks.building import building
+from flatten_transformer.tasks.building import building, read_options
 from flatten_transformer.tasks.detection.cascade import (
     BOX_WEIGHTS,
     IOUS,
@@ -28,7 +28,7 @@ from flatten_transformer.tasks.detection.cascade import (
     ClassAgnosticPredictor,
 )
 from flatten_transformer.tasks.detection.detector import Detector, keep_float32
-from flatten_transformer.tasks.detection.options import DetectorOptions, RegionOptions, read_options
+from flatten_transformer.tasks.detection.options import DetectorOptions, RegionOptions
 from flatten_transformer.tasks.detection.pyramid import FeaturePyramid, StridedAnchors, octaves
 
 
@@ -70,8 +70,6 @@ def build_detector(name: str, model_args: Mapping[str, Any], num_classes: int, i
 
 
 def _pyramid(options: DetectorOptions, in_chans: int, *, convolved: bool = False) -> FeaturePyramid:
-    if not timm.is_model(options.backbone):
-        raise ValueError(f"timm knows no backbone {options.backbone!r}: {hint(options.backbone, timm.list_models())}")
     args = {**options.backbone_args, "in_chans": in_chans}
     path = args.pop("checkpoint_path", None)
     if not options.pretrained:

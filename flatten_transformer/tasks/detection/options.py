@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
-
-from flatten_transformer.hints import hint
-from flatten_transformer.tasks.description import read_fields
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -67,30 +63,3 @@ class RegionOptions(DetectorOptions):
     box_dim: int = 1024
     proposals: int = 1000
     box_samples: int = 512
-
-
-Options = TypeVar("Options", bound=DetectorOptions)
-
-
-def read_options(kind: type[Options], detector: str, model_args: Mapping[str, Any]) -> Options:
-    """Return the options of a detector.
-
-    Args:
-        kind: Which it takes.
-        detector: Its name, for messages.
-        model_args: Options by name.
-
-    Raises:
-        ValueError: If it takes no such option, or one is missing, of another type or out of range.
-
-    Example:
-        >>> read_options(DetectorOptions, "retinanet", {"backbone": "resnet18"}).max_size
-        1333
-    """
-    known = [option.name for option in fields(kind)]
-    for key in model_args:
-        if key not in known:
-            raise ValueError(f"{detector} takes no {key!r} in model_args: {hint(key, known)}")
-    if "backbone" not in model_args:
-        raise ValueError(f"{detector} needs a backbone in model_args, such as flatten_swin_tiny_patch4_224")
-    return read_fields(kind, model_args, "model_args")

@@ -23,7 +23,7 @@ from flatten_transformer.tasks.detection.average_precision import coco_results
 from flatten_transformer.tasks.detection.pictures import draw_detections
 from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.overlays import overlay_paths
-from flatten_transformer.tasks.prediction import check_complete, count_images, look_at
+from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
 from flatten_transformer.terminal import say
 
 _SAVE_EVERY_S = 5.0

@@ -39,8 +39,7 @@ class DetectionTask(Task):
         num_classes: Classes; the command line takes it from the data.
         in_chans: Channels C of the images; the command line takes it from the data.
         optim: Learning rate, weight decay and warm-up.
-        ema_decay: Share of the old weights that a moving average keeps at a step; it starts at 0 and rises to this
-            as 1 - step^(-2/3). Validation, test and the saved model use the average. None keeps none.
+        **averaging: ``ema_decay`` and ``ema_warmup`` of :class:`Task`.
 
     Raises:
         ValueError: If the detector or its backbone is unknown or a number is out of range.
@@ -64,10 +63,10 @@ class DetectionTask(Task):
         num_classes: int,
         in_chans: int,
         optim: Optimization = Optimization(lr=1e-4),  # noqa: B008  # frozen
-        ema_decay: float | None = None,
+        **averaging: Any,
     ) -> None:
         detector = build_detector(name, model_args or {}, num_classes, in_chans)
-        super().__init__(detector, name, model_args or {}, optim, ema_decay)
+        super().__init__(detector, name, model_args or {}, optim, **averaging)
         self.num_classes = num_classes
         self.has_masks = detector.has_masks
         self.precision: AveragePrecision | None = None
@@ -87,8 +86,7 @@ class DetectionTask(Task):
         images, targets, _ = batch
         losses: dict[str, Tensor] = self.model(images, targets)
         loss = torch.stack(list(losses.values())).sum()
-        self.check_finite(loss, batch, batch_idx)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
+        self.report_loss(loss, batch, batch_idx)
         parts = {f"train/{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}
         self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         return loss

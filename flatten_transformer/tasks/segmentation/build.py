@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from flatten_transformer.hints import hint
 from flatten_transformer.tasks.backbone import feature_name, load_backbone, plain_model
-from flatten_transformer.tasks.building import building
-from flatten_transformer.tasks.description import read_fields
+from flatten_transformer.tasks.building import building, read_options
 
 STRIDE = 32  # sides must be multiples of it for the maps of all stages to fit onto one another
 _DROPOUT = 0.1  # of whole channels before a classifier, as in mmsegmentation
@@ -86,7 +84,7 @@ def build_segmenter(name: str, model_args: Mapping[str, Any], num_classes: int, 
     """
     if name not in SEGMENTERS:
         raise ValueError(f"no segmenter {name!r}: {hint(name, SEGMENTERS)}")
-    kind, options = SEGMENTERS[name], _read_options(name, model_args)
+    kind, options = SEGMENTERS[name], read_options(SegmenterOptions, name, model_args)
     backbone, args = options.backbone, {key: value for key, value in options.backbone_args.items() if key not in _WEIGHTS}
     host = _host(kind, options, args, num_classes, in_chans)
     features = host.encoder.model
@@ -153,18 +151,6 @@ def _stretch(maps: Tensor, height: int, width: int) -> Tensor:
     if maps.shape[2:] == (height, width):
         return maps
     return F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
-
-
-def _read_options(name: str, model_args: Mapping[str, Any]) -> SegmenterOptions:
-    known = [option.name for option in fields(SegmenterOptions)]
-    if unknown := [key for key in model_args if key not in known]:
-        raise ValueError(f"{name} takes no {unknown[0]!r} in model_args: {hint(unknown[0], known)}")
-    if "backbone" not in model_args:
-        raise ValueError(f"{name} needs a backbone in model_args, such as flatten_swin_tiny_patch4_224")
-    options = read_fields(SegmenterOptions, model_args, "model_args")
-    if not timm.is_model(options.backbone):
-        raise ValueError(f"timm knows no backbone {options.backbone!r}: {hint(options.backbone, timm.list_models())}")
-    return options
 
 
 def _host(kind: Segmentation, options: SegmenterOptions, args: Mapping[str, Any], num_classes: int, in_chans: int) -> Any:

@@ -17,7 +17,7 @@ from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.printable import printable
 from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.overlays import overlay_paths
-from flatten_transformer.tasks.prediction import check_complete, count_images, look_at
+from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
 from flatten_transformer.tasks.segmentation.pictures import draw_overlay, mask_image
 from flatten_transformer.terminal import say

@@ -19,6 +19,7 @@ from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.overlays import side_by_side
 from flatten_transformer.tasks.segmentation.build import Segmenter, build_segmenter
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
+from flatten_transformer.tasks.segmentation.metrics import mean_accuracy, mean_iou
 from flatten_transformer.tasks.segmentation.pictures import draw_comparison
 from flatten_transformer.tasks.task import Task
 
@@ -35,9 +36,7 @@ class SegmentationTask(Task):
         in_chans: Channels C of the images; the command line takes it from the data.
         optim: Learning rate, weight decay and warm-up.
         aux_weight: Of the auxiliary head's loss, where there is such a head.
-        ema_decay: Share of the old weights that a moving average keeps at a step. Validation, test and the saved model use
-            the average. None keeps none.
-        ema_warmup: The share starts at 0 and rises to ``ema_decay`` as 1 - step^(-2/3); 0.9999 takes a million steps.
+        **averaging: ``ema_decay`` and ``ema_warmup`` of :class:`Task`.
 
     Raises:
         ValueError: If the model is unknown or a number is out of range.
@@ -62,13 +61,12 @@ class SegmentationTask(Task):
         in_chans: int,
         optim: Optimization = Optimization(),  # noqa: B008  # frozen
         aux_weight: float = 0.4,
-        ema_decay: float | None = None,
-        ema_warmup: bool = True,
+        **averaging: Any,
     ) -> None:
         if aux_weight < 0:
             raise ValueError(f"aux_weight must be at least 0, got {aux_weight}")
         model = build_segmenter(name, model_args or {}, num_classes, in_chans)
-        super().__init__(model, name, model_args or {}, optim, ema_decay, ema_warmup)
+        super().__init__(model, name, model_args or {}, optim, **averaging)
         self.num_classes = num_classes
         self.aux_weight = aux_weight
         self.val_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
@@ -93,9 +91,7 @@ class SegmentationTask(Task):
         loss = pixel_loss(logits, masks)
         if auxiliary is not None:
             loss = loss + self.aux_weight * pixel_loss(auxiliary, masks)
-        self.check_finite(loss, batch, batch_idx)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
-        return loss
+        return self.report_loss(loss, batch, batch_idx)
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
         """Count what the validation images are taken for."""
@@ -158,30 +154,3 @@ def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """
     counted = (masks != IGNORED).sum().clamp(min=1)
     return F.cross_entropy(logits.float(), masks, ignore_index=IGNORED, reduction="sum") / counted
-
-
-def mean_iou(counts: Tensor) -> Tensor:
-    """Return the intersection over union, averaged over the classes that occur in masks or in predictions.
-
-    Args:
-        counts: Pixels of each class, taken for each class, ``[K, K]``.
-
-    Example:
-        >>> mean_iou(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
-        tensor(0.7750)
-    """
-    hits, own, taken = counts.diag(), counts.sum(1), counts.sum(0)
-    return (hits / (own + taken - hits)).nanmean()
-
-
-def mean_accuracy(counts: Tensor) -> Tensor:
-    """Return the share of each class's pixels that is found, averaged over the classes that occur in masks.
-
-    Args:
-        counts: Pixels of each class, taken for each class, ``[K, K]``.
-
-    Example:
-        >>> mean_accuracy(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
-        tensor(0.8750)
-    """
-    return (counts.diag() / counts.sum(1)).nanmean()

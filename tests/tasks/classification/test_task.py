@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.tasks.optimization import Optimization
+from flatten_transformer.tasks.quiet import quiet
 
 MakeTask = Callable[..., ClassificationTask]
 Fit = Callable[..., Trainer]
@@ -19,6 +20,15 @@ FAST = Optimization(lr=1e-2, warmup_epochs=0)
 
 def weights(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def plain(make_task: MakeTask, fit: Fit) -> Tensor:
+    """The weights that the default arguments come to."""
+    task = make_task()
+    with quiet():
+        fit(task, max_epochs=2)
+    return weights(task.final_model)
 
 
 @pytest.mark.parametrize(
@@ -37,12 +47,11 @@ def weights(model: nn.Module) -> Tensor:
     ],
     ids=str,
 )
-def test_every_argument_changes_what_is_learned(change: dict[str, Any], make_task: MakeTask, fit: Fit) -> None:
-    plain, changed = make_task(), make_task(**change)
-    for task in (plain, changed):
-        fit(task, max_epochs=2)
-    mine, other = weights(plain.final_model), weights(changed.final_model)
-    assert mine.shape != other.shape or not torch.equal(mine, other)
+def test_every_argument_changes_what_is_learned(change: dict[str, Any], plain: Tensor, make_task: MakeTask, fit: Fit) -> None:
+    task = make_task(**change)
+    fit(task, max_epochs=2)
+    changed = weights(task.final_model)
+    assert plain.shape != changed.shape or not torch.equal(plain, changed)
 
 
 def test_two_equal_trainings_learn_the_same(make_task: MakeTask, fit: Fit) -> None:

@@ -25,7 +25,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_segmenter() -> MakeSegmenter:
     def make(name: str = "semantic_fpn", **changes: Any) -> SegmentationTask:
         torch.manual_seed(0)
@@ -35,13 +35,15 @@ def make_segmenter() -> MakeSegmenter:
     return make
 
 
-@pytest.fixture
-def fit_scenes(tmp_path: Path, scene_folder: Path) -> FitScenes:
+@pytest.fixture(scope="session")
+def fit_scenes(tmp_path_factory: pytest.TempPathFactory, scene_folder: Path) -> FitScenes:
+    folder = tmp_path_factory.mktemp("runs")
+
     def run(task: SegmentationTask, *, still: bool = False, data: dict[str, Any] | None = None, **options: Any) -> Trainer:
         torch.manual_seed(0)
         trainer = Trainer(
             **({"max_epochs": 1} | options),
-            default_root_dir=tmp_path,
+            default_root_dir=folder,
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,

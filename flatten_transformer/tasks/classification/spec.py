@@ -1,0 +1,19 @@
+"""The parts of image classification."""
+
+from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.tasks.classification.build import build_model
+from flatten_transformer.tasks.classification.prediction import predict_files
+from flatten_transformer.tasks.classification.task import ClassificationTask
+from flatten_transformer.tasks.kinds import TaskSpec
+
+spec = TaskSpec(
+    task=ClassificationTask,
+    data=ImageData,
+    build=build_model,
+    preprocessing=Preprocessing,
+    monitor="val/accuracy",
+    does="classifies images",
+    options=("top_k", "csv"),
+    predict=predict_files,
+)

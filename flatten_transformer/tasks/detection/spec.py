@@ -1,0 +1,19 @@
+"""The parts of object detection."""
+
+from flatten_transformer.data.coco_data import CocoData
+from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
+from flatten_transformer.tasks.detection.build import build_detector
+from flatten_transformer.tasks.detection.prediction import predict_files
+from flatten_transformer.tasks.detection.task import DetectionTask
+from flatten_transformer.tasks.kinds import TaskSpec
+
+spec = TaskSpec(
+    task=DetectionTask,
+    data=CocoData,
+    build=build_detector,
+    preprocessing=DetectionPreprocessing,
+    monitor="val/box_ap",
+    does="detects objects",
+    options=("output", "threshold"),
+    predict=predict_files,
+)
