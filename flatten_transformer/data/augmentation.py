@@ -10,15 +10,9 @@ from typing import Literal, get_args
 from timm.data import create_transform
 
 from flatten_transformer.data.preprocessing import Preprocessing, Transform
+from flatten_transformer.data.source import check_probabilities
 
 EraseMode = Literal["const", "rand", "pixel"]
-
-
-def check_probabilities(**values: float) -> None:
-    """Raise ValueError unless each value lies in 0 … 1; the message names it."""
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in 0 … 1, got {value}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from torchvision.transforms import v2
 
-from flatten_transformer.data.augmentation import check_probabilities
 from flatten_transformer.data.coco import CocoFile, CocoImage, read_coco
 from flatten_transformer.data.coco_images import CocoImages, CocoSource
 from flatten_transformer.data.data_module import DataModule
@@ -20,7 +19,7 @@ from flatten_transformer.data.detection_preprocessing import DetectionPreprocess
 from flatten_transformer.data.image_folder import find_images
 from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.scenes import SCENES, write_scenes
-from flatten_transformer.data.source import LeftOut, Split
+from flatten_transformer.data.source import LeftOut, Split, check_probabilities
 
 SIZES = tuple(range(480, 801, 32))
 

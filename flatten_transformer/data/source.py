@@ -143,3 +143,10 @@ def split_off(source: Source, share: float) -> tuple[Part, Part]:
         raise ValueError("no class has a second image, so none can be kept for validation: add images, or a folder val")
     everything = range(len(source))
     return Part(source, [i for i in everything if i not in chosen]), Part(source, sorted(chosen))
+
+
+def check_probabilities(**values: float) -> None:
+    """Raise ValueError unless each value lies in 0 … 1; the message names it."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in 0 … 1, got {value}")
