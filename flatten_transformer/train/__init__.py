@@ -1,0 +1,1 @@
+"""Running a task: its command line, recipes, callbacks, checkpoints and logs."""

@@ -1,0 +1,1 @@
+"""Files, terminals and messages: nothing of the subject."""
