@@ -1,6 +1,8 @@
 """Focused linear attention for vision Transformers; importing it registers the ``flatten_*`` models with timm."""
 
-from flatten_transformer import import_path  # noqa: F401  # first: what it does to `python -m` holds for all imports below
+from flatten_transformer.utils import import_path  # noqa: F401  # first: `python -m` finds libraries before files of the working directory
+
+# isort: split
 from flatten_transformer.layers import (
     FocusedLinearAttention,
     GridAttention,

@@ -13,11 +13,11 @@ from pkgutil import resolve_name
 from typing import get_args, get_origin, get_type_hints
 
 from flatten_transformer import __version__, commands
-from flatten_transformer.hints import hint
-from flatten_transformer.import_path import without_working_directory
 from flatten_transformer.ops.dispatch import BackendError
-from flatten_transformer.printable import printable
-from flatten_transformer.stopping import StoppedError, UnfinishedError
+from flatten_transformer.utils.import_path import without_working_directory
+from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.stopping import StoppedError, UnfinishedError
+from flatten_transformer.utils.suggest import hint
 
 TRAINING = {  # these take recipes; their options are those of the task, the data and Lightning's Trainer
     "fit": "train a model by a recipe",
@@ -132,7 +132,7 @@ def run(argv: list[str]) -> None:
     elif name == "--version":
         sys.stdout.write(f"flatten {__version__}\n")
     elif name in TRAINING:
-        from flatten_transformer.tasks.training import train  # slow to import, and not needed for `flatten --help`
+        from flatten_transformer.train.cli import train  # slow to import, and not needed for `flatten --help`
 
         train(name, arguments)  # type: ignore[arg-type]  # which is one of its literals
     elif name in COMMANDS:
@@ -189,7 +189,7 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
     """
     from docstring_parser import parse  # slow to import, as the next, and not needed for `flatten --help`
 
-    from flatten_transformer.tasks.arguments import ANY_TEXT, RaisingParser
+    from flatten_transformer.utils.arguments import ANY_TEXT, RaisingParser
 
     docstring = parse(function.__doc__ or "")
     explained = {parameter.arg_name: parameter.description for parameter in docstring.params}

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flatten_transformer.data import coco_data, segmentation_data
 from flatten_transformer.data.scenes import SceneSettings, write_scenes
+from flatten_transformer.tasks.detection import data as coco_data
+from flatten_transformer.tasks.segmentation import data as segmentation_data
 
 
 def few_scenes(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int = 16) -> Path:

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 import flatten_transformer
 from flatten_transformer import cli
 from flatten_transformer.data.preprocessing import Preprocessing
-from flatten_transformer.stopping import StoppedError, UnfinishedError, stopped_like_ctrl_c
-from flatten_transformer.tasks import training  # noqa: F401  # Lightning logs to the stderr of its first import
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
-from flatten_transformer.tasks.recipes import find_recipe
+from flatten_transformer.train import cli as training  # noqa: F401  # Lightning logs to the stderr of its first import
+from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.utils.stopping import StoppedError, UnfinishedError, stopped_like_ctrl_c
 
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 INFO = ModelInfo("flatten_deit_tiny_patch16_224", SIZES, ("zero", "one"), Preprocessing(16, 1, (0.3,), (0.4,)))

@@ -28,14 +28,14 @@ from scipy import stats
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.benchmark.model import make_run
 from flatten_transformer.benchmark.timing import Spread, interleave, wall_clock
 from flatten_transformer.models.cost import count_macs, count_parameters
-from flatten_transformer.tasks.quiet import quiet
-from flatten_transformer.tasks.recipes import find_recipe
-from flatten_transformer.tasks.training import train
+from flatten_transformer.train.cli import train
+from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.utils.atomic_file import write_atomically
 
 RECIPE = "fashion_mnist/study"
 SPEEDS = HERE / "speed.json"

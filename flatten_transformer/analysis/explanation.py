@@ -13,7 +13,7 @@ from flatten_transformer.analysis.capture import CapturedGrid, Grid, capture
 from flatten_transformer.analysis.metrics import numerical_rank
 from flatten_transformer.analysis.plots import QueryView
 from flatten_transformer.analysis.selection import check_index, select_layer
-from flatten_transformer.atomic_file import write_figure
+from flatten_transformer.utils.atomic_file import write_figure
 
 
 def explain(

@@ -17,8 +17,8 @@ from flatten_transformer import __version__
 from flatten_transformer.analysis.angles import Angles
 from flatten_transformer.analysis.metrics import LayerNumbers
 from flatten_transformer.analysis.study import Options, Study
-from flatten_transformer.atomic_file import write_atomically
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.atomic_file import write_atomically
+from flatten_transformer.utils.printable import printable
 
 _MEASURES = {
     "rank": ("rank", "{:.0f}"),

@@ -9,7 +9,7 @@ import torch
 
 from flatten_transformer.benchmark.contenders import Shape
 from flatten_transformer.benchmark.race import Limits
-from flatten_transformer.hints import hint
+from flatten_transformer.utils.suggest import hint
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 _LARGEST_TOKENS = 2**24

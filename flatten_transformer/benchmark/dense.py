@@ -76,7 +76,7 @@ def detector_cost(name: str, model_args: dict[str, Any], size: tuple[int, int] =
         >>> cost.parameters, round(cost.macs / 1e9), round(cost.parts["backbone"] / 1e9)
         (31808245, 212, 42)
     """
-    from flatten_transformer.tasks.detection.build import build_detector
+    from flatten_transformer.tasks.detection.model import build_detector
 
     with torch.device("meta"):
         detector = build_detector(name, {**model_args, "pretrained": False}, num_classes=80, in_chans=3)
@@ -110,7 +110,7 @@ def segmenter_cost(name: str, model_args: dict[str, Any], size: tuple[int, int] 
         >>> cost.parameters, round(cost.macs / 1e9), round(cost.parts["backbone"] / 1e9)
         (13542806, 77, 43)
     """
-    from flatten_transformer.tasks.segmentation.build import build_segmenter
+    from flatten_transformer.tasks.segmentation.model import build_segmenter
 
     with torch.device("meta"):
         segmenter = build_segmenter(name, {**model_args, "pretrained": False}, num_classes=150, in_chans=3)

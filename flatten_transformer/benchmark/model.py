@@ -19,7 +19,7 @@ from flatten_transformer.benchmark.race import FORWARD, Case, Entrant, Plan, rac
 from flatten_transformer.benchmark.released import use_released_form
 from flatten_transformer.benchmark.report import RELEASED, SOFTMAX, Point
 from flatten_transformer.benchmark.timing import Run
-from flatten_transformer.hints import hint
+from flatten_transformer.utils.suggest import hint
 
 TOLERANCE = 1e-4  # ‖ours - released‖ / ‖released‖ of scores and gradients in float32, 2 images
 _CLASSES = 1000

@@ -24,7 +24,7 @@ def finish(report: Report, file: Path) -> None:
     from rich.console import Console
 
     from flatten_transformer.benchmark.table import tables
-    from flatten_transformer.terminal import say
+    from flatten_transformer.utils.terminal import say
 
     write_report(file, report)
     picture.draw(report, file.with_suffix(".png"))

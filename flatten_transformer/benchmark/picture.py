@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flatten_transformer.atomic_file import write_figure
 from flatten_transformer.benchmark.growth import crossover, fastest
 from flatten_transformer.benchmark.report import ATTENTION, RELEASED, SOFTMAX, Point, Report
+from flatten_transformer.utils.atomic_file import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.benchmark.machine import Header
 from flatten_transformer.benchmark.timing import Spread
+from flatten_transformer.utils.atomic_file import write_atomically
 
 RELEASED, SOFTMAX = "released", "softmax"  # what a contender's time is set against
 ATTENTION = "attention"  # the subject of `flatten benchmark op`

@@ -16,12 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.benchmark.machine import describe
-from flatten_transformer.data.data_module import DataModule
+from flatten_transformer.data.module import DataModule
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.tasks.training import TrainingCLI
-from flatten_transformer.terminal import say
+from flatten_transformer.train.cli import TrainingCLI
+from flatten_transformer.utils.atomic_file import write_atomically
+from flatten_transformer.utils.terminal import say
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from flatten_transformer.analysis.plots import draw_angles, draw_matrix, draw_qu
 from flatten_transformer.analysis.report import write_report
 from flatten_transformer.analysis.selection import parse_query
 from flatten_transformer.analysis.study import Options, Study, study_model
-from flatten_transformer.atomic_file import check_outputs
-from flatten_transformer.lettering import Lettering
-from flatten_transformer.stopping import stopped_like_ctrl_c
+from flatten_transformer.utils.atomic_file import check_outputs
+from flatten_transformer.utils.lettering import Lettering
+from flatten_transformer.utils.stopping import stopped_like_ctrl_c
 
 _OF_ALL, _OF_EACH = ("rank", "sharpness"), ("attention", "restored", "matrix", "angles")  # pictures
 _LONGEST = 100  # characters of a label in the name of a file
@@ -62,7 +62,7 @@ def analyze(
     from rich.console import Console
     from rich.progress import track
 
-    from flatten_transformer.terminal import say
+    from flatten_transformer.utils.terminal import say
 
     options = Options(None if query is None else parse_query(query), block, head, top_k, channels, max_tokens)
     if folder.is_file():

@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 from rich.progress import track
 from rich.table import Table
 
-from flatten_transformer.atomic_file import check_outputs
 from flatten_transformer.benchmark import arguments
 from flatten_transformer.benchmark.output import FOLDER
 from flatten_transformer.benchmark.training import build_recipe, finish, measure_pipeline
-from flatten_transformer.tasks.quiet import quiet
-from flatten_transformer.tasks.recipes import find_recipe
-from flatten_transformer.terminal import cell
+from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.utils.atomic_file import check_outputs
+from flatten_transformer.utils.terminal import cell
 
 
 def data(recipe: str, /, root: Path | None = None, workers: str = "0,1,2", budget_s: float = 10.0, folder: Path = FOLDER) -> None:

@@ -8,15 +8,15 @@ from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
-from flatten_transformer.atomic_file import check_outputs
 from flatten_transformer.benchmark import arguments
 from flatten_transformer.benchmark.output import FOLDER
 from flatten_transformer.benchmark.timing import Spread
 from flatten_transformer.benchmark.training import BesidePlainLoop, build_recipe, finish
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.tasks.quiet import quiet
-from flatten_transformer.tasks.recipes import find_recipe
-from flatten_transformer.terminal import cell
+from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.utils.atomic_file import check_outputs
+from flatten_transformer.utils.terminal import cell
 
 
 def loop(recipe: str, /, root: Path | None = None, steps: int = 20, rounds: int = 9, folder: Path = FOLDER) -> None:

@@ -15,11 +15,11 @@ from rich.table import Table
 
 from flatten_transformer.analysis.explanation import draw_explanation, explain
 from flatten_transformer.analysis.selection import inkiest_token
-from flatten_transformer.atomic_file import write_png
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.models.cost import count_macs, count_parameters
-from flatten_transformer.tasks.quiet import quiet
-from flatten_transformer.tasks.training import train
+from flatten_transformer.train.cli import train
+from flatten_transformer.train.quiet import quiet
+from flatten_transformer.utils.atomic_file import write_png
 
 RECIPES = {"FLatten-DeiT": "digits/flatten_deit", "softmax twin": "digits/softmax_deit"}
 

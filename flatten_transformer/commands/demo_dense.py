@@ -9,12 +9,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from flatten_transformer.atomic_file import write_png
 from flatten_transformer.commands.demo import Run, predict, run_recipe
 from flatten_transformer.models.cost import count_parameters
-from flatten_transformer.tasks.detection.pictures import draw_detections, draw_truth
+from flatten_transformer.tasks.detection.plots import draw_detections, draw_truth
 from flatten_transformer.tasks.overlays import side_by_side
-from flatten_transformer.tasks.segmentation.pictures import draw_comparison
+from flatten_transformer.tasks.segmentation.plots import draw_comparison
+from flatten_transformer.utils.atomic_file import write_png
 
 RECIPES = {"Mask R-CNN": "scenes/mask_rcnn_flatten_pvt_v2", "Semantic FPN": "scenes/semantic_fpn_flatten_pvt_v2"}
 _FIGURES = {"test/box_ap50": "AP50 of boxes", "test/mask_ap50": "AP50 of masks", "test/miou": "mIoU", "test/macc": "mAcc"}

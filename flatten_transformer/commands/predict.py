@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flatten_transformer.atomic_file import check_outputs
 from flatten_transformer.data.image_folder import SUFFIXES, find_images
-from flatten_transformer.data.loading import OnBadImage
-from flatten_transformer.stopping import stopped_like_ctrl_c
-from flatten_transformer.tasks.kinds import Kind, task_spec
+from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.model_file import load_model
+from flatten_transformer.tasks.registry import Kind, task_spec
+from flatten_transformer.utils.atomic_file import check_outputs
+from flatten_transformer.utils.stopping import stopped_like_ctrl_c
 
 
 def predict(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flatten_transformer.data import digits, hugging_face, image_folder, shards, torchvision_images
 from flatten_transformer.data.preprocessing import IMAGENET
 from flatten_transformer.data.source import Format, ImageDefaults, LeftOut, Request, Source, Split, split_off
-from flatten_transformer.hints import hint
+from flatten_transformer.utils.suggest import hint
 
 _MODULES = (digits, image_folder, shards, hugging_face, torchvision_images)
 FORMATS: dict[str, Format] = {module.FORMAT.names[0].partition("/")[0]: module.FORMAT for module in _MODULES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.printable import printable
 
 MOST = 8192  # classes: pixels are counted for each pair of them, in half a gibibyte
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.printable import printable
 
 _LISTS = ("images", "annotations", "categories")
 _WANTED = 'a COCO annotation file is a JSON object with the lists "images", "annotations" and "categories"'

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flatten_transformer.data.source import LeftOut, Split
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.printable import printable
 
 _MOST = 20  # classes that are all shown
 _ENDS = 6  # of more classes, so many at the beginning and at the end

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.printable import printable
 
 
 def lies_under(path: str | Path, folder: str | Path) -> bool:

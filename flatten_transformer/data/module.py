@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from flatten_transformer.data.contents import Contents
-from flatten_transformer.data.loading import OnBadImage, Reading
+from flatten_transformer.data.reading import OnBadImage, Reading
 from flatten_transformer.data.signals import leave_signals_to_parent
 from flatten_transformer.data.source import LeftOut, Split
 
@@ -236,7 +236,7 @@ class DataModule(LightningDataModule):
             splits: Such as ``"train"`` and ``"val"``.
 
         Example:
-            >>> from flatten_transformer.data.image_data import ImageData
+            >>> from flatten_transformer.tasks.classification.data import ImageData
             >>> digits = ImageData("digits")
             >>> digits.setup("fit")
             >>> contents = digits.contents("train", "val")

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flatten_transformer.atomic_file import draft_of, naming
 from flatten_transformer.data import digits
 from flatten_transformer.data.source import Split
+from flatten_transformer.utils.atomic_file import draft_of, naming
 
 SCENES = Path("runs", "scenes")  # where data modules write them unless they are told where
 CLASS_NAMES = ("background", *digits.CLASS_NAMES)  # of the semantic maps; the detector's are the digits alone

@@ -18,7 +18,7 @@ from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
 from flatten_transformer.data.image_files import read_image
 from flatten_transformer.data.source import Format, ImageDefaults, Source, Splits
-from flatten_transformer.hints import hint
+from flatten_transformer.utils.suggest import hint
 
 TRAIN_AND_TEST = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist")  # these have no validation images
 TORCHVISION = (*(f"torch/{name}" for name in TRAIN_AND_TEST), "torch/imagenet", "torch/places365")

@@ -11,9 +11,9 @@ import torch
 from timm.models import PretrainedCfg, build_model_with_cfg, list_pretrained, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from flatten_transformer.models.checkpoint import StateDict, unwrap, with_square_grids
 from flatten_transformer.models.download import fetch_tensors
-from flatten_transformer.models.files import read_tensors
+from flatten_transformer.models.fit_weights import StateDict, unwrap, with_square_grids
+from flatten_transformer.models.read_weights import read_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
 

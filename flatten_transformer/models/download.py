@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import torch
 
-from flatten_transformer.models.checkpoint import StateDict
-from flatten_transformer.models.files import one_line, read_tensors
+from flatten_transformer.models.fit_weights import StateDict
+from flatten_transformer.models.read_weights import one_line, read_tensors
 
 _DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")  # the beginning of a SHA-256, as PyTorch's and timm's links carry it
 

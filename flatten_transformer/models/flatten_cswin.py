@@ -28,9 +28,9 @@ from flatten_transformer.layers.attention.layout import Layout
 from flatten_transformer.layers.rank_restoration import convolve_values, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
 from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention
-from flatten_transformer.models.checkpoint import accept_official_names, checkpoint_filter_fn
+from flatten_transformer.models.build import build, default_cfg
+from flatten_transformer.models.fit_weights import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types, per_stage
-from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.pyramid import Pyramid
 
 __all__ = ["FlattenCSwinTransformer"]

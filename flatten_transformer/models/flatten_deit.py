@@ -22,9 +22,9 @@ from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.models.attention_choice import choose_attention, pop_attention_options
-from flatten_transformer.models.checkpoint import check_fit, fit_checkpoint, with_grids_of
+from flatten_transformer.models.build import build, default_cfg
+from flatten_transformer.models.fit_weights import check_fit, fit_checkpoint, with_grids_of
 from flatten_transformer.models.options import expand_attn_types
-from flatten_transformer.models.pretrained import build, default_cfg
 
 __all__ = ["FlattenVisionTransformer"]
 

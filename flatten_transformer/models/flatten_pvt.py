@@ -25,9 +25,9 @@ from flatten_transformer.layers.learned_grids import LearnsOnGrid
 from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention
-from flatten_transformer.models.checkpoint import accept_official_names, checkpoint_filter_fn
+from flatten_transformer.models.build import build, default_cfg
+from flatten_transformer.models.fit_weights import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
-from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.pyramid import Pyramid
 from flatten_transformer.models.spatial_reduction import (
     Grid,

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from flatten_transformer.layers.rank_restoration import Stretch
 from flatten_transformer.models.attention_choice import choose_attention, pop_attention_options
-from flatten_transformer.models.checkpoint import accept_official_names, checkpoint_filter_fn
+from flatten_transformer.models.build import build, default_cfg
+from flatten_transformer.models.fit_weights import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
-from flatten_transformer.models.pretrained import build, default_cfg
 from flatten_transformer.models.spatial_reduction import (
     SpatialReductionAttention,
     build_attention,

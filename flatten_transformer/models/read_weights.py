@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from flatten_transformer.atomic_file import write_atomically
-from flatten_transformer.digest import check_whole
-from flatten_transformer.models.checkpoint import StateDict, grids_from_header, grids_to_header, unwrap
-from flatten_transformer.printable import printable
+from flatten_transformer.models.fit_weights import StateDict, grids_from_header, grids_to_header, unwrap
+from flatten_transformer.utils.atomic_file import write_atomically
+from flatten_transformer.utils.digest import check_whole
+from flatten_transformer.utils.printable import printable
 
 _WANTED = "a checkpoint must be a safetensors file or one that torch.save wrote"
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # a pickle of the number that torch.save began with until 1.5

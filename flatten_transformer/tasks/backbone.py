@@ -10,9 +10,9 @@ import timm
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from flatten_transformer.models.checkpoint import fit_checkpoint, with_grids_of
-from flatten_transformer.models.files import read_tensors
-from flatten_transformer.printable import printable
+from flatten_transformer.models.fit_weights import fit_checkpoint, with_grids_of
+from flatten_transformer.models.read_weights import read_tensors
+from flatten_transformer.utils.printable import printable
 
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")  # of weights, in timm's pretrained_cfg
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import timm
 import torch
 
-from flatten_transformer.hints import hint
-from flatten_transformer.models.files import one_line
+from flatten_transformer.models.read_weights import one_line
 from flatten_transformer.tasks.description import read_fields
+from flatten_transformer.utils.suggest import hint
 
 Options = TypeVar("Options")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.printable import printable
 
 if TYPE_CHECKING:
     from flatten_transformer.tasks.task import Task

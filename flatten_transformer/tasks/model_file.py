@@ -15,15 +15,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from flatten_transformer import __version__
-from flatten_transformer.atomic_file import write_atomically
 from flatten_transformer.layers.learned_grids import GRIDS
-from flatten_transformer.models.checkpoint import StateDict, grids_from_header, grids_to_header, with_grids_of
-from flatten_transformer.models.files import in_one_line, one_line, read_safetensors
-from flatten_transformer.printable import printable
+from flatten_transformer.models.fit_weights import StateDict, grids_from_header, grids_to_header, with_grids_of
+from flatten_transformer.models.read_weights import in_one_line, one_line, read_safetensors
 from flatten_transformer.tasks.backbone import without_weights
 from flatten_transformer.tasks.description import read_fields, read_json, shown
-from flatten_transformer.tasks.kinds import Kind, task_spec
 from flatten_transformer.tasks.outline import outline, undrawn
+from flatten_transformer.tasks.registry import Kind, task_spec
+from flatten_transformer.utils.atomic_file import write_atomically
+from flatten_transformer.utils.printable import printable
 
 _KEY = "flatten_transformer"  # of our entry in the metadata
 _MAX_NUMBER = 2**20  # of a count or a length among the arguments of a model

@@ -12,7 +12,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from flatten_transformer.hints import hint
+from flatten_transformer.utils.suggest import hint
 
 
 @dataclass(frozen=True)

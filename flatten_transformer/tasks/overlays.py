@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from flatten_transformer.atomic_file import same_file, write_png
-from flatten_transformer.lettering import Lettering
+from flatten_transformer.utils.atomic_file import same_file, write_png
+from flatten_transformer.utils.lettering import Lettering
 
 Colour = tuple[int, int, int]
 _GAP = 8  # pixels between pictures

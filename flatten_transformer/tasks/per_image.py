@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from tqdm import tqdm  # type: ignore[import-untyped]  # comes with Lightning, without annotations
 
-from flatten_transformer.data.loading import OnBadImage
-from flatten_transformer.printable import printable
-from flatten_transformer.stopping import UnfinishedError
+from flatten_transformer.data.reading import OnBadImage
+from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.stopping import UnfinishedError
 
 Found = TypeVar("Found")
 _PATIENCE_S = 2.0  # before a progress bar appears

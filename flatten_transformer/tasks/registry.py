@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import nn
 
-    from flatten_transformer.data.data_module import DataModule
+    from flatten_transformer.data.module import DataModule
     from flatten_transformer.tasks.task import Task
 
 Kind = Literal["classify", "detect", "segment"]

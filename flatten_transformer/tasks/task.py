@@ -17,12 +17,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatten_transformer.data.data_module import DataModule
-from flatten_transformer.models.checkpoint import check_fit
+from flatten_transformer.data.module import DataModule
+from flatten_transformer.models.fit_weights import check_fit
 from flatten_transformer.tasks.facts import KEY, compare, compare_averages, compare_groups, compare_length, facts
-from flatten_transformer.tasks.kinds import Kind
 from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
+from flatten_transformer.tasks.registry import Kind
 
 
 class Task(LightningModule):

@@ -14,11 +14,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
-from flatten_transformer.data.data_module import SPLITS, DataModule, epoch_seed
+from flatten_transformer.data.module import SPLITS, DataModule, epoch_seed
 from flatten_transformer.data.source import Split
-from flatten_transformer.printable import printable
 from flatten_transformer.tasks.model_file import save_model
 from flatten_transformer.tasks.task import Task
+from flatten_transformer.utils.printable import printable
 
 _RANDOM = "flatten_transformer.random"  # of our entry in a checkpoint
 

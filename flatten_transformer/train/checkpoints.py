@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from flatten_transformer.atomic_file import write_atomically
-from flatten_transformer.digest import check_whole, damage, seal
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.atomic_file import write_atomically
+from flatten_transformer.utils.digest import check_whole, damage, seal
+from flatten_transformer.utils.printable import printable
 
 LAST = "last"  # instead of a path: the newest checkpoint of the runs of that name
 _CURE = "give --ckpt_path a .ckpt file of an earlier run, from runs/"

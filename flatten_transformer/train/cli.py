@@ -16,26 +16,26 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from flatten_transformer.hints import hint
-from flatten_transformer.printable import printable
-from flatten_transformer.tasks.arguments import RaisingParser, check_values
-from flatten_transformer.tasks.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs, TellData
-from flatten_transformer.tasks.checkpoints import (
+from flatten_transformer.tasks.registry import KINDS, Kind, task_spec
+from flatten_transformer.train.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs, TellData
+from flatten_transformer.train.checkpoints import (
     LAST,
     AtomicCheckpointIO,
     check_checkpoint,
     checkpoint_folders,
     choose_checkpoint,
 )
-from flatten_transformer.tasks.history import History
-from flatten_transformer.tasks.interruption import HeedSignals
-from flatten_transformer.tasks.kinds import KINDS, Kind, task_spec
-from flatten_transformer.tasks.lock import check_idle, locked, remove_drafts
-from flatten_transformer.tasks.logs import CurvesAsCSV, CurvesForTensorBoard
-from flatten_transformer.tasks.memory import keep_freed_memory
-from flatten_transformer.tasks.quiet import quiet
-from flatten_transformer.tasks.recipes import find_recipe
-from flatten_transformer.tasks.summary import Summary
+from flatten_transformer.train.history import History
+from flatten_transformer.train.interruption import HeedSignals
+from flatten_transformer.train.lock import check_idle, locked, remove_drafts
+from flatten_transformer.train.logs import CurvesAsCSV, CurvesForTensorBoard
+from flatten_transformer.train.memory import keep_freed_memory
+from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.train.summary import Summary
+from flatten_transformer.utils.arguments import RaisingParser, check_values
+from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.suggest import hint
 
 Stage = Literal["fit", "validate", "test"]
 _CONFIG = ("--config", "-c")

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from flatten_transformer.atomic_file import write_figure
-from flatten_transformer.data.data_module import DataModule
+from flatten_transformer.data.module import DataModule
+from flatten_transformer.utils.atomic_file import write_figure
 
 Row = dict[str, float]  # "epoch", and the last value of every metric by its name
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.printable import printable
 
 try:
     import fcntl

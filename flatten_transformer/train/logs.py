@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from flatten_transformer.atomic_file import naming
+from flatten_transformer.utils.atomic_file import naming
 
 
 class CurvesAsCSV(CSVLogger):

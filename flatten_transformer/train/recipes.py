@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 
-from flatten_transformer.hints import hint
+from flatten_transformer.utils.suggest import hint
 
 
 def recipe_folder() -> Path:

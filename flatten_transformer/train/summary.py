@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flatten_transformer.models.cost import count_parameters
-from flatten_transformer.tasks.history import History, best_row, draw_curves
-from flatten_transformer.tasks.kinds import task_spec
+from flatten_transformer.tasks.registry import task_spec
 from flatten_transformer.tasks.task import Task
-from flatten_transformer.terminal import cell, say
+from flatten_transformer.train.history import History, best_row, draw_curves
+from flatten_transformer.utils.terminal import cell, say
 
 
 class Summary(Callback):

@@ -8,8 +8,8 @@ from typing import NoReturn
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
-from flatten_transformer.hints import hint
-from flatten_transformer.import_path import advice
+from flatten_transformer.utils.import_path import advice
+from flatten_transformer.utils.suggest import hint
 
 ANY_TEXT = "flatten"  # a mode of parsers that takes a file's name which is no text, where YAML's own gives up
 set_loader(ANY_TEXT, get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))

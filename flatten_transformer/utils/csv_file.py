@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from csv import QUOTE_ALL, QUOTE_MINIMAL, writer
 from pathlib import Path
 
-from flatten_transformer.atomic_file import GrowingFile, is_stream
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.atomic_file import GrowingFile, is_stream
+from flatten_transformer.utils.printable import printable
 
 # Where a spreadsheet, in some countries after a semicolon too, takes a cell for a formula; also in full-width forms.
 _FORMULA = re.compile(r"^(?=[\t\r\n])|((?:^|[;\t\r\n])\s*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")

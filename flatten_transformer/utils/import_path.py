@@ -38,7 +38,7 @@ def without_working_directory() -> Iterator[None]:
 
 def _holds_this_library(folder: str) -> bool:
     """Return whether a folder is the one this library runs from, a clone of it mostly: no stranger's."""
-    return Path(folder).resolve() == Path(__file__).resolve().parents[1]
+    return Path(folder).resolve() == Path(__file__).resolve().parents[2]
 
 
 def _drop_the_entry_of_dash_m() -> None:

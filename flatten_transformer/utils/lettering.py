@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import ImageDraw, ImageFont
 
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.printable import printable
 
 _MOST = 40  # characters of a name
 _SAMPLE_PX = 16

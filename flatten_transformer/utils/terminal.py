@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flatten_transformer.printable import printable
+from flatten_transformer.utils.printable import printable
 
 _GAP = 3  # cells between the columns of a table
 

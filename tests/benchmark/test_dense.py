@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flatten_transformer.benchmark.dense import DETECTORS, MASKS, PROPOSALS, SEGMENTERS, Published, detector_cost, segmenter_cost
 from flatten_transformer.commands import models
-from flatten_transformer.tasks.detection.build import build_detector
-from flatten_transformer.tasks.segmentation.build import build_segmenter
+from flatten_transformer.tasks.detection.model import build_detector
+from flatten_transformer.tasks.segmentation.model import build_segmenter
 from tests.tasks.detection.conftest import SMALL
 from tests.tasks.segmentation.conftest import PVT, TINY
 

@@ -8,7 +8,7 @@ import torch
 
 from flatten_transformer.benchmark.training import measure_pipeline
 from flatten_transformer.cli import main
-from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.tasks.classification.data import ImageData
 
 
 @pytest.fixture(autouse=True)

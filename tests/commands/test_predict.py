@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
+from flatten_transformer.commands.predict import expand, predict
 from flatten_transformer.data.digits import CLASS_NAMES, Digits
 from flatten_transformer.data.preprocessing import Preprocessing
-from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
 from flatten_transformer.tasks import per_image
-from flatten_transformer.tasks.kinds import KINDS, Kind, task_spec
+from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
-from flatten_transformer.tasks.prediction import expand, predict
+from flatten_transformer.tasks.registry import KINDS, Kind, task_spec
+from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
 
 DEIT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 PVT = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 8, 8], "num_heads": [1, 1, 1, 1], "img_size": 32}

@@ -8,8 +8,8 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.datasets import CIFAR10, FashionMNIST
 
-from flatten_transformer.data.augmentation import Augmentation
-from flatten_transformer.data.image_data import ImageData, fill_in
+from flatten_transformer.tasks.classification.augmentation import Augmentation
+from flatten_transformer.tasks.classification.data import ImageData, fill_in
 
 DrawFolder = Callable[[Mapping[str, int]], Path]
 

@@ -6,9 +6,9 @@ from PIL import Image
 from rich.console import Console
 
 from flatten_transformer.data.contents import Contents
-from flatten_transformer.data.image_data import ImageData
-from flatten_transformer.data.segmentation_data import SegmentationData
 from flatten_transformer.data.source import LeftOut
+from flatten_transformer.tasks.classification.data import ImageData
+from flatten_transformer.tasks.segmentation.data import SegmentationData
 
 
 def shown(contents: Contents) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from flatten_transformer.data.hugging_face import open_hugging_face
-from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.tasks.classification.data import ImageData
 
 datasets = pytest.importorskip("datasets", reason="the library datasets is not installed: pip install '.[hub]'")
 

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from flatten_transformer.data.data_module import share_batch
-from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.data.module import share_batch
+from flatten_transformer.tasks.classification.data import ImageData
 
 
 def loaders(world_size: int, **options: Any) -> list[ImageData]:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.data.image_folder import ImageFiles
-from flatten_transformer.data.loading import BadImageError, Transformed
 from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.data.reading import BadImageError, Transformed
 from flatten_transformer.data.source import Source
+from flatten_transformer.tasks.classification.data import ImageData
 
 DrawFolder = Callable[[Mapping[str, int]], Path]
 COLOUR = Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.data.shards import open_shards
 from flatten_transformer.data.source import LeftOut, Source
+from flatten_transformer.tasks.classification.data import ImageData
 
 
 def png(grey: int) -> bytes:

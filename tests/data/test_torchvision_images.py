@@ -7,8 +7,8 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from flatten_transformer.data import torchvision_images
-from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.data.torchvision_images import TorchvisionImages, open_torchvision
+from flatten_transformer.tasks.classification.data import ImageData
 from tests.images import write_packed
 
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")

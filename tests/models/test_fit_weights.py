@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from flatten_transformer import FlattenVisionTransformer, FocusedLinearAttention
 from flatten_transformer.layers.grid import resize_grid
-from flatten_transformer.models import checkpoint
-from flatten_transformer.models.checkpoint import check_fit, fit_key_encodings, unwrap
+from flatten_transformer.models import fit_weights as checkpoint
+from flatten_transformer.models.fit_weights import check_fit, fit_key_encodings, unwrap
 from flatten_transformer.models.flatten_cswin import convert
 from flatten_transformer.models.flatten_deit import checkpoint_filter_fn
 from tests.helpers import randomise, relative_error

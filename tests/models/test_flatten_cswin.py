@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flatten_transformer.layers import create_attention
 from flatten_transformer.layers.attention.layout import Layout
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.checkpoint import checkpoint_filter_fn
+from flatten_transformer.models.fit_weights import checkpoint_filter_fn
 from flatten_transformer.models.flatten_cswin import SoftmaxStripes, attend_in_stripes, linear_stripes
 from tests.helpers import relative_error
 from tests.models.families import create, draw, official, small

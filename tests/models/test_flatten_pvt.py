@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from flatten_transformer.models.checkpoint import checkpoint_filter_fn
+from flatten_transformer.models.fit_weights import checkpoint_filter_fn
 from tests.models.families import official, small
 
 

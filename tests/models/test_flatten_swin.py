@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers import FocusedLinearAttention, create_attention
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.checkpoint import checkpoint_filter_fn
+from flatten_transformer.models.fit_weights import checkpoint_filter_fn
 from flatten_transformer.models.flatten_swin import LinearWindowBlock, SoftmaxWindowBlock
 from tests.helpers import relative_error
 from tests.models.families import FAMILIES, create, draw, layouts, official, small

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from flatten_transformer.layers import learned_grids
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import LearnsOnGrid
-from flatten_transformer.models.checkpoint import fit_key_encodings
-from flatten_transformer.models.files import convert_checkpoint, read_tensors
+from flatten_transformer.models.fit_weights import fit_key_encodings
+from flatten_transformer.models.read_weights import convert_checkpoint, read_tensors
 from flatten_transformer.tasks.backbone import load_backbone
 
 _PYRAMID: dict[str, Any] = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flatten_transformer.models.files import convert_checkpoint, read_tensors, weights_format
+from flatten_transformer.models.read_weights import convert_checkpoint, read_tensors, weights_format
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.float16)}
 

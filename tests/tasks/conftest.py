@@ -10,10 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from flatten_transformer.data.augmentation import Augmentation
-from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.tasks.classification.augmentation import Augmentation
+from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.tasks.quiet import quiet
+from flatten_transformer.train.quiet import quiet
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 MakeTask = Callable[..., ClassificationTask]

@@ -12,15 +12,15 @@ from PIL import Image
 from timm.layers import DropPath
 from torch import nn
 
-from flatten_transformer.data.data_module import Share, share_batch
-from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.data.module import Share, share_batch
 from flatten_transformer.tasks import task
 from flatten_transformer.tasks.classification import task as classification
+from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.tasks.quiet import quiet
-from flatten_transformer.tasks.recipes import recipe_names
-from flatten_transformer.tasks.training import TrainingCLI
+from flatten_transformer.train.cli import TrainingCLI
+from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.recipes import recipe_names
 
 
 class Row(NamedTuple):

@@ -9,10 +9,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from flatten_transformer.data.image_data import ImageData
-from flatten_transformer.tasks.callbacks import ReportSkipped, SaveModel, TellData
+from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.tasks.training import train
+from flatten_transformer.train.callbacks import ReportSkipped, SaveModel, TellData
+from flatten_transformer.train.cli import train
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 

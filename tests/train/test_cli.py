@@ -7,7 +7,7 @@ import yaml  # type: ignore[import-untyped]  # ships no annotations
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flatten_transformer.tasks.model_file import load_model
-from flatten_transformer.tasks.training import TrainingCLI, train
+from flatten_transformer.train.cli import TrainingCLI, train
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = ["--model.model_args", SIZES, "--data.img_size", "16", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]

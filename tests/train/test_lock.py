@@ -10,8 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from flatten_transformer.atomic_file import write_atomically
-from flatten_transformer.tasks.lock import check_idle, locked, remove_drafts
+from flatten_transformer.train.lock import check_idle, locked, remove_drafts
+from flatten_transformer.utils.atomic_file import write_atomically
 
 BUSY = "is being written to by another training"
 

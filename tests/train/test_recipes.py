@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flatten_transformer.tasks import recipes
-from flatten_transformer.tasks.recipes import find_recipe, recipe_names
-from flatten_transformer.tasks.training import TrainingCLI
+from flatten_transformer.train import recipes
+from flatten_transformer.train.cli import TrainingCLI
+from flatten_transformer.train.recipes import find_recipe, recipe_names
 from tests.images import write_packed
 from tests.scenes import few_scenes
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from flatten_transformer import atomic_file
-from flatten_transformer.atomic_file import GrowingFile, check_outputs, write_atomically
+from flatten_transformer.utils import atomic_file
+from flatten_transformer.utils.atomic_file import GrowingFile, check_outputs, write_atomically
 
 SIZE = 20_000_000
 WRITER = f"""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flatten_transformer.csv_file import CsvFile, path_cell, text_cell
+from flatten_transformer.utils.csv_file import CsvFile, path_cell, text_cell
 
 
 def written(path: Path, *rows: tuple[str, ...]) -> list[list[str]]:

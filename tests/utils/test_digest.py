@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatten_transformer.digest import check_whole, damage, seal
+from flatten_transformer.utils.digest import check_whole, damage, seal
 
 Damage = Callable[[bytes], bytes]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flatten_transformer import cli, import_path
-from flatten_transformer.import_path import without_working_directory
-from flatten_transformer.tasks import training  # Lightning logs to the stderr of its first import
-from flatten_transformer.tasks.quiet import quiet
+from flatten_transformer import cli
+from flatten_transformer.train import cli as training  # Lightning logs to the stderr of its first import
+from flatten_transformer.train.quiet import quiet
+from flatten_transformer.utils import import_path
+from flatten_transformer.utils.import_path import without_working_directory
 
 MODULE = "callback_beside_the_recipe"
 RECIPE = """
@@ -75,7 +76,7 @@ def test_a_tag_of_yaml_runs_nothing(content: str, capsys: pytest.CaptureFixture[
 def test_run_as_a_module_nothing_in_the_working_directory_takes_the_place_of_a_library() -> None:
     for name in ("torch", "timm", "yaml", "ctypes"):
         Path(f"{name}.py").write_text("open('ran', 'w').close()")
-    library = str(Path(import_path.__file__).parents[1])
+    library = str(Path(import_path.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": library}
     command = [sys.executable, "-m", "flatten_transformer", "--version"]
     assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False).returncode == 0
@@ -86,7 +87,7 @@ def test_run_as_a_module_nothing_in_the_working_directory_takes_the_place_of_a_l
 def test_only_the_entry_that_python_put_there_is_dropped(
     entry: str, dropped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = Path(import_path.__file__).resolve().parents[1]
+    library = Path(import_path.__file__).resolve().parents[2]
     monkeypatch.chdir(library if entry == "library" else tmp_path)
     first = str(tmp_path / "elsewhere") if entry == "elsewhere" else os.getcwd()
     if entry == "deleted":

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from flatten_transformer import lettering
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.lettering import Lettering, shortened
-from flatten_transformer.tasks.classification.pictures import draw_confusion, draw_images
+from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from flatten_transformer.tasks.overlays import draw_objects
-from flatten_transformer.tasks.segmentation.pictures import draw_overlay
+from flatten_transformer.tasks.segmentation.plots import draw_overlay
+from flatten_transformer.utils import lettering
+from flatten_transformer.utils.lettering import Lettering, shortened
 
 NAMES = [
     "$x^2$",

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from flatten_transformer.terminal import RowPrinter, cell, say
+from flatten_transformer.utils.terminal import RowPrinter, cell, say
 
 NAME = "\x1b]0;owned\x07[red]cat[/red] :cat: \r\n\udce9"
 SHOWN = r"\x1b]0;owned\x07[red]cat[/red] :cat: \r\n\udce9"

@@ -16,7 +16,6 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from flatten_transformer.hints import hint
 from flatten_transformer.layers.attention.layout import Decomposition, Layout, check_grid, combine, merge_heads, split_heads
 from flatten_transformer.layers.attention.signature import signature_of
 from flatten_transformer.layers.grid import resize_grid
@@ -25,6 +24,7 @@ from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.layers.rank_restoration import Stretch, convolve_values, depthwise_convolution, stretch_values
 from flatten_transformer.ops.checks import shape_of
 from flatten_transformer.ops.precision import sum_dtype, without_autocast
+from flatten_transformer.utils.suggest import hint
 
 
 class GridOptions(TypedDict, total=False):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from flatten_transformer.hints import hint
 from flatten_transformer.layers.attention.base import GridAttention, GridOptions
+from flatten_transformer.utils.suggest import hint
 
 Class = TypeVar("Class", bound=type[GridAttention])
 

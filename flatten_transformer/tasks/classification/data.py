@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flatten_transformer.data.augmentation import Augmentation
-from flatten_transformer.data.data_module import DataModule
-from flatten_transformer.data.data_sets import image_defaults, open_data_set
-from flatten_transformer.data.loading import Transformed
+from flatten_transformer.data.by_name import image_defaults, open_data_set
+from flatten_transformer.data.module import DataModule
 from flatten_transformer.data.preprocessing import Preprocessing, channel_statistics
+from flatten_transformer.data.reading import Transformed
 from flatten_transformer.data.source import Split, check_val_share
+from flatten_transformer.tasks.classification.augmentation import Augmentation
 
 
 class ImageData(DataModule):

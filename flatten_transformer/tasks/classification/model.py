@@ -9,9 +9,9 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from flatten_transformer.digest import check_whole
-from flatten_transformer.models.files import one_line, read_tensors
+from flatten_transformer.models.read_weights import one_line, read_tensors
 from flatten_transformer.tasks.building import building, check_name
+from flatten_transformer.utils.digest import check_whole
 
 
 def weights_args(pretrained: bool | Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from PIL import Image
 from rich.cells import cell_len
 from torch import Tensor
 
-from flatten_transformer.atomic_file import write_figure
-from flatten_transformer.lettering import Lettering
+from flatten_transformer.utils.atomic_file import write_figure
+from flatten_transformer.utils.lettering import Lettering
 
 _LARGEST = 40  # classes that can be told apart in one picture
 _TITLE = 30  # characters above a small image

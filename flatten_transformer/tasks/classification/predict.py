@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from flatten_transformer.atomic_file import check_outputs, is_stream
-from flatten_transformer.csv_file import CsvFile, path_cell
-from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.preprocessing import read_image
+from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
-from flatten_transformer.terminal import RowPrinter, say
+from flatten_transformer.utils.atomic_file import check_outputs, is_stream
+from flatten_transformer.utils.csv_file import CsvFile, path_cell
+from flatten_transformer.utils.terminal import RowPrinter, say
 
 
 class Guess(NamedTuple):

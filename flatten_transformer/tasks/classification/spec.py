@@ -1,11 +1,11 @@
 """The parts of image classification."""
 
-from flatten_transformer.data.image_data import ImageData
 from flatten_transformer.data.preprocessing import Preprocessing
-from flatten_transformer.tasks.classification.build import build_model
-from flatten_transformer.tasks.classification.prediction import predict_files
+from flatten_transformer.tasks.classification.data import ImageData
+from flatten_transformer.tasks.classification.model import build_model
+from flatten_transformer.tasks.classification.predict import predict_files
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.tasks.kinds import TaskSpec
+from flatten_transformer.tasks.registry import TaskSpec
 
 spec = TaskSpec(
     task=ClassificationTask,

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from flatten_transformer.lettering import shortened
 from flatten_transformer.models.cost import count_macs
-from flatten_transformer.tasks.classification.build import build_model, weights_args
-from flatten_transformer.tasks.classification.mistakes import Mistakes
+from flatten_transformer.tasks.classification.metrics import Mistakes
 from flatten_transformer.tasks.classification.mixing import Mixing
-from flatten_transformer.tasks.classification.pictures import draw_confusion, draw_images
-from flatten_transformer.tasks.kinds import Kind
+from flatten_transformer.tasks.classification.model import build_model, weights_args
+from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from flatten_transformer.tasks.optimization import Optimization
+from flatten_transformer.tasks.registry import Kind
 from flatten_transformer.tasks.task import Task
+from flatten_transformer.utils.lettering import shortened
 
 _TITLE = 22  # characters of a class above a small image
 Batch = tuple[Tensor, Tensor, Tensor]  # images, classes, and the number of each image in its data set

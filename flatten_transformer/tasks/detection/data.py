@@ -13,13 +13,13 @@ from typing import Any, Literal
 from torchvision.transforms import v2
 
 from flatten_transformer.data.coco import CocoFile, CocoImage, read_coco
-from flatten_transformer.data.coco_images import CocoImages, CocoSource
-from flatten_transformer.data.data_module import DataModule
-from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
 from flatten_transformer.data.image_folder import find_images
+from flatten_transformer.data.module import DataModule
 from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.scenes import SCENES, write_scenes
 from flatten_transformer.data.source import LeftOut, Split, check_probabilities
+from flatten_transformer.tasks.detection.coco_images import CocoImages, CocoSource
+from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 
 SIZES = tuple(range(480, 801, 32))
 

@@ -17,7 +17,6 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from flatten_transformer.hints import hint
 from flatten_transformer.tasks.backbone import load_backbone
 from flatten_transformer.tasks.building import building, read_options
 from flatten_transformer.tasks.detection.cascade import (
@@ -30,6 +29,7 @@ from flatten_transformer.tasks.detection.cascade import (
 from flatten_transformer.tasks.detection.detector import Detector, keep_float32
 from flatten_transformer.tasks.detection.options import DetectorOptions, RegionOptions
 from flatten_transformer.tasks.detection.pyramid import FeaturePyramid, StridedAnchors, octaves
+from flatten_transformer.utils.suggest import hint
 
 
 def build_detector(name: str, model_args: Mapping[str, Any], num_classes: int, in_chans: int) -> Detector:

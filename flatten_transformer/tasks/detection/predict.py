@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flatten_transformer.atomic_file import check_outputs, free_part, write_atomically, write_png
-from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.tasks.detection.average_precision import coco_results
-from flatten_transformer.tasks.detection.pictures import draw_detections
+from flatten_transformer.data.reading import OnBadImage
+from flatten_transformer.tasks.detection.metrics import coco_results
+from flatten_transformer.tasks.detection.plots import draw_detections
 from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.overlays import overlay_paths
 from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
-from flatten_transformer.terminal import say
+from flatten_transformer.utils.atomic_file import check_outputs, free_part, write_atomically, write_png
+from flatten_transformer.utils.terminal import say
 
 _SAVE_EVERY_S = 5.0
 

@@ -1,11 +1,11 @@
 """The parts of object detection."""
 
-from flatten_transformer.data.coco_data import CocoData
-from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
-from flatten_transformer.tasks.detection.build import build_detector
-from flatten_transformer.tasks.detection.prediction import predict_files
+from flatten_transformer.tasks.detection.data import CocoData
+from flatten_transformer.tasks.detection.model import build_detector
+from flatten_transformer.tasks.detection.predict import predict_files
+from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 from flatten_transformer.tasks.detection.task import DetectionTask
-from flatten_transformer.tasks.kinds import TaskSpec
+from flatten_transformer.tasks.registry import TaskSpec
 
 spec = TaskSpec(
     task=DetectionTask,

@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flatten_transformer.data.coco_data import CocoData
-from flatten_transformer.tasks.detection.average_precision import AveragePrecision
-from flatten_transformer.tasks.detection.build import build_detector
-from flatten_transformer.tasks.detection.pictures import draw_detections, draw_truth
-from flatten_transformer.tasks.kinds import Kind
+from flatten_transformer.tasks.detection.data import CocoData
+from flatten_transformer.tasks.detection.metrics import AveragePrecision
+from flatten_transformer.tasks.detection.model import build_detector
+from flatten_transformer.tasks.detection.plots import draw_detections, draw_truth
 from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.overlays import side_by_side
+from flatten_transformer.tasks.registry import Kind
 from flatten_transformer.tasks.task import Task
 
 Targets = list[dict[str, Tensor]]

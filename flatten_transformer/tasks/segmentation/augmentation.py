@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from flatten_transformer.data.mask_numbers import IGNORED
-from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
 from flatten_transformer.data.source import check_probabilities
+from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
 
 _CROPS = 10  # tries to find one that no class fills
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]

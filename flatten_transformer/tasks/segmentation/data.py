@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from flatten_transformer.data.data_module import DataModule
-from flatten_transformer.data.loading import BadImageError, OnBadImage, Reading
 from flatten_transformer.data.mask_folder import MaskedImages, open_ade20k, open_mask_folder
 from flatten_transformer.data.mask_numbers import check_seen, look
+from flatten_transformer.data.module import DataModule
 from flatten_transformer.data.preprocessing import channel_statistics
+from flatten_transformer.data.reading import BadImageError, OnBadImage, Reading
 from flatten_transformer.data.scenes import SCENES, write_scenes
-from flatten_transformer.data.segmentation_augmentation import Augmentation
-from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
 from flatten_transformer.data.source import Split, check_val_share
 from flatten_transformer.data.unused_files import unused_files
-from flatten_transformer.hints import hint
+from flatten_transformer.tasks.segmentation.augmentation import Augmentation
+from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
+from flatten_transformer.utils.suggest import hint
 
 DataSet = Literal["scenes", "folder", "ade20k"]
 _PATIENCE_S = 5.0  # for the masks of a split before a training

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flatten_transformer.data.segmentation_preprocessing import check_window
+from flatten_transformer.tasks.segmentation.preprocessing import check_window
 
 _AT_ONCE = 8  # classes enlarged at once: a photograph of 12 megapixels takes 0.4 GB, not 7 with 150 classes
 

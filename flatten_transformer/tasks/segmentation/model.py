@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from flatten_transformer.hints import hint
 from flatten_transformer.tasks.backbone import feature_name, load_backbone, plain_model
 from flatten_transformer.tasks.building import building, read_options
+from flatten_transformer.utils.suggest import hint
 
 STRIDE = 32  # sides must be multiples of it for the maps of all stages to fit onto one another
 _DROPOUT = 0.1  # of whole channels before a classifier, as in mmsegmentation

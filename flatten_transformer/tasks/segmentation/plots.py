@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
-from flatten_transformer.lettering import Lettering
 from flatten_transformer.tasks.overlays import COLOURS, Colour
+from flatten_transformer.utils.lettering import Lettering
 
 _TINTS = (0.0, -0.45, 0.5)  # shares of black (below 0) and white that make more colours out of a few
 _UNTINTED = "background"  # a class of this name is left as it is in pictures

@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flatten_transformer.atomic_file import check_outputs, write_atomically, write_png
-from flatten_transformer.data.loading import OnBadImage
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.printable import printable
+from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.model_file import ModelInfo, seeing
 from flatten_transformer.tasks.overlays import overlay_paths
 from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
-from flatten_transformer.tasks.segmentation.pictures import draw_overlay, mask_image
-from flatten_transformer.terminal import say
+from flatten_transformer.tasks.segmentation.plots import draw_overlay, mask_image
+from flatten_transformer.utils.atomic_file import check_outputs, write_atomically, write_png
+from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.terminal import say
 
 
 def segment(model: nn.Module, info: ModelInfo, images: Sequence[Path | Image.Image]) -> list[Tensor]:

@@ -1,10 +1,10 @@
 """The parts of semantic segmentation."""
 
-from flatten_transformer.data.segmentation_data import SegmentationData
-from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
-from flatten_transformer.tasks.kinds import TaskSpec
-from flatten_transformer.tasks.segmentation.build import build_segmenter
-from flatten_transformer.tasks.segmentation.prediction import predict_files
+from flatten_transformer.tasks.registry import TaskSpec
+from flatten_transformer.tasks.segmentation.data import SegmentationData
+from flatten_transformer.tasks.segmentation.model import build_segmenter
+from flatten_transformer.tasks.segmentation.predict import predict_files
+from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
 from flatten_transformer.tasks.segmentation.task import SegmentationTask
 
 spec = TaskSpec(

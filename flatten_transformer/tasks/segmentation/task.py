@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from flatten_transformer.data.mask_numbers import IGNORED
-from flatten_transformer.data.segmentation_data import MaskedBatch, SegmentationData
-from flatten_transformer.tasks.kinds import Kind
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.overlays import side_by_side
-from flatten_transformer.tasks.segmentation.build import Segmenter, build_segmenter
+from flatten_transformer.tasks.registry import Kind
+from flatten_transformer.tasks.segmentation.data import MaskedBatch, SegmentationData
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
 from flatten_transformer.tasks.segmentation.metrics import mean_accuracy, mean_iou
-from flatten_transformer.tasks.segmentation.pictures import draw_comparison
+from flatten_transformer.tasks.segmentation.model import Segmenter, build_segmenter
+from flatten_transformer.tasks.segmentation.plots import draw_comparison
 from flatten_transformer.tasks.task import Task
 
 _SHOWN = 4  # images in the report

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatten_transformer.data.augmentation import Augmentation
 from flatten_transformer.data.digits import Digits
-from flatten_transformer.data.image_data import ImageData
+from flatten_transformer.tasks.classification.augmentation import Augmentation
+from flatten_transformer.tasks.classification.data import ImageData
 
 
 def first_batch(**arguments: Any) -> tuple[Tensor, Tensor]:

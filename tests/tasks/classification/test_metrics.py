@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flatten_transformer.tasks.classification.mistakes import Mistakes
-from flatten_transformer.tasks.classification.pictures import draw_confusion, draw_images
+from flatten_transformer.tasks.classification.metrics import Mistakes
+from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from tests.tasks.conftest import Fit, MakeTask
 
 

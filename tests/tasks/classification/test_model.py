@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flatten_transformer.data.preprocessing import Preprocessing
-from flatten_transformer.tasks.classification.build import build_model
+from flatten_transformer.tasks.classification.model import build_model
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
 
 NAME = "flatten_swin_base_patch4_224"

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from flatten_transformer.cli import main
+from flatten_transformer.commands.predict import predict
 from flatten_transformer.data.digits import CLASS_NAMES, Digits
 from flatten_transformer.data.preprocessing import Preprocessing, read_image
-from flatten_transformer.stopping import UnfinishedError
-from flatten_transformer.tasks.classification import prediction
-from flatten_transformer.tasks.classification.prediction import classify
+from flatten_transformer.tasks.classification import predict as prediction
+from flatten_transformer.tasks.classification.predict import classify
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
-from flatten_transformer.tasks.prediction import predict
+from flatten_transformer.utils.stopping import UnfinishedError
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 INFO = ModelInfo("flatten_deit_tiny_patch16_224", SIZES, CLASS_NAMES, Preprocessing(16, 1, (0.3,), (0.4,)))

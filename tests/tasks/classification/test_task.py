@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.tasks.quiet import quiet
+from flatten_transformer.train.quiet import quiet
 
 MakeTask = Callable[..., ClassificationTask]
 Fit = Callable[..., Trainer]

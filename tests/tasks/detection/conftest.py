@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatten_transformer.tasks.detection.build import build_detector
 from flatten_transformer.tasks.detection.detector import Detector
+from flatten_transformer.tasks.detection.model import build_detector
 
 SIZES = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "mlp_ratios": (2, 2, 2, 2)}
 BACKBONE = {**SIZES, "img_size": 64}

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flatten_transformer.data.coco_data import CocoData
-from flatten_transformer.data.loading import BadImageError
+from flatten_transformer.data.reading import BadImageError
 from flatten_transformer.data.scenes import draw_scene
+from flatten_transformer.tasks.detection.data import CocoData
 from tests.coco_files import annotation, content, objects, write_coco
 from tests.scenes import few_scenes
 

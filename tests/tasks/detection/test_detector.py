@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flatten_transformer.tasks.detection.build import DETECTORS, build_detector
 from flatten_transformer.tasks.detection.detector import Detector
+from flatten_transformer.tasks.detection.model import DETECTORS, build_detector
 from tests.tasks.detection.conftest import BACKBONE, NAMES, SMALL, MakeDetector, target
 
 SIZES = ((64, 80), (50, 41), (64, 80), (97, 66))

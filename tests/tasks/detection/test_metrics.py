@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flatten_transformer.data.coco import CocoFile
 from flatten_transformer.data.coco_masks import encode
-from flatten_transformer.tasks.detection.average_precision import AveragePrecision, coco_results, evaluate
+from flatten_transformer.tasks.detection.metrics import AveragePrecision, coco_results, evaluate
 from tests.coco_files import annotation
 
 SIDE = 240

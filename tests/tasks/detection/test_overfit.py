@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from flatten_transformer.data.coco import CocoFile
-from flatten_transformer.tasks.detection.average_precision import AveragePrecision
-from flatten_transformer.tasks.detection.build import build_detector
 from flatten_transformer.tasks.detection.detector import Detector
+from flatten_transformer.tasks.detection.metrics import AveragePrecision
+from flatten_transformer.tasks.detection.model import build_detector
 from tests.coco_files import annotation
 from tests.tasks.detection.conftest import NAMES, SMALL, target
 

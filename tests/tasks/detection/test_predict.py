@@ -8,13 +8,13 @@ from faster_coco_eval import COCO
 from faster_coco_eval import mask as rle
 from PIL import Image
 
-from flatten_transformer.data.detection_preprocessing import DetectionPreprocessing
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.stopping import UnfinishedError
-from flatten_transformer.tasks.detection import prediction
+from flatten_transformer.tasks.detection import predict as prediction
 from flatten_transformer.tasks.detection.detector import Detector
-from flatten_transformer.tasks.detection.prediction import detect, predict_files
+from flatten_transformer.tasks.detection.predict import detect, predict_files
+from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 from flatten_transformer.tasks.model_file import ModelInfo
+from flatten_transformer.utils.stopping import UnfinishedError
 from tests.tasks.detection.conftest import MakeDetector
 
 INFO = ModelInfo("mask_rcnn", {}, ("cat", "dog", "bird"), DetectionPreprocessing(3, (0.5,) * 3, (0.5,) * 3), "detect")

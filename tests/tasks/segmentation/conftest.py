@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from flatten_transformer.data import scenes
-from flatten_transformer.data.segmentation_data import SegmentationData
+from flatten_transformer.tasks.segmentation.data import SegmentationData
 from flatten_transformer.tasks.segmentation.task import SegmentationTask
 
 PVT: dict[str, Any] = {"depths": [1, 1, 1, 1], "embed_dims": [16, 16, 32, 32], "num_heads": [1, 1, 2, 2], "img_size": 64}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from flatten_transformer.data.segmentation_data import SegmentationData
-from flatten_transformer.tasks.recipes import find_recipe, recipe_names
+from flatten_transformer.tasks.segmentation.data import SegmentationData
 from flatten_transformer.tasks.segmentation.task import SegmentationTask
-from flatten_transformer.tasks.training import TrainingCLI
+from flatten_transformer.train.cli import TrainingCLI
+from flatten_transformer.train.recipes import find_recipe, recipe_names
 from tests.tasks.segmentation.conftest import PVT
 
 

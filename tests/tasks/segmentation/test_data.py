@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from flatten_transformer.data import scenes, segmentation_data
+from flatten_transformer.data import scenes
 from flatten_transformer.data.mask_numbers import IGNORED
-from flatten_transformer.data.segmentation_augmentation import Augmentation
-from flatten_transformer.data.segmentation_data import SegmentationData
-from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
+from flatten_transformer.tasks.segmentation import data as segmentation_data
+from flatten_transformer.tasks.segmentation.augmentation import Augmentation
+from flatten_transformer.tasks.segmentation.data import SegmentationData
+from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
 from tests.scenes import few_scenes
 
 PLAIN = SegmentationPreprocessing(3, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -10,7 +10,7 @@ from torch import nn
 
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.tasks.segmentation.build import SEGMENTERS, Segmenter, build_segmenter
+from flatten_transformer.tasks.segmentation.model import SEGMENTERS, Segmenter, build_segmenter
 from tests.tasks.segmentation.conftest import PVT, TINY
 
 SWIN = {"depths": [1, 1, 1, 1], "embed_dim": 16, "num_heads": [1, 1, 2, 2], "img_size": 64}

@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from flatten_transformer.tasks.overlays import COLOURS
-from flatten_transformer.tasks.segmentation.pictures import draw_classes, draw_comparison, draw_overlay, mask_image, palette
+from flatten_transformer.tasks.segmentation.plots import draw_classes, draw_comparison, draw_overlay, mask_image, palette
 
 GREY = Image.new("RGB", (60, 40), (100, 100, 100))
 

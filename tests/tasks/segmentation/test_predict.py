@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from flatten_transformer.data.mask_file import read_mask
 from flatten_transformer.data.mask_folder import open_mask_folder
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.data.segmentation_preprocessing import SegmentationPreprocessing
-from flatten_transformer.stopping import UnfinishedError
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
-from flatten_transformer.tasks.segmentation.prediction import predict_files, segment
+from flatten_transformer.tasks.segmentation.predict import predict_files, segment
+from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
+from flatten_transformer.utils.stopping import UnfinishedError
 from tests.tasks.segmentation.conftest import TINY
 
 NAMES = ("sky", "ground", "water")

@@ -8,11 +8,11 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.data.segmentation_data import MaskedBatch
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.tasks.quiet import quiet
+from flatten_transformer.tasks.segmentation.data import MaskedBatch
 from flatten_transformer.tasks.segmentation.metrics import mean_accuracy, mean_iou
 from flatten_transformer.tasks.segmentation.task import pixel_loss
+from flatten_transformer.train.quiet import quiet
 from tests.tasks.segmentation.conftest import PVT, TINY, FitScenes, MakeSegmenter
 
 FAST = Optimization(lr=1e-2, weight_decay=0.0, warmup_epochs=0)
