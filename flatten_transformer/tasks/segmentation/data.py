@@ -111,11 +111,11 @@ class SegmentationData(DataModule):
         FileNotFoundError: If a folder is missing.
 
     Example:
-        >>> data = SegmentationData(root=getfixture("tmp_path") / "scenes", batch_size=2)
+        >>> data = SegmentationData("folder", root=getfixture("mask_folder"), crop_size=96, batch_size=2)
         >>> data.setup("fit")
         >>> batch = next(iter(data.train_dataloader()))
         >>> batch.images.shape, batch.masks.shape, data.num_classes
-        (torch.Size([2, 3, 96, 96]), torch.Size([2, 96, 96]), 11)
+        (torch.Size([2, 3, 96, 96]), torch.Size([2, 96, 96]), 2)
     """
 
     counted = "masks that hold it"
