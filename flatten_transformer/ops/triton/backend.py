@@ -1,4 +1,4 @@
-"""The backend ``"triton"``: an operator of PyTorch whose kernels are loaded when they are first called."""
+"""The backend ``"triton"``: a PyTorch operator whose kernels are loaded at their first call."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 
