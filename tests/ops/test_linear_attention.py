@@ -268,11 +268,21 @@ def test_a_mask_of_all_keys_changes_nothing() -> None:
     assert relative_error(full, focused_linear_attention(query, key, value)) <= TOLERANCES[torch.float64]
 
 
-def test_the_plain_linear_attention_takes_masks_too() -> None:
-    q, k, v = torch.rand(3, 2, 3, 14, 16, dtype=torch.float64).unbind(0)
-    kept = torch.rand(14) < 0.6
-    came = linear_attention(q, k, v, kept[None, None, None, :])
-    assert relative_error(came, linear_attention(q, k[:, :, kept], v[:, :, kept])) <= TOLERANCES[torch.float64]
+@pytest.mark.parametrize("queries", [3, 40], ids=["matrix first", "context first"])
+def test_the_plain_linear_attention_takes_masks_too(queries: int) -> None:
+    tokens = [torch.rand(2, 3, count, 16, dtype=torch.float64) for count in (queries, 14, 14)]
+    kept = torch.arange(14) % 3 > 0
+    dirty = [tokens[0], *(x.masked_fill(~kept[:, None], torch.nan) for x in tokens[1:])]
+    short = [tokens[0].clone(), *(x[:, :, kept] for x in tokens[1:])]
+    for x in (*dirty, *short):
+        x.requires_grad_()
+    out, expected = linear_attention(*dirty, attn_mask=kept[None, None, None, :]), linear_attention(*short)
+    assert relative_error(out, expected) <= TOLERANCES[torch.float64]
+    gradients, of_short = (torch.autograd.grad(y.square().sum(), x) for y, x in ((out, dirty), (expected, short)))
+    for gradient in gradients[1:]:
+        assert gradient[:, :, ~kept].abs().max() == 0
+    for gradient, other in zip((gradients[0], *(x[:, :, kept] for x in gradients[1:])), of_short, strict=True):
+        assert relative_error(gradient, other) <= TOLERANCES[torch.float64]
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
