@@ -169,7 +169,7 @@ class CapturedGrid(CapturedAttention):
     def convolution(self, channels: Sequence[int]) -> Tensor | None:
         """Return the responses to an impulse at each token, see :meth:`CapturedAttention.convolution`."""
         dwc = self.module.dwc
-        plain = dwc is not None and is_depthwise(dwc) and not _restores_itself(self.module)
+        plain = dwc is not None and is_depthwise(dwc) and type(self.module).restore is GridAttention.restore
         restore = self._restore_some if plain else self._restore_all
         batch, channel_count = self.output.shape[0], self.output.shape[2]
         bias = restore(torch.zeros(batch, 1, self.keys).to(self.output), channels)
@@ -214,10 +214,6 @@ class CapturedGrid(CapturedAttention):
         if not isinstance(self.module, FocusedLinearAttention):
             raise ValueError(f"{self.name} is {self.design}, which has no focusing_factor: choose a focused linear attention")
         return replace(self, module=_changed(self.module, focusing_factor=focusing_factor))
-
-
-def _restores_itself(attention: GridAttention) -> bool:
-    return type(attention).restore is not GridAttention.restore
 
 
 def _changed(attention: GridAttention, **attributes: object) -> GridAttention:

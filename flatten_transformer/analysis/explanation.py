@@ -17,13 +17,7 @@ from flatten_transformer.utils.atomic_file import write_figure
 
 
 def explain(
-    flatten_model: nn.Module,
-    softmax_model: nn.Module,
-    image: Tensor,
-    *,
-    query: int,
-    block: int,
-    head: int,
+    flatten_model: nn.Module, softmax_model: nn.Module, image: Tensor, *, query: int, block: int, head: int
 ) -> list[QueryView]:
     """Return the four views of the method's story for one query token.
 

@@ -41,14 +41,11 @@ class AttentionOptions(TypedDict, total=False):
     backend: Backend | None
 
 
-_DEFAULTS = {"attention": "focused"}  # None for the others
-
-
 def lists_attention_options(init: Init) -> Init:
     """Decorate a family's ``__init__`` so that ``help`` and notebooks list the attention keywords in its ``**kwargs``."""
-    signature = inspect.signature(init)
+    signature, defaults = inspect.signature(init), {"attention": "focused"}  # None for the others
     *named, rest = signature.parameters.values()
-    keywords = (keyword(name, kind, _DEFAULTS.get(name)) for name, kind in AttentionOptions.__annotations__.items())
+    keywords = (keyword(name, kind, defaults.get(name)) for name, kind in AttentionOptions.__annotations__.items())
     others = [] if "AttentionOptions" in rest.annotation else [rest]
     init.__signature__ = signature.replace(parameters=[*named, *keywords, *others])  # type: ignore[attr-defined]
     return init
@@ -96,7 +93,7 @@ def choose_attention(model: type[nn.Module], options: AttentionOptions, **own: A
     taken = sorted(chosen.keys() & (_SET_BY_MODELS | own.keys()))
     if taken:
         raise ValueError(f"attention_args must not hold {taken[0]}: the model sets it; {_cure(taken[0], model)}")
-    attention = options.get("attention", _DEFAULTS["attention"])
+    attention = options.get("attention", "focused")
     check_options(attention, chosen)
     return partial(create_attention, attention, **own, **chosen)
 

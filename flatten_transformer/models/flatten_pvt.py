@@ -54,13 +54,7 @@ class PatchEmbed(nn.Module):
         factory: Device and dtype.
     """
 
-    def __init__(
-        self,
-        in_chans: int,
-        dim: int,
-        patch_size: int,
-        **factory: Any,
-    ) -> None:
+    def __init__(self, in_chans: int, dim: int, patch_size: int, **factory: Any) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **factory)
@@ -85,14 +79,7 @@ class PyramidBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        attn: nn.Module,
-        dim: int,
-        *,
-        mlp_ratio: float,
-        proj_drop: float = 0.0,
-        drop_path: float = 0.0,
-        **factory: Any,
+        self, attn: nn.Module, dim: int, *, mlp_ratio: float, proj_drop: float = 0.0, drop_path: float = 0.0, **factory: Any
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=_EPS, **factory)

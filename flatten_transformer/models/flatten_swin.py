@@ -102,12 +102,7 @@ class LinearWindowBlock(WindowBlock):
     attn: GridAttention
 
     def __init__(
-        self,
-        host: SwinTransformerBlock,
-        feat_size: Size,
-        window_size: Size,
-        shifted: bool,
-        linear: partial[GridAttention],
+        self, host: SwinTransformerBlock, feat_size: Size, window_size: Size, shifted: bool, linear: partial[GridAttention]
     ) -> None:
         softmax = host.attn
         attn = linear(
