@@ -252,7 +252,7 @@ class FlattenPyramidVisionTransformer(Pyramid):
         self.feature_info = [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(embed_dims)]
         self.stages = nn.Sequential(*(build_stage(i) for i in range(len(depths))))
         # The released model owns this norm and never applies it. It is kept so that official files fit and the parameter
-        # count is as published, and frozen because distributed training waits for every parameter's gradient.
+        # count is as published, and frozen because distributed training waits for every trainable parameter.
         self.norm = nn.LayerNorm(self.num_features, eps=_EPS, **factory).requires_grad_(False)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()

@@ -35,7 +35,7 @@ def per_stage(values: int | Sequence[int], count: int, requirement: str) -> tupl
     Args:
         values: One for all stages, or one a stage.
         count: Stages.
-        requirement: Beginning of the message, such as the example's.
+        requirement: Beginning of the message, as in the example.
 
     Example:
         >>> per_stage(2, 4, "sr_ratios must be positive")

@@ -68,7 +68,7 @@ def focused_linear_attention(
             None chooses, or the environment variable ``FLATTEN_BACKEND`` does. Under transforms of ``torch.func``, with
             tangents and in second derivatives it is always the portable one.
 
-    The three tokens have one dtype, the other tensors any that is no finer than the sums, and all lie on one device.
+    Query, key and value share one dtype, other tensors may have any no finer than the sums; all are on one device.
 
     Returns:
         ``[B, H, N, E]`` in ``query.dtype``. Zeros without keys or key channels.

@@ -186,7 +186,7 @@ def check_key_encoding(key_encoding: Tensor | None, key: Tensor) -> None:
 def check_convolution(
     conv_weight: Tensor | None, conv_bias: Tensor | None, grid_size: Sequence[int] | None, query: Tensor, value: Tensor
 ) -> None:
-    """Raise ValueError unless the kernels fit the values ``[B, H, M, E]`` and their grid, and values lie where outputs do."""
+    """Raise ValueError unless the kernels fit the values ``[B, H, M, E]`` and their grid, with one query for each value."""
     if conv_weight is None:
         if conv_bias is not None or grid_size is not None:
             raise ValueError("conv_bias and grid_size belong to a convolution: pass conv_weight too")

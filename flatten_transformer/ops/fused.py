@@ -1,4 +1,4 @@
-"""Fused backends as PyTorch operators: one node for torch.compile, forward and backward, whatever computes them."""
+"""Fused backends as PyTorch operators: one node for torch.compile, forward and backward, on any device."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 

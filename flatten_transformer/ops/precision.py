@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _ROOM = 52  # bits that eps may still lose after scaling
-_LARGEST_SHIFT = 32
+_MAX_SHIFT = 32
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -27,7 +27,7 @@ def shift(eps: float) -> float:
         >>> shift(1e-6) == 2.0**-32, shift(1e-30)
         (True, 1.0)
     """
-    return 2.0 ** -min(max(math.frexp(eps)[1] + _ROOM, 0), _LARGEST_SHIFT)
+    return 2.0 ** -min(max(math.frexp(eps)[1] + _ROOM, 0), _MAX_SHIFT)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:

@@ -23,7 +23,7 @@ _BLOCK = 7  # side of the coarse biases, as released
 
 
 class Lines(nn.ParameterList):
-    """One bias along each axis of a grid, ``[H, length, A]`` each; a list that is called, so that wrappers notice."""
+    """One bias along each axis of a grid, ``[H, length, A]`` each; a list that is called, so that wrappers see it."""
 
     __call__ = nn.Module.__call__
 
@@ -96,8 +96,8 @@ def resize_line(line: Tensor, size: int) -> Tensor:
 class AgentAttention(GridAttention):
     """Attention through a few agents, in O(A(N + M)): ``softmax(s Q Aᵀ + B₂) softmax(s A Kᵀ + B₁) V``, s = 1/√D.
 
-    ArXiv 2312.08874: pooled queries are the agents, which gather from the keys by softmax attention, and from which the
-    queries do. The convolution has a kernel for each channel of all heads. The position biases B are those of the paper: a
+    ArXiv 2312.08874: pooled queries are the agents: they gather from the keys by softmax attention, and the queries from
+    them. The convolution has a kernel for each channel of all heads. The position biases B are those of the paper: a
     coarse block of 7 a side, bilinearly enlarged, and a line for each axis, here resized too, so that any grid may come.
     Pooling leaves prefix tokens and padding out. Released models take 9, 16, 49 and 49 agents in the four stages of a
     pyramid; here one number holds for all.

@@ -120,7 +120,7 @@ def _functions(path: Path) -> _Functions:
     """Load the entry points of a library.
 
     Raises:
-        OSError: If it cannot be loaded, or has others.
+        OSError: If it cannot be loaded, or lacks them.
     """
     library = ctypes.CDLL(str(path))
     try:

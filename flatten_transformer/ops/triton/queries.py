@@ -133,7 +133,7 @@ def context_backward_kernel(
 
     ``of_means [split, B, H, D, E]`` is the gradient of the means of the values, ``of_shares [split, B, H, D]`` what each
     channel's sum loses by it. ``numbers [B, H, 3, N]`` is the input of :func:`queries_backward_kernel` for each query: the sum
-    of ``f · df``, of which only eps leaves any, ``grad · out`` without the convolution, and 1 / normaliser.
+    of ``f · df``, nonzero only by eps, ``grad · out`` without the convolution, and 1 / normaliser.
     """
     split, batch, head = place_of_program(splits, heads)
     at = batch * heads + head
