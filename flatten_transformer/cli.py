@@ -17,7 +17,7 @@ from flatten_transformer.ops.dispatch import BackendError
 from flatten_transformer.utils.import_path import without_working_directory
 from flatten_transformer.utils.printable import printable
 from flatten_transformer.utils.stopping import StoppedError, UnfinishedError
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 TRAINING = {  # these take recipes; their options are those of the task, the data and Lightning's Trainer
     "fit": "train a model by a recipe",
@@ -143,7 +143,9 @@ def run(argv: list[str]) -> None:
     else:
         group = f"{name.partition(' ')[0]} "
         names = [*TRAINING, *COMMANDS]
-        raise ValueError(f"no command {name!r}: {hint(name, [near for near in names if near.startswith(group)] or names)}")
+        raise ValueError(
+            f"no command {name!r}: {did_you_mean(name, [near for near in names if near.startswith(group)] or names)}"
+        )
 
 
 def overview(group: str = "") -> str:

@@ -9,7 +9,7 @@ import torch
 
 from flatten_transformer.benchmark.contenders import Shape
 from flatten_transformer.benchmark.race import Limits
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 _LARGEST_TOKENS = 2**24
@@ -32,7 +32,7 @@ def words(text: str, name: str, allowed: Iterable[str]) -> list[str]:
         raise ValueError(f"{name} is empty: choose some of {', '.join(allowed)}, separated by commas")
     for word in found:
         if word not in allowed:
-            raise ValueError(f"{name} holds {word!r}: {hint(word, allowed)}")
+            raise ValueError(f"{name} holds {word!r}: {did_you_mean(word, allowed)}")
     return list(dict.fromkeys(found))
 
 

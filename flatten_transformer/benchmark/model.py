@@ -19,7 +19,7 @@ from flatten_transformer.benchmark.race import FORWARD, Case, Entrant, Plan, rac
 from flatten_transformer.benchmark.released import use_released_form
 from flatten_transformer.benchmark.report import RELEASED, SOFTMAX, Point
 from flatten_transformer.benchmark.timing import Run
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 TOLERANCE = 1e-4  # ‖ours - released‖ / ‖released‖ of scores and gradients in float32, 2 images
 _CLASSES = 1000
@@ -83,7 +83,7 @@ def make_cases(
     """
     for model in models:
         if model not in NAMESAKES:
-            raise ValueError(f"no FLatten model {model!r} to benchmark: {hint(model, NAMESAKES)}")
+            raise ValueError(f"no FLatten model {model!r} to benchmark: {did_you_mean(model, NAMESAKES)}")
     for size_px in sizes_px:
         if size_px < 32 or size_px % 32:
             raise ValueError(f"image sizes must be multiples of 32, such as 224 or 512, got {size_px}")

@@ -14,8 +14,8 @@ from flatten_transformer.analysis.report import write_report
 from flatten_transformer.analysis.selection import parse_query
 from flatten_transformer.analysis.study import Options, Study, study_model
 from flatten_transformer.utils.atomic_file import check_outputs
-from flatten_transformer.utils.lettering import Lettering
-from flatten_transformer.utils.stopping import stopped_like_ctrl_c
+from flatten_transformer.utils.font_fallback import FallbackFonts
+from flatten_transformer.utils.stopping import raise_on_termination
 
 _OF_ALL, _OF_EACH = ("rank", "sharpness"), ("attention", "restored", "matrix", "angles")  # pictures
 _LONGEST = 100  # characters of a label in the name of a file
@@ -81,7 +81,7 @@ def analyze(
     check_outputs([folder / name for name in file_names(models)], [image, *files])
     studies: list[Study] = []
     try:
-        with stopped_like_ctrl_c():
+        with raise_on_termination():
             for each in track(models, "analyzing", transient=True, disable=not Console().is_terminal):
                 studies.append(study_model(each, options))  # noqa: PERF401  # one by one: those before an error stay
     finally:  # what was found of the models before stays
@@ -110,20 +110,20 @@ def _prefixes(models: Sequence[AnalyzedModel]) -> list[str]:
 
 def draw(studies: Sequence[Study], options: Options) -> Iterator[tuple[str, bytes]]:
     """Yield the pictures, as PNG, under names ``file:caption``."""
-    lettering = Lettering([study.model.label for study in studies])
-    with lettering.styled():
-        yield from _draw_all(studies, options, lettering)
+    fonts = FallbackFonts([study.model.label for study in studies])
+    with fonts.styled():
+        yield from _draw_all(studies, options, fonts)
 
 
-def _draw_all(studies: Sequence[Study], options: Options, lettering: Lettering) -> Iterator[tuple[str, bytes]]:
-    models = {lettering.plot(study.model.label): study.layers for study in studies}
+def _draw_all(studies: Sequence[Study], options: Options, fonts: FallbackFonts) -> Iterator[tuple[str, bytes]]:
+    models = {fonts.plot(study.model.label): study.layers for study in studies}
     yield "rank:Rank of the attention by layer: numerical, and effective (how many directions share it)", draw_ranks(models)
     yield (
         "sharpness:How sharp the rows are, and how much alike the output tokens, by layer",
         draw_sharpness(models, options.top_k),
     )
     for study, prefix in zip(studies, _prefixes([study.model for study in studies]), strict=True):
-        for name, content in _draw_model(study, options.head, lettering.plot(study.model.label)):
+        for name, content in _draw_model(study, options.head, fonts.plot(study.model.label)):
             file, _, caption = name.partition(":")
             yield f"{prefix}{file}:{study.model.label}: {caption}", content
 

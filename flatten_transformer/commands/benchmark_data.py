@@ -12,7 +12,7 @@ from rich.table import Table
 from flatten_transformer.benchmark import arguments
 from flatten_transformer.benchmark.output import FOLDER
 from flatten_transformer.benchmark.training import build_recipe, finish, measure_pipeline
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from flatten_transformer.train.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.terminal import cell
@@ -31,7 +31,7 @@ def data(recipe: str, /, root: Path | None = None, workers: str = "0,1,2", budge
     arguments.check_positive(budget_s=budget_s)
     check_outputs([folder / "data.json"], [Path(find_recipe(recipe))])
     counts = arguments.whole_numbers(workers, "workers", least=0)
-    with TemporaryDirectory() as runs, quiet():
+    with TemporaryDirectory() as runs, without_lightning_noise():
         found = [
             measure_pipeline(build_recipe(recipe, root, runs, f"--data.num_workers={count}").datamodule, budget_s)
             for count in track(counts, "loading", transient=True)

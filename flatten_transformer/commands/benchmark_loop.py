@@ -13,7 +13,7 @@ from flatten_transformer.benchmark.output import FOLDER
 from flatten_transformer.benchmark.timing import Spread
 from flatten_transformer.benchmark.training import BesidePlainLoop, build_recipe, finish
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from flatten_transformer.train.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.terminal import cell
@@ -32,7 +32,7 @@ def loop(recipe: str, /, root: Path | None = None, steps: int = 20, rounds: int 
     arguments.check_positive(steps=steps, rounds=rounds - 1)
     check_outputs([folder / "loop.json"], [Path(find_recipe(recipe))])
     race = BesidePlainLoop(rounds)
-    with TemporaryDirectory() as runs, quiet():
+    with TemporaryDirectory() as runs, without_lightning_noise():
         options = {"limit_train_batches": steps, "max_epochs": rounds, "limit_val_batches": 0}
         short = "--model.optim.cooldown_epochs=0"  # so few epochs may not even hold the recipe's cool-down
         cli = build_recipe(recipe, root, runs, short, *(f"--trainer.{name}={value}" for name, value in options.items()))

@@ -18,7 +18,7 @@ from flatten_transformer.analysis.selection import inkiest_token
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.train.cli import train
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from flatten_transformer.utils.atomic_file import write_png
 
 RECIPES = {"FLatten-DeiT": "digits/flatten_deit", "softmax twin": "digits/softmax_deit"}
@@ -77,7 +77,7 @@ def run_recipe(console: Console, name: str, recipe: str, max_epochs: int | None)
     epochs = [] if max_epochs is None else [f"--trainer.max_epochs={max_epochs}"]
     cli = train("fit", ["--config", recipe, "--trainer.enable_model_summary=false", *epochs])
     training_s = time.perf_counter() - start
-    with quiet():
+    with without_lightning_noise():
         metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     checkpoint = cli.trainer.checkpoint_callback
     assert isinstance(checkpoint, ModelCheckpoint)

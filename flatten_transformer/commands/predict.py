@@ -11,7 +11,7 @@ from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.model_file import load_model
 from flatten_transformer.tasks.registry import Kind, task_spec
 from flatten_transformer.utils.atomic_file import check_outputs
-from flatten_transformer.utils.stopping import stopped_like_ctrl_c
+from flatten_transformer.utils.stopping import raise_on_termination
 
 
 def predict(
@@ -56,7 +56,7 @@ def predict(
     given = {name: value for name, value in values.items() if value is not None}
     if idle := [name for name in given if name not in spec.options]:
         raise ValueError(f"the model in {checkpoint} {spec.does} and takes no --{idle[0]}: leave it out")
-    with stopped_like_ctrl_c():
+    with raise_on_termination():
         spec.predict(model, info, files, **given, on_bad_image=on_bad_image, inputs=[checkpoint])
 
 

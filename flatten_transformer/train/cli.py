@@ -29,13 +29,12 @@ from flatten_transformer.train.history import History
 from flatten_transformer.train.interruption import HeedSignals
 from flatten_transformer.train.lock import check_idle, locked, remove_drafts
 from flatten_transformer.train.logs import CurvesAsCSV, CurvesForTensorBoard
-from flatten_transformer.train.memory import keep_freed_memory
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import keep_freed_memory, without_lightning_noise
 from flatten_transformer.train.recipes import find_recipe
 from flatten_transformer.train.summary import Summary
 from flatten_transformer.utils.arguments import RaisingParser, check_values
 from flatten_transformer.utils.printable import printable
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 Stage = Literal["fit", "validate", "test"]
 _CONFIG = ("--config", "-c")
@@ -61,7 +60,7 @@ def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
         FloatingPointError: If the loss is no longer finite.
         SystemExit: If a signal asked the training to end; its state is saved. The status is 128 and the signal's number.
     """
-    with quiet():
+    with without_lightning_noise():
         try:
             cli = TrainingCLI(stage, args)
             if cli.trainer.strategy.root_device.type == "cpu":
@@ -308,7 +307,7 @@ def kind_of(args: Sequence[str]) -> Kind:
         recipes = [yaml.safe_load(Path(value).read_text("utf-8")) for option, value in pairs if option in _CONFIG]
         asked = [recipe["task"] for recipe in recipes if "task" in recipe] or ["classify"]
     if asked[-1] not in KINDS:
-        raise ValueError(f"no task {asked[-1]!r}: {hint(str(asked[-1]), KINDS)}")
+        raise ValueError(f"no task {asked[-1]!r}: {did_you_mean(str(asked[-1]), KINDS)}")
     kind: Kind = asked[-1]
     return kind
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 
 def recipe_folder() -> Path:
@@ -54,7 +54,7 @@ def find_recipe(name: str) -> Path:
     if begun:
         raise FileNotFoundError(f"{len(begun)} recipes begin with {key!r}: choose one of {', '.join(begun)}")
     folders = sorted({f"{recipe.partition('/')[0]}/…" if "/" in recipe else recipe for recipe in names})
-    raise FileNotFoundError(f"no recipe and no file {name!r}: {hint(key, names, folders)}")
+    raise FileNotFoundError(f"no recipe and no file {name!r}: {did_you_mean(key, names, folders)}")
 
 
 def _check(path: Path) -> None:
