@@ -30,13 +30,13 @@ def data(recipe: str, /, root: Path | None = None, workers: str = "0,1,2", budge
     """
     arguments.check_positive(budget_s=budget_s)
     check_outputs([folder / "data.json"], [Path(find_recipe(recipe))])
-    counts = arguments.whole_numbers(workers, "workers", least=0)
+    counts = arguments.integers(workers, "workers", minimum=0)
     with TemporaryDirectory() as runs, without_lightning_noise():
-        found = [
+        results = [
             measure_pipeline(build_recipe(recipe, root, runs, f"--data.num_workers={count}").datamodule, budget_s)
             for count in track(counts, "loading", transient=True)
         ]
     table = Table("processes", "images a second", "first batch", title=cell(f"{recipe}: images of training"))
-    for row in found:
+    for row in results:
         table.add_row(str(row.workers), f"{row.images_per_s:.0f}", f"{row.first_batch_s:.2f} s")
-    finish(table, {"recipe": recipe, "pipelines": [asdict(row) for row in found]}, folder / "data.json")
+    finish(table, {"recipe": recipe, "pipelines": [asdict(row) for row in results]}, folder / "data.json")

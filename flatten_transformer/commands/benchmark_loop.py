@@ -11,7 +11,7 @@ from rich.table import Table
 from flatten_transformer.benchmark import arguments
 from flatten_transformer.benchmark.output import FOLDER
 from flatten_transformer.benchmark.timing import Spread
-from flatten_transformer.benchmark.training import BesidePlainLoop, build_recipe, finish
+from flatten_transformer.benchmark.training import PlainLoopComparison, build_recipe, finish
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.train.process import without_lightning_noise
 from flatten_transformer.train.recipes import find_recipe
@@ -31,7 +31,7 @@ def loop(recipe: str, /, root: Path | None = None, steps: int = 20, rounds: int 
     """
     arguments.check_positive(steps=steps, rounds=rounds - 1)
     check_outputs([folder / "loop.json"], [Path(find_recipe(recipe))])
-    race = BesidePlainLoop(rounds)
+    race = PlainLoopComparison(rounds)
     with TemporaryDirectory() as runs, without_lightning_noise():
         options = {"limit_train_batches": steps, "max_epochs": rounds, "limit_val_batches": 0}
         short = "--model.optim.cooldown_epochs=0"  # so few epochs may not even hold the recipe's cool-down

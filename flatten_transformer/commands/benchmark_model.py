@@ -45,15 +45,15 @@ def model(
         folder: Where model.json and model.png go.
     """
     arguments.check_positive(budget_s=budget_s, limit_s=limit_s, batch=batch)
-    wanted = arguments.some(contenders, "contenders", contender_names(compiled=compiled))
+    selected = arguments.words_or_all(contenders, "contenders", contender_names(compiled=compiled))
     where = choose_device(device)
     cases = make_cases(
         arguments.words(models, "models", NAMESAKES),
-        arguments.whole_numbers(sizes_px, "sizes_px"),
+        arguments.integers(sizes_px, "sizes_px"),
         batch,
         arguments.parse_dtypes(dtypes, where),
         arguments.words(directions, "directions", DIRECTIONS),
     )
     header = describe(where)
-    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), wanted, compiled)
+    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), selected, compiled)
     finish(Report(header, collect(measure(plan), len(cases))), folder / "model.json")

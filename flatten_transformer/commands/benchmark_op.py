@@ -53,7 +53,7 @@ def op(
     """
     arguments.check_positive(budget_s=budget_s, limit_s=limit_s, tokens_per_batch=tokens_per_batch)
     compiled = not quick if compiled is None else compiled
-    wanted = arguments.some(contenders, "contenders", names(compiled=compiled))
+    selected = arguments.words_or_all(contenders, "contenders", names(compiled=compiled))
     if tokens is not None and shapes is not None:
         raise ValueError(
             "shapes and tokens exclude each other: give shapes, or the tokens of a sweep with its channels and heads"
@@ -67,7 +67,7 @@ def op(
 
     header = describe(where)
     copy_gb_per_s = float(header["copy_gb_per_s"] or 0)
-    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), wanted, compiled, copy_gb_per_s=copy_gb_per_s)
+    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), selected, compiled, copy_gb_per_s=copy_gb_per_s)
     points = collect(measure(plan), len(cases))
     report = Report(header, points, growth(points)) if tokens else Report(header, points, means=means(points))
     finish(report, folder / "op.json")
@@ -76,5 +76,5 @@ def op(
 def _sweep(tokens: str, channels: int, heads: int, tokens_per_batch: int, quick: bool) -> list[Shape]:
     arguments.check_heads(channels, heads)
     every = _QUICK_TOKENS if quick else TOKENS
-    sizes = every if tokens == "all" else arguments.whole_numbers(tokens, "tokens")
+    sizes = every if tokens == "all" else arguments.integers(tokens, "tokens")
     return sweep_shapes(sizes, channels, heads, tokens_per_batch)
