@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -32,6 +33,7 @@ from flatten_transformer.train.logs import CurvesAsCSV, CurvesForTensorBoard
 from flatten_transformer.train.process import keep_freed_memory, without_lightning_noise
 from flatten_transformer.train.recipes import find_recipe
 from flatten_transformer.train.summary import Summary
+from flatten_transformer.train.trainer import Trainer
 from flatten_transformer.utils.arguments import RaisingParser, check_values
 from flatten_transformer.utils.printable import printable
 from flatten_transformer.utils.suggest import did_you_mean
@@ -95,6 +97,7 @@ class TrainingCLI(LightningCLI):
         super().__init__(
             self.spec.task,
             self.spec.data,
+            trainer_class=Trainer,
             parser_class=Parser,
             parser_kwargs={"prog": f"flatten {stage}", "description": f"{stage} a model by a recipe"},
             args=args,
@@ -215,7 +218,7 @@ class TrainingCLI(LightningCLI):
                 continue
             raise ValueError(f"{printable(str(folder))} holds another training, which this one would overwrite: {cure}")
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Build the trainer; only a real fit writes anything, to its own folder."""
         config = self.config_init.trainer
         callbacks: list[Callback] = []

@@ -75,6 +75,7 @@ def test_what_the_data_hold_is_told_before_anything_is_trained(capsys: pytest.Ca
     data, callback = ImageData("digits", img_size=8), PrintData()
     trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=True)
     for stage in ("fit", "test"):
+        data.setup(stage)  # as Lightning does first
         callback.setup(trainer, SimpleNamespace(), stage)  # type: ignore[arg-type]  # the model does not matter
     told = capsys.readouterr().err
     assert "1,257" in told
