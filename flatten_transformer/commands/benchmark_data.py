@@ -19,14 +19,14 @@ from flatten_transformer.utils.terminal import cell
 
 
 def data(recipe: str, /, root: Path | None = None, workers: str = "0,1,2", budget_s: float = 10.0, folder: Path = FOLDER) -> None:
-    """Measure how many training images a second a recipe's data give: read, augmented and batched.
+    """Measure the throughput of a recipe's training images: read, augmented and batched.
 
     Args:
         recipe: Name or file of a recipe.
-        root: Folder of the data, where the recipe does not say it.
-        workers: Numbers of processes that load images besides the main one, separated by commas; each is measured.
-        budget_s: Seconds for each.
-        folder: Where data.json goes.
+        root: Data folder, if the recipe names none.
+        workers: Numbers of data loading workers, separated by commas; each is measured.
+        budget_s: Seconds for each number of workers.
+        folder: Folder of data.json.
     """
     arguments.check_positive(budget_s=budget_s)
     check_outputs([folder / "data.json"], [Path(find_recipe(recipe))])

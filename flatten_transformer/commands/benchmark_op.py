@@ -35,21 +35,21 @@ def op(
     """Race focused linear attention against its released form, ReLU linear and softmax attention, side by side.
 
     Args:
-        shapes: BATCHxHEIGHTxWIDTHxCHANNELSxHEADS, separated by commas; by default four that the paper's models have.
+        shapes: BATCHxHEIGHTxWIDTHxCHANNELSxHEADS, separated by commas; by default four of the paper's models.
         tokens: A sweep instead of shapes: tokens N of one sample, separated by commas; "all" is 49 to 1,048,576.
-        channels: Of a sweep, over all heads.
-        heads: Of a sweep.
-        tokens_per_batch: Of a sweep: so many tokens share a batch, one sample at least; the picture is of one sample.
+        channels: Channels of a sweep, over all heads.
+        heads: Heads of a sweep.
+        tokens_per_batch: Tokens per batch of a sweep, at least one sample; plots are per sample.
         dtypes: Some of float32, bfloat16, float16, float64; by default float32 on the CPU and bfloat16 on a GPU.
         directions: Some of forward, forward+backward.
         contenders: Some of ours, ours-portable, ours-cpp, ours-triton, released, released-compiled,
             ours-portable-compiled, relu-linear, softmax-math, softmax-efficient, softmax-flash, softmax-cudnn; or all.
-        compiled: Let torch.compile take part, which needs about a minute a point to start; by default where not quick.
-        device: cpu, cuda, or auto: a GPU where there is one.
-        budget_s: Seconds of timing at each point, for all contenders together.
-        limit_s: A contender whose single call takes more seconds is left out, at larger sizes too.
-        quick: Half a second a point and a short sweep: to see it run, not to quote.
-        folder: Where op.json and op.png go.
+        compiled: Include torch.compile, which takes about a minute per point to start; by default unless quick.
+        device: cpu, cuda, or auto: a GPU if there is one.
+        budget_s: Seconds of timing per point, for all contenders together.
+        limit_s: Contenders with slower calls, in seconds, are left out, at larger sizes too.
+        quick: Half a second per point and a short sweep: to see it run, not to quote.
+        folder: Folder of op.json and op.png.
     """
     arguments.check_positive(budget_s=budget_s, limit_s=limit_s, tokens_per_batch=tokens_per_batch)
     compiled = not quick if compiled is None else compiled
