@@ -93,5 +93,5 @@ def test_only_the_entry_that_python_put_there_is_dropped(
     if entry == "deleted":
         monkeypatch.setattr(os, "getcwd", lambda: os.stat(tmp_path / "nowhere"))
     monkeypatch.setattr(sys, "path", [first, first, "rest"])
-    import_path._drop_the_entry_of_dash_m()
+    import_path._drop_working_directory()
     assert sys.path == ([first, "rest"] if dropped else [first, first, "rest"])
