@@ -30,9 +30,9 @@ TOKENS = (196, 784, 3136, 4096, 16384, 262144, 1048576)
 SHARE_OF_OP = 0.5  # of the time: the rest is for the models
 # "ours" is "ours-triton" here; math writes the scores, and the portable backend under torch.compile costs more than it tells.
 LEFT_OUT = ("ours-portable-compiled", "ours-triton", "ours-cpp", "softmax-math")
-WANTED = [name for name in contenders.names() if name not in LEFT_OUT]
+ATTENTIONS = [name for name in contenders.names() if name not in LEFT_OUT]
 # CUDA graphs tell the GPU's own time; eager models of few images wait for Python.
-WANTED_MODELS = ("ours", "released", "softmax", "ours-graphed", "softmax-graphed")
+MODEL_CONTENDERS = ("ours", "released", "softmax", "ours-graphed", "softmax-graphed")
 
 
 def main() -> None:
@@ -48,7 +48,9 @@ def main() -> None:
     shapes = op.sweep_shapes(arguments.tokens, 64 * arguments.heads, arguments.heads, arguments.tokens_per_batch)
     cases = make_cases(shapes, [dtype], DIRECTIONS)
     cases.sort(key=lambda case: case.subject.tokens)  # if the time runs out, it is the longest that are missing
-    plan = Plan(cases, device, limits, WANTED, compiled=not arguments.eager, copy_gb_per_s=float(header["copy_gb_per_s"] or 0))
+    plan = Plan(
+        cases, device, limits, ATTENTIONS, compiled=not arguments.eager, copy_gb_per_s=float(header["copy_gb_per_s"] or 0)
+    )
     for race in op.measure(plan):
         points += race
         show(race)
@@ -58,7 +60,7 @@ def main() -> None:
     for size_px in arguments.sizes_px:
         batch = max(1, round(arguments.batch * (224 / size_px) ** 2))  # as many pixels at every size
         model_cases = model.make_cases(arguments.models, [size_px], batch, [dtype], DIRECTIONS)
-        for race in model.measure(Plan(model_cases, device, limits, WANTED_MODELS, graphed=device.type == "cuda")):
+        for race in model.measure(Plan(model_cases, device, limits, MODEL_CONTENDERS, graphed=device.type == "cuda")):
             points += race
             show(race)
         write(header, points, arguments.folder)

@@ -1,4 +1,4 @@
-"""The command ``flatten``: reads arguments, calls the library, and says a user's error in one line."""
+"""The command ``flatten``: parse arguments, call the library, report a user's error on one line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flatten_transformer.ops.dispatch import BackendError
 from flatten_transformer.utils.import_path import without_working_directory
 from flatten_transformer.utils.printable import printable
 from flatten_transformer.utils.stopping import StoppedError, UnfinishedError
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
-TRAINING = {  # these take recipes; their options are those of the task, the data and Lightning's Trainer
+TRAINING = {  # by recipes; options are those of the task, the data and Lightning's Trainer
     "fit": "train a model by a recipe",
     "validate": "judge a checkpoint on the validation images",
     "test": "judge a checkpoint on the test images",
 }
-COMMANDS = {  # each a typed function in commands/, whose parameters are its options and whose docstring is its help
+COMMANDS = {  # typed functions in commands/: their parameters are the options, their docstrings the help
     "predict": "say what a trained model sees in image files",
     "analyze": "show how attention looks at an image: ranks, sharpness, pictures",
     "models": "list the models, what they cost and what is published",
@@ -37,39 +37,39 @@ COMMANDS = {  # each a typed function in commands/, whose parameters are its opt
     "demo": "train, compare, explain and use a small model on digits",
     "demo-dense": "find digits on photographs: detection and segmentation",
 }
-_GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # first words of the commands that have two
+_GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # first words of two-word commands
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 _DENSE = ("faster_coco_eval", "segmentation_models_pytorch")
 _EXTRAS = {
     **dict.fromkeys(_TRAIN, "train"),
     **dict.fromkeys(_DENSE, "dense"),
     "matplotlib": "plots",
-}  # which extra holds which module
-_LONGEST = 4000  # characters of a message
+}  # extra by module
+_MAX_MESSAGE = 4000  # characters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status; all but success is said in one line on stderr.
+    """Run a command line and return its exit status; failures are reported on one line on stderr.
 
     Args:
-        argv: Arguments without the program's name; by default those of the process.
+        argv: Arguments without the program name; by default those of the process.
 
     Returns:
-        0, or 2 for a user's error; 1 if some of what was asked for was left out; 128 and the number of a signal that ended
-        it, which are 130 for Ctrl-C and 141 where nobody reads any more what is printed.
+        0; 2 for a user's error; 1 if only part of the work could be done; 128 + signal number, such as 130 for Ctrl-C and
+        141 if the reader of stdout has left.
 
     Example:
         >>> main(["--version"])
         flatten 0.1.0
         0
     """
-    _print_anything()
+    _escape_unencodable()
     try:
         with without_working_directory():
             run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except ModuleNotFoundError as error:
-        if error.name is None:  # raised by a library that says itself what to install
+        if error.name is None:  # raised by a library with its own advice
             return _fail(str(error))
         extra = _EXTRAS.get(error.name.partition(".")[0])
         if extra is None:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnfinishedError as error:
         return _say(str(error), 1)
     except (ValueError, OSError, FloatingPointError, BackendError) as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
             return 128 + signal.SIGPIPE
         if os.environ.get("FLATTEN_DEBUG"):
             raise
@@ -95,23 +95,23 @@ def _fail(message: str) -> int:
 
 def _say(message: str, status: int) -> int:
     line = printable(" ".join(message.split()))
-    sys.stderr.write(f"flatten: {line if len(line) <= _LONGEST else line[:_LONGEST] + ' …'}\n")
+    sys.stderr.write(f"flatten: {line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + ' …'}\n")
     return status
 
 
-def _print_anything() -> None:
-    """Let stdout escape what its encoding lacks, as stderr does, instead of failing."""
+def _escape_unencodable() -> None:
+    """Let stdout escape characters outside its encoding, as stderr does, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _nobody_reads() -> bool:
-    """Return whether stdout is a pipe that was closed, and if so, let Python's last flush go nowhere."""
+def _reader_has_left() -> bool:
+    """Return whether stdout is a closed pipe; if so, redirect Python's last flush to nowhere."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
         closed = bool(poll.poll(0))
-    except (OSError, ValueError, AttributeError):  # no file at all, or a system without poll
+    except (OSError, ValueError, AttributeError):  # not a file, or no poll on this system
         return False
     if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,10 +119,10 @@ def _nobody_reads() -> bool:
 
 
 def run(argv: list[str]) -> None:
-    """Run a command line; errors come as exceptions.
+    """Run a command line; errors are exceptions.
 
     Raises:
-        ValueError: If there is no such command, or it refuses an argument.
+        ValueError: If there is no such command, or an argument is invalid.
     """
     argv = argv or ["--help"]
     length = 2 if argv[0] in _GROUPS and not "".join(argv[1:2]).startswith("-") else 1
@@ -132,7 +132,7 @@ def run(argv: list[str]) -> None:
     elif name == "--version":
         sys.stdout.write(f"flatten {__version__}\n")
     elif name in TRAINING:
-        from flatten_transformer.train.cli import train  # slow to import, and not needed for `flatten --help`
+        from flatten_transformer.train.cli import train  # slow to import, unneeded for `flatten --help`
 
         train(name, arguments)  # type: ignore[arg-type]  # which is one of its literals
     elif name in COMMANDS:
@@ -143,11 +143,13 @@ def run(argv: list[str]) -> None:
     else:
         group = f"{name.partition(' ')[0]} "
         names = [*TRAINING, *COMMANDS]
-        raise ValueError(f"no command {name!r}: {hint(name, [near for near in names if near.startswith(group)] or names)}")
+        raise ValueError(
+            f"no command {name!r}: {did_you_mean(name, [near for near in names if near.startswith(group)] or names)}"
+        )
 
 
 def overview(group: str = "") -> str:
-    """Return what ``flatten --help`` prints; of the commands that begin with ``"benchmark "``, ``flatten benchmark --help``."""
+    """Return the output of ``flatten --help``, or with ``"benchmark "`` that of ``flatten benchmark --help``."""
     summaries = {name: summary for name, summary in {**TRAINING, **COMMANDS}.items() if name.startswith(group)}
     width = max(map(len, summaries))
     lines = [f"  flatten {name:<{width}}  {summary}" for name, summary in summaries.items()]
@@ -168,18 +170,18 @@ def overview(group: str = "") -> str:
 
 
 def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
-    """Call a typed function with arguments of the command line.
+    """Call a typed function with command-line arguments.
 
-    Positional-only parameters are positional, and so is a list without a default, which takes one value or more;
-    everything else is an option.
+    Positional-only parameters are positional, as is a list without a default, which takes one or more values; all others
+    are options.
 
     Args:
-        name: Name of the command, for its help.
-        function: Its parameters become the arguments; its Google docstring becomes their help.
+        name: Command name, for the help.
+        function: Its parameters become arguments, its Google docstring their help.
         argv: The arguments.
 
     Raises:
-        ValueError: If the arguments do not fit.
+        ValueError: If an argument is invalid.
 
     Example:
         >>> def repeat(words: list[str], times: int = 1) -> None:
@@ -187,20 +189,20 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
         >>> call("repeat", repeat, ["a", "b", "--times", "2"])
         a b a b
     """
-    from docstring_parser import parse  # slow to import, as the next, and not needed for `flatten --help`
+    from docstring_parser import parse  # slow to import, like the next; unneeded for `flatten --help`
 
     from flatten_transformer.utils.arguments import ANY_TEXT, RaisingParser
 
     docstring = parse(function.__doc__ or "")
-    explained = {parameter.arg_name: parameter.description for parameter in docstring.params}
+    help_texts = {parameter.arg_name: parameter.description for parameter in docstring.params}
     parser = RaisingParser(prog=f"flatten {name}", description=docstring.short_description, parser_mode=ANY_TEXT)
-    hints = get_type_hints(function)
+    types = get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
     positional_only = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
-    lists = [p.name for p in parameters if p.default is p.empty and get_origin(hints[p.name]) is list]
+    lists = [p.name for p in parameters if p.default is p.empty and get_origin(types[p.name]) is list]
     for positional in (*positional_only, *lists):
-        kind, nargs = (get_args(hints[positional])[0], "+") if positional in lists else (hints[positional], None)
-        parser.add_argument(positional, nargs=nargs, type=kind, metavar=positional.upper(), help=explained.get(positional))
+        kind, nargs = (get_args(types[positional])[0], "+") if positional in lists else (types[positional], None)
+        parser.add_argument(positional, nargs=nargs, type=kind, metavar=positional.upper(), help=help_texts.get(positional))
     parser.add_function_arguments(function, as_group=False, skip={*positional_only, *lists})
     values = vars(parser.parse_args(argv))
     first = [values.pop(name) for name in positional_only]

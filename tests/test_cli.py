@@ -16,7 +16,7 @@ from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
 from flatten_transformer.train import cli as training  # noqa: F401  # Lightning logs to the stderr of its first import
 from flatten_transformer.train.recipes import find_recipe
-from flatten_transformer.utils.stopping import StoppedError, UnfinishedError, stopped_like_ctrl_c
+from flatten_transformer.utils.stopping import StoppedError, UnfinishedError, raise_on_termination
 
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 INFO = ModelInfo("flatten_deit_tiny_patch16_224", SIZES, ("zero", "one"), Preprocessing(16, 1, (0.3,), (0.4,)))
@@ -257,7 +257,7 @@ def test_signals_that_somebody_else_handles_are_left_alone() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        with stopped_like_ctrl_c():
+        with raise_on_termination():
             signal.raise_signal(signal.SIGTERM)
         assert heard == [signal.SIGTERM]
     finally:

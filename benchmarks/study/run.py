@@ -33,7 +33,7 @@ from flatten_transformer.benchmark.model import make_run
 from flatten_transformer.benchmark.timing import Spread, interleave, wall_clock
 from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.train.cli import train
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from flatten_transformer.train.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import write_atomically
 
@@ -102,7 +102,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     cli = train("fit", command(name, seed))
     seconds = time.perf_counter() - start
-    with quiet():
+    with without_lightning_noise():
         tested = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     model, size = cli.model.final_model, cli.datamodule.preprocessing
     return {

@@ -1,1 +1,1 @@
-"""Speed and memory, side by side with what a user would pick instead; import from the modules."""
+"""Speed and memory benchmarks against the alternatives; import from the modules."""

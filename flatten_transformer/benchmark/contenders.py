@@ -1,4 +1,4 @@
-"""The attentions that race in `flatten benchmark op`, each from one packed projection, as in a layer."""
+"""Contenders of `flatten benchmark op`: attentions on one packed projection, as in a layer."""
 
 # B batch, N tokens, C = H heads × D channels per head.
 
@@ -44,7 +44,7 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What a report calls it, whatever the sizes."""
+        """Name in reports, whatever the sizes."""
         return ATTENTION
 
     @property
@@ -53,15 +53,15 @@ class Shape(NamedTuple):
         return self.height * self.width
 
     def sizes(self) -> dict[str, int]:
-        """Return all sizes, as they stand in a report."""
+        """Return all sizes, by their names in reports."""
         return {**self._asdict(), "tokens": self.tokens}
 
     def elements(self) -> int:
-        """Return the elements of one of q, k, v and the output: B·N·C."""
+        """Return the number of elements of q, k, v or the output: B·N·C."""
         return self.batch * self.tokens * self.channels
 
     def scores(self) -> int:
-        """Return the elements of the matrix that only some kernels of softmax attention write: B·H·N²."""
+        """Return the number of elements of the attention matrix, which some softmax kernels store: B·H·N²."""
         return self.batch * self.heads * self.tokens**2
 
     def __str__(self) -> str:
@@ -69,9 +69,9 @@ class Shape(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What one call reads; a contender without encoding, temperature or convolution leaves theirs."""
+    """Inputs of one call; contenders without encoding, temperature or convolution ignore those."""
 
-    packed: Tensor  # [B, N, 3C], of which q, k and v are slices
+    packed: Tensor  # [B, N, 3C], sliced into q, k and v
     encoding: Tensor  # [1, N, C]
     scale: Tensor  # [1, 1, C]; the temperature is softplus(scale)
     conv_weight: Tensor  # [D, 1, 5, 5]
@@ -82,7 +82,7 @@ Attention = Callable[[Inputs, Shape], Tensor]  # -> [B, N, C]
 
 
 def draw_inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
-    """Draw inputs of a trained model's size.
+    """Draw inputs of the magnitudes of a trained model.
 
     Example:
         >>> draw_inputs(Shape(2, 3, 4, 32, 2), torch.float32, torch.device("cpu")).packed.shape
@@ -124,13 +124,13 @@ def ours(inputs: Inputs, shape: Shape, backend: Backend | None = None) -> Tensor
 
 
 def relu_linear(inputs: Inputs, shape: Shape) -> Tensor:
-    """Attend by ReLU linear attention, ``[B, N, C]``: on our own kernel: no focusing, no encoding, no convolution."""
+    """Attend by ReLU linear attention on our kernel, ``[B, N, C]``: no focusing, encoding or convolution."""
     out = focused_linear_attention(*_heads(inputs.packed, shape), focusing_factor=1)
     return out.transpose(1, 2).flatten(2)
 
 
 def softmax(inputs: Inputs, shape: Shape) -> Tensor:
-    """Attend by softmax, ``[B, N, C]``, with whatever kernel is allowed."""
+    """Attend by softmax, ``[B, N, C]``, on the kernel that is enabled."""
     query, key, value = _heads(inputs.packed, shape)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
@@ -154,22 +154,22 @@ def _options(inputs: Inputs, shape: Shape) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Contender:
-    """An attention that takes part, and what is known of it beforehand."""
+    """A contender and its known properties."""
 
     name: str
     attention: Attention
-    focused: bool = True  # computes what the released form computes
+    focused: bool = True  # computes the same function as the released form
     stores_scores: bool = False  # writes the N × N matrix
     kernel: SDPBackend | None = None
     compiled: bool = False
     left_out: str | None = None
 
     def setting(self, direction: str) -> Callable[[], AbstractContextManager[object]]:
-        """Return what is entered around each of its calls."""
+        """Return the context manager of its calls."""
         return partial(_setting, self.kernel, direction == FORWARD)
 
     def needs_mib(self, shape: Shape, dtype: torch.dtype, direction: str) -> float:
-        """Estimate the memory of one call, in MiB, generously: float32 copies, and what autograd saves."""
+        """Estimate the memory of one call, in MiB, generously: float32 copies and what autograd saves."""
         copies, scores = (10, 2) if direction == FORWARD else (30, 4)
         elements = copies * shape.elements() + scores * shape.scores() * self.stores_scores
         return elements * max(4, dtype.itemsize) / 2**20
@@ -182,15 +182,15 @@ def _setting(kernel: SDPBackend | None, no_gradients: bool) -> Iterator[None]:
 
 
 def contenders(inputs: Inputs, shape: Shape, *, compiled: bool = True) -> list[Contender]:
-    """Return everyone who could take part with these inputs; a backend that cannot run here says why.
+    """Return all contenders; a backend that cannot run these inputs has the reason in ``left_out``.
 
     Args:
-        inputs: By their device and dtype backends say whether they can run.
-        shape: Its sizes.
-        compiled: Whether torch.compile takes part: the released form and our portable backend under it.
+        inputs: Device and dtype decide which backends can run.
+        shape: Sizes of the inputs.
+        compiled: Include the released form and our portable backend under torch.compile.
     """
-    reasons = {f"{OURS}-{backend}": _why_not(backend, inputs, shape) for backend in get_args(Backend)}
-    return [replace(each, left_out=reasons.get(each.name)) for each in _everyone(compiled)]
+    reasons = {f"{OURS}-{backend}": _unavailable(backend, inputs, shape) for backend in get_args(Backend)}
+    return [replace(each, left_out=reasons.get(each.name)) for each in _all_contenders(compiled)]
 
 
 def names(*, compiled: bool = True) -> list[str]:
@@ -200,25 +200,25 @@ def names(*, compiled: bool = True) -> list[str]:
         >>> names()[:5]
         ['ours', 'ours-portable', 'ours-cpp', 'ours-triton', 'released']
     """
-    return [each.name for each in _everyone(compiled)]
+    return [each.name for each in _all_contenders(compiled)]
 
 
-def _everyone(compiled: bool) -> list[Contender]:
-    everyone = [Contender(OURS, ours)]
-    everyone += [Contender(f"{OURS}-{backend}", partial(ours, backend=backend)) for backend in get_args(Backend)]
-    everyone.append(Contender(RELEASED, released))
+def _all_contenders(compiled: bool) -> list[Contender]:
+    result = [Contender(OURS, ours)]
+    result += [Contender(f"{OURS}-{backend}", partial(ours, backend=backend)) for backend in get_args(Backend)]
+    result.append(Contender(RELEASED, released))
     if compiled:
-        everyone.append(Contender(f"{RELEASED}-compiled", released, compiled=True))
-        everyone.append(Contender(f"{OURS}-portable-compiled", partial(ours, backend="portable"), compiled=True))
-    everyone.append(Contender("relu-linear", relu_linear, focused=False))
+        result.append(Contender(f"{RELEASED}-compiled", released, compiled=True))
+        result.append(Contender(f"{OURS}-portable-compiled", partial(ours, backend="portable"), compiled=True))
+    result.append(Contender("relu-linear", relu_linear, focused=False))
     for name, kernel in _SOFTMAX.items():
         stores = kernel == SDPBackend.MATH
-        everyone.append(Contender(name, softmax, focused=False, stores_scores=stores, kernel=kernel))
-    return everyone
+        result.append(Contender(name, softmax, focused=False, stores_scores=stores, kernel=kernel))
+    return result
 
 
-def _why_not(backend: Backend, inputs: Inputs, shape: Shape) -> str | None:
-    """Return why a backend cannot compute this, in its own words, or None."""
+def _unavailable(backend: Backend, inputs: Inputs, shape: Shape) -> str | None:
+    """Return a backend's reason not to run these inputs, or None."""
     query, key, value = _heads(inputs.packed, shape)
     try:
         choose_backend(backend, Arguments(query, key, value, **_options(inputs, shape)))
@@ -228,16 +228,16 @@ def _why_not(backend: Backend, inputs: Inputs, shape: Shape) -> str | None:
 
 
 class Task(NamedTuple):
-    """What every contender of a race is given."""
+    """The task of all contenders of a race."""
 
     shape: Shape
     direction: str  # "forward" or "forward+backward"
-    inputs: Sequence[Inputs]  # one set or more, taken in turn
+    inputs: Sequence[Inputs]  # one set or more, used in turn
     upstream: Tensor  # [B, N, C], the gradient of the output
 
 
 def make_run(contender: Contender, task: Task) -> Run:
-    """Return what is timed: one call of the contender, forward, or with the gradients of all that it read."""
+    """Return the timed call: forward, or forward and the gradients of all inputs."""
     attention, shape = contender.attention, task.shape
     if contender.compiled:
         attention = torch.compile(partial(_call, attention), dynamic=False, fullgraph=True)

@@ -1,4 +1,4 @@
-"""What detectors and segmenters cost at the sizes that papers count at, part by part."""
+"""Cost of detectors and segmenters by part, at the image sizes of the papers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flatten_transformer.models.cost import count_parameters
 
-PROPOSALS = 1000  # boxes that the box heads see, as detectors are counted
-MASKS = 100  # of these the mask head sees so many
+PROPOSALS = 1000  # boxes per image in the box heads, as papers count
+MASKS = 100  # of these, in the mask head
 DETECTION_SIZE, SEGMENTATION_SIZE = (800, 1280), (512, 2048)  # height and width in pixels
 _PVT: dict[str, Any] = {"backbone": "flatten_pvt_tiny"}
 _SWIN: dict[str, Any] = {"backbone": "flatten_swin_tiny_patch4_224"}
@@ -20,7 +20,7 @@ _SOFTMAX = {"backbone_args": {"attn_types": "SSSS"}}
 
 
 class Published(NamedTuple):
-    """A model of the paper, and its GMACs as the paper reports them (arXiv 2308.00442; of softmax, its baselines')."""
+    """A model of the paper, and its GMACs as the paper reports them (arXiv 2308.00442; softmax: its baselines)."""
 
     name: str
     model_args: dict[str, Any]
@@ -28,7 +28,7 @@ class Published(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The model and its backbone in words."""
+        """Display name of model and backbone."""
         return f"{self.name}, {self.model_args['backbone']}{', softmax' if 'backbone_args' in self.model_args else ''}"
 
 
@@ -50,26 +50,26 @@ SEGMENTERS = (
 
 
 class DenseCost(NamedTuple):
-    """Parameters, and the multiply-accumulates of one image by part, in units."""
+    """Parameters, and multiply-accumulates of one image by part."""
 
     parameters: int
     parts: dict[str, int]
 
     @property
     def macs(self) -> int:
-        """The multiply-accumulates of all parts."""
+        """Multiply-accumulates of all parts."""
         return sum(self.parts.values())
 
 
 def detector_cost(name: str, model_args: dict[str, Any], size: tuple[int, int] = DETECTION_SIZE) -> DenseCost:
-    """Return what a detector of COCO's 80 classes costs, counted on the meta device: nothing is computed.
+    """Return the cost of a detector of COCO's 80 classes, counted on the meta device: nothing is computed.
 
-    The heads are counted as they are in papers, on 1,000 proposals and 100 masks, whatever the image holds.
+    Heads are counted as in papers, on 1,000 proposals and 100 masks.
 
     Args:
-        name: The detector's name.
-        model_args: What it is built by.
-        size: Height and width of the image in pixels.
+        name: Detector name.
+        model_args: Options of its builder.
+        size: Image height and width in pixels.
 
     Example:
         >>> cost = detector_cost("mask_rcnn", {"backbone": "flatten_pvt_tiny"})
@@ -96,14 +96,14 @@ def detector_cost(name: str, model_args: dict[str, Any], size: tuple[int, int] =
 
 
 def segmenter_cost(name: str, model_args: dict[str, Any], size: tuple[int, int] = SEGMENTATION_SIZE) -> DenseCost:
-    """Return what a segmenter of ADE20K's 150 classes costs, counted on the meta device: nothing is computed.
+    """Return the cost of a segmenter of ADE20K's 150 classes, counted on the meta device: nothing is computed.
 
-    The auxiliary head, which only a training uses, counts among the parameters.
+    The parameters include the auxiliary head, which only training uses.
 
     Args:
-        name: The segmenter's name.
-        model_args: What it is built by.
-        size: Height and width of the image in pixels.
+        name: Segmenter name.
+        model_args: Options of its builder.
+        size: Image height and width in pixels.
 
     Example:
         >>> cost = segmenter_cost("semantic_fpn", {"backbone": "flatten_pvt_tiny"})
@@ -121,7 +121,7 @@ def segmenter_cost(name: str, model_args: dict[str, Any], size: tuple[int, int] 
 
 @torch.no_grad()
 def _count(module: nn.Module, x: Any) -> tuple[Any, dict[str, int]]:
-    """Run a module; return its output, and the multiply-accumulates of each of its parts by name, of all by ``""``."""
+    """Run a module; return its output and the multiply-accumulates by submodule name, ``""`` for all."""
     with FlopCounterMode(display=False) as counter:
         out = module(x)
     flops = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}

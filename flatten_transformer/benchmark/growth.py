@@ -1,4 +1,4 @@
-"""Statistics over many points: exponents of growth, means over shapes, and where softmax stops winning."""
+"""Statistics over points: scaling exponents, means over shapes, and the crossover with softmax."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def growth(points: Iterable[Point], from_tokens: int = FROM_TOKENS) -> tuple[Growth, ...]:
-    """Fit how time and memory of one sample grow with its tokens, for each contender of a sweep.
+    """Fit the scaling exponents of time and memory per sample in tokens, for each contender of a sweep.
 
     Args:
-        points: Points of attention; those of two sizes at least from ``from_tokens`` on make an exponent.
-        from_tokens: Where the fit begins: below it a call's fixed costs show.
+        points: Points of attention; a fit takes two sizes or more.
+        from_tokens: Smallest size of the fit: below it, fixed costs of a call dominate.
     """
-    found = []
+    result = []
     for (contender, dtype, direction), series in _series(points).items():
         timed = [point for point in series if point.shape["tokens"] >= from_tokens]
         tokens = [point.shape["tokens"] for point in timed]
         if len(set(tokens)) < 2 or len({(p.shape["channels"], p.shape["heads"]) for p in timed}) > 1:
             continue
         memories = [point.per_sample(point.peak_mib) or 0.0 for point in timed]
-        found.append(
+        result.append(
             Growth(
                 contender,
                 dtype,
@@ -48,28 +48,28 @@ def growth(points: Iterable[Point], from_tokens: int = FROM_TOKENS) -> tuple[Gro
                 exponent(tokens, memories) if all(memories) else None,
             )
         )
-    return tuple(found)
+    return tuple(result)
 
 
 def means(points: Iterable[Point]) -> tuple[Mean, ...]:
-    """Return the geometric mean over all shapes of how many times as fast as the released form each contender is."""
-    found = []
+    """Return each contender's geometric mean speed-up over the released form, over all shapes."""
+    result = []
     for (contender, dtype, direction), series in _series(points).items():
         speedups = [speedup for point in series if (speedup := point.speedup()) is not None]
         if speedups:
-            found.append(Mean(contender, dtype, direction, len(speedups), statistics.geometric_mean(speedups)))
-    return tuple(found)
+            result.append(Mean(contender, dtype, direction, len(speedups), statistics.geometric_mean(speedups)))
+    return tuple(result)
 
 
 def crossover(ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[int, float]]) -> float | None:
-    """Return the number of tokens from which on ours costs less, interpolated between sizes on log axes.
+    """Return the number of tokens above which ours costs less, interpolated on log axes.
 
     Args:
-        ours: (tokens, cost) of rising tokens.
+        ours: (tokens, cost), tokens ascending.
         theirs: (tokens, cost) of the other contender.
 
     Returns:
-        None if no size is the turn: ours costs less at every size both have, or at the largest of them more.
+        None without a crossover: ours costs less at all common sizes, or more at the largest.
 
     Example:
         >>> round(crossover([(100, 2.0), (10000, 2.0)], [(100, 1.0), (10000, 4.0)]))
@@ -77,15 +77,15 @@ def crossover(ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[int, flo
     """
     other = dict(theirs)
     gaps = [(math.log(tokens), math.log(cost / other[tokens])) for tokens, cost in ours if tokens in other]
-    turns = [(low, high) for low, high in pairwise(gaps) if low[1] > 0 >= high[1]]
-    if not turns or gaps[-1][1] > 0:
+    crossings = [(low, high) for low, high in pairwise(gaps) if low[1] > 0 >= high[1]]
+    if not crossings or gaps[-1][1] > 0:
         return None
-    (x, y), (next_x, next_y) = turns[-1]
+    (x, y), (next_x, next_y) = crossings[-1]
     return math.exp(x + (next_x - x) * y / (y - next_y))
 
 
 def fastest(points: Iterable[Point], which: Callable[[str], bool]) -> list[tuple[int, float]]:
-    """Return (tokens, microseconds for one sample) of the fastest of some contenders at each size, sizes rising."""
+    """Return (tokens, microseconds per sample) of the fastest selected contender at each size, ascending."""
     best: dict[int, float] = {}
     for point in points:
         time_us = point.per_sample(point.median_us)

@@ -1,4 +1,4 @@
-"""Describe the machine and the versions that something was measured on."""
+"""Machine and versions of a measurement."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Header = dict[str, str | int | float | None]
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name: ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` takes a GPU where there is one.
+    """Return a device by name: ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is a GPU if there is one.
 
     Raises:
-        ValueError: If there is no such device here.
+        ValueError: If there is no such device.
 
     Example:
         >>> choose_device("cpu")
@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the maker calls it, such as ``NVIDIA H100 80GB HBM3``."""
+    """Return the product name, such as ``NVIDIA H100 80GB HBM3``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -51,7 +51,7 @@ def device_name(device: torch.device) -> str:
 
 
 def describe(device: torch.device) -> Header:
-    """Return the machine, the versions, the commit, the date and the command, as they stand in every report.
+    """Return the header of a report: machine, versions, commit, date and command.
 
     Example:
         >>> header = describe(torch.device("cpu"))
@@ -76,7 +76,7 @@ def describe(device: torch.device) -> Header:
 
 
 def copy_gb_per_s(device: torch.device) -> float:
-    """Measure how fast a tensor is copied, in 10⁹ bytes a second, read and written bytes added: the floor of every kernel."""
+    """Measure copy bandwidth in 10⁹ bytes per second, reads plus writes: the floor of every kernel."""
     source = torch.ones((1024 if device.type == "cuda" else 64) * MIB // 4, device=device)
     target = torch.empty_like(source)
     run = Run(lambda turn: (target.copy_(source),))
@@ -89,10 +89,10 @@ def copy_gb_per_s(device: torch.device) -> float:
 
 
 def commit() -> str | None:
-    """Return the commit of the code that runs, with a ``+`` if files differ from it; None outside a repository."""
+    """Return the commit of the running code, with a ``+`` if files differ; None outside a repository."""
     folder = Path(__file__).parent
     try:
-        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)  # or it is the repository of somebody's site-packages
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)  # fails in a repository around site-packages
         head = _git(folder, "rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Peak memory of a call: what it needs at once beyond what was there before it, its outputs included."""
+"""Peak memory of a call beyond what was allocated before, outputs included."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ MIB = 2**20
 
 
 def peak_mib(call: Callable[[], object], device: torch.device) -> float:
-    """Run a call once and return the most memory it held at one time, in MiB.
+    """Run a call once and return its peak memory, in MiB.
 
-    On a GPU that is what PyTorch's allocator reports. On the CPU every allocation and release that PyTorch's allocator
-    makes is added up, by its profiler: tensors, what autograd saves, and the scratch memory of kernels that ask PyTorch for
-    it; what other libraries take for themselves (C++ vectors, a convolution's own buffers) is not seen. Inputs, parameters
-    and everything else that existed before the call does not count.
+    On a GPU, as reported by PyTorch's allocator. On the CPU, the sum of all allocations and releases of PyTorch's
+    allocator, from its profiler: tensors, what autograd saves, scratch memory from PyTorch; memory of other libraries (C++
+    vectors, a convolution's buffers) is not seen. Inputs, parameters and all else that existed before do not count.
 
     Args:
-        call: What is measured; its result is dropped.
-        device: Where it runs.
+        call: Measured; its result is dropped.
+        device: Device it runs on.
 
     Example:
         >>> round(peak_mib(lambda: torch.ones(512, 1024) + 1, torch.device("cpu")), 3)  # two tensors of 2 MiB
@@ -36,7 +35,7 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / MIB
     with (
-        _quiet_profiler(),
+        _without_profiler_log(),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
     ):
         call()
@@ -49,7 +48,7 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
 
 
 def free_mib(device: torch.device) -> float:
-    """Return the memory that is free now, in MiB.
+    """Return the free memory, in MiB.
 
     Example:
         >>> free_mib(torch.device("cpu")) > 0
@@ -58,7 +57,7 @@ def free_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / MIB
     try:
-        with open("/proc/meminfo") as file:  # counts what caches would give back, which sysconf does not
+        with open("/proc/meminfo") as file:  # counts reclaimable caches, unlike sysconf
             available_kib = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
         return available_kib / 1024
     except (OSError, StopIteration):
@@ -66,7 +65,7 @@ def free_mib(device: torch.device) -> float:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MIB
     except (AttributeError, OSError, ValueError):
-        return 4096.0  # nobody says; a machine that runs PyTorch has that
+        return 4096.0  # unknown; a guess for any machine that runs PyTorch
 
 
 def _allocations(profile: Any) -> Iterator[tuple[int, int]]:
@@ -80,8 +79,8 @@ def _allocations(profile: Any) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _quiet_profiler() -> Iterator[None]:
-    """Keep the profiler's C++ log off stderr; it reads this variable when it starts."""
+def _without_profiler_log() -> Iterator[None]:
+    """Keep the profiler's C++ log off stderr; it reads this variable at start."""
     before = os.environ.get("KINETO_LOG_LEVEL")
     os.environ["KINETO_LOG_LEVEL"] = before or "99"
     try:

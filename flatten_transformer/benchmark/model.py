@@ -1,4 +1,4 @@
-"""FLatten models against their softmax namesakes and against themselves on the released form, side by side."""
+"""FLatten models raced against their softmax namesakes and against themselves on the released form."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from flatten_transformer.benchmark.race import FORWARD, Case, Entrant, Plan, rac
 from flatten_transformer.benchmark.released import use_released_form
 from flatten_transformer.benchmark.report import RELEASED, SOFTMAX, Point
 from flatten_transformer.benchmark.timing import Run
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 TOLERANCE = 1e-4  # ‖ours - released‖ / ‖released‖ of scores and gradients in float32, 2 images
 _CLASSES = 1000
 
 
 class Namesake(NamedTuple):
-    """The softmax model that a FLatten model stands beside."""
+    """The softmax counterpart of a FLatten model."""
 
     name: str
     options: Mapping[str, Any] = {}
 
 
-# timm's model where it has one; else the same model with softmax attention in every stage.
+# timm's model if it has one, else the same model with softmax attention in every stage.
 NAMESAKES = {
     **{f"flatten_deit_{size}_patch16_224": Namesake(f"deit_{size}_patch16_224") for size in ("tiny", "small", "base")},
     **{f"flatten_swin_{size}_patch4_224": Namesake(f"swin_{size}_patch4_window7_224") for size in ("tiny", "small", "base")},
@@ -57,7 +57,7 @@ MODELS = (
 
 
 class Images(NamedTuple):
-    """A model on batches of images of one size."""
+    """A model and its batches of images of one size."""
 
     model: str
     batch: int
@@ -65,11 +65,11 @@ class Images(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What a report calls it."""
+        """Name in reports."""
         return self.model
 
     def sizes(self) -> dict[str, int]:
-        """Return all sizes, as they stand in a report."""
+        """Return all sizes, by their names in reports."""
         return {"batch": self.batch, "image_px": self.image_px}
 
 
@@ -79,11 +79,11 @@ def make_cases(
     """Return every combination.
 
     Raises:
-        ValueError: If a model has no namesake, or a size is not one that all of a model's maps divide.
+        ValueError: If a model has no namesake, or a size is not a multiple of 32.
     """
     for model in models:
         if model not in NAMESAKES:
-            raise ValueError(f"no FLatten model {model!r} to benchmark: {hint(model, NAMESAKES)}")
+            raise ValueError(f"no FLatten model {model!r} to benchmark: {did_you_mean(model, NAMESAKES)}")
     for size_px in sizes_px:
         if size_px < 32 or size_px % 32:
             raise ValueError(f"image sizes must be multiples of 32, such as 224 or 512, got {size_px}")
@@ -94,7 +94,7 @@ def make_cases(
 def contender_names(*, compiled: bool, graphed: bool = False) -> list[str]:
     """Return the names of all contenders: ours, the same model on the released form, and the softmax namesake.
 
-    With ``compiled`` all three also under torch.compile, with ``graphed`` also recorded as CUDA graphs.
+    ``compiled`` adds all three under torch.compile, ``graphed`` as CUDA graphs.
 
     Example:
         >>> contender_names(compiled=True)
@@ -114,15 +114,15 @@ def _entrants(plan: Plan[Images], case: Case[Images]) -> Iterator[Entrant]:
     for name in contender_names(compiled=plan.compiled, graphed=plan.graphed):
         build = partial(_build_run, name, plan.device, case)
         if name.startswith(OURS):
-            yield Entrant(name, build, partial(_distance_to_released, plan.device, case), TOLERANCE)
+            yield Entrant(name, build, partial(_error_to_released, plan.device, case), TOLERANCE)
         else:
             yield Entrant(name, build)
 
 
 def build_model(name: str, image_px: int, options: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build a model of timm's registry for one image size, without stochastic depth, which would be another draw each time.
+    """Build a model of timm's registry for one image size, without stochastic depth.
 
-    A FLatten-Swin attends to its whole maps in the linear stages, as the published ones do at 224 and at 384.
+    Linear stages of FLatten-Swin attend to whole maps, as the published models do at 224 and 384.
 
     Example:
         >>> build_model("flatten_pvt_v2_b0", 64)(torch.zeros(1, 3, 64, 64)).shape
@@ -136,7 +136,7 @@ def build_model(name: str, image_px: int, options: Mapping[str, Any] | None = No
 
 
 def build_flatten(images: Images) -> nn.Module:
-    """Build the FLatten model of a race as if it were trained: what starts at zero holds noise, the same each time."""
+    """Build the FLatten model of a race as if trained: zero-initialised parameters get noise, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(images.model, images.image_px)
@@ -162,19 +162,19 @@ def _build_run(name: str, device: torch.device, case: Case[Images]) -> Run:
 
 
 def _graphed(run: Run) -> Run:
-    """Record one call as a CUDA graph; the run returned replays it, always on the same images."""
+    """Return a run that replays one call, recorded as a CUDA graph, always on the same images."""
     with run.setting():
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # whatever is done once must not be recorded
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):  # keep one-off work out of the graph
             for _ in range(2):
                 run.step(0)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             results = run.step(0)
 
-    def replay(turn: int, _alive: Run = run) -> Sequence[Tensor]:  # the graph reads the memory of the run's model
+    def replay(turn: int, _alive: Run = run) -> Sequence[Tensor]:  # the graph reads memory of the run's model
         graph.replay()
         return results
 
@@ -182,17 +182,17 @@ def _graphed(run: Run) -> Run:
 
 
 def draw_images(images: Images, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Draw two batches of images, ``[2, B, 3, size, size]``, taken in turn."""
+    """Draw two batches of images, ``[2, B, 3, size, size]``, used in turn."""
     generator = torch.Generator(device).manual_seed(0)
     shape = (2, images.batch, 3, images.image_px, images.image_px)
     return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
 
 def make_run(model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor, direction: str) -> Run:
-    """Return what is timed: scores of a batch, or a training step's forward, cross-entropy and gradients, no optimiser.
+    """Return the timed call: logits of a batch, or a training step without the optimizer.
 
     Args:
-        model: Whose parameters get gradients.
+        model: Its parameters get gradients.
         call: The model, or the model compiled.
         images: ``[sets, B, 3, size, size]``.
         direction: ``"forward"`` or ``"forward+backward"``.
@@ -209,16 +209,16 @@ def make_run(model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor,
     return Run(step)
 
 
-def _distance_to_released(device: torch.device, case: Case[Images], _: Run) -> float:
-    """Return how far scores and gradients of two images in float32 are from those of the same weights on the released form.
+def _error_to_released(device: torch.device, case: Case[Images], _: Run) -> float:
+    """Return the relative error of logits and gradients against the same weights on the released form, for two images.
 
-    In float32 whatever the dtype of the race, in which a whole network rounds by more than what is looked for here.
+    In float32 whatever the dtype of the race: in half precision a whole network rounds by more than the tolerance.
     """
     model = build_flatten(case.subject).to(device).train(case.direction != FORWARD)
     images = draw_images(case.subject._replace(batch=2), torch.float32, device)
     results = []
-    for judged in (model, use_released_form(copy.deepcopy(model))):
-        run = make_run(judged, judged, images, case.direction)
+    for each in (model, use_released_form(copy.deepcopy(model))):
+        run = make_run(each, each, images, case.direction)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), run.setting():
             results.append(run.step(0))
     return relative_error(*results)

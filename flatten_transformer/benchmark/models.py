@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of every model of this library, and the accuracy that the paper reports."""
+"""Parameters, multiply-accumulates and published accuracy of every model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PUBLISHED_TOP1 = {
 
 
 class ModelCost(NamedTuple):
-    """What a model is and costs at the size it was made for."""
+    """Cost of a model at its native image size."""
 
     name: str
     image_size: int  # side in pixels

@@ -1,4 +1,4 @@
-"""Attention against attention: every contender at every shape, dtype and direction, side by side."""
+"""Races between attentions: every contender at every shape, dtype and direction."""
 
 # B batch, N tokens, C = H heads × D channels per head.
 
@@ -31,17 +31,17 @@ SHAPES = (Shape(16, 14, 14, 192, 3), Shape(8, 28, 28, 192, 6), Shape(4, 56, 56, 
 TOKENS = (49, 196, 784, 3136, 4096, 16384, 65536, 262144, 1048576)
 # Largest ‖ours - released‖ / ‖released‖ at which a speed is reported; the released form is computed in float32 at least.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-_CACHE_MIB = 256  # input sets together are larger than any cache
-_MOST_SETS = 8
-# Tensors of B·N·C elements that have to be read or written: q, k, v, out; backward q, k, v, the gradient of out, and three.
+_CACHE_MIB = 256  # total size of the input sets, larger than any cache
+_MAX_SETS = 8
+# Tensors of B·N·C elements to read or write: q, k, v, out; backward q, k, v, the gradient of out, and three gradients.
 _TENSORS_MOVED = {FORWARD: 4, TRAINING: 11}
 
 
-Stopped = dict[tuple[str, torch.dtype, str], tuple[Shape, str]]  # contender, dtype, direction -> where it failed, and why
+Stopped = dict[tuple[str, torch.dtype, str], tuple[Shape, str]]  # contender, dtype, direction -> where it stopped, and why
 
 
 def sweep_shapes(tokens: Sequence[int], channels: int, heads: int, tokens_per_batch: int) -> list[Shape]:
-    """Return shapes of growing N, as square as N allows, with as many samples as ``tokens_per_batch`` holds, one at least.
+    """Return shapes of growing N, as square as possible, with ``tokens_per_batch // N`` samples, at least one.
 
     Example:
         >>> [str(shape) for shape in sweep_shapes([49, 8192], 96, 3, 4096)]
@@ -58,7 +58,7 @@ def _sides(tokens: int) -> tuple[int, int]:
 def measure(plan: Plan[Shape]) -> Iterator[list[Point]]:
     """Race through all cases; yield the points of each.
 
-    A contender that was too slow or too large stays out of later cases of the same dtype and direction that ask more of it.
+    A contender that was too slow or too large skips larger cases of the same dtype and direction.
     """
     stopped: Stopped = {}
     races = race_cases(plan, partial(_entrants, plan, stopped), [RELEASED], ahead=True)
@@ -73,13 +73,13 @@ def measure(plan: Plan[Shape]) -> Iterator[list[Point]]:
 
 def _entrants(plan: Plan[Shape], stopped: Stopped, case: Case[Shape]) -> Iterator[Entrant]:
     task = draw_task(case, plan.device)
-    judge = Judge(task)
+    error = ReleasedError(task)
     for contender in contenders(task.inputs[0], case.subject, compiled=plan.compiled):
         earlier = stopped.get((contender.name, case.dtype, case.direction))
         yield Entrant(
             contender.name,
             partial(make_run, contender, task),
-            judge if contender.focused else None,
+            error if contender.focused else None,
             TOLERANCES[case.dtype] if contender.name.startswith("ours") else None,
             contender.needs_mib(case.subject, case.dtype, case.direction),
             contender.left_out or (_stopped(*earlier, case.subject) if earlier else None),
@@ -87,47 +87,47 @@ def _entrants(plan: Plan[Shape], stopped: Stopped, case: Case[Shape]) -> Iterato
 
 
 def _stopped(shape: Shape, reason: str, now: Shape) -> str | None:
-    """Return why a contender stays out that failed at ``shape``, or None if it is asked less now."""
+    """Return the reason to skip a contender that stopped at ``shape``, or None if the new shape is smaller."""
     if now.elements() < shape.elements() or now.tokens < shape.tokens:
         return None
     return f"{reason.partition(':')[0]}: stopped at {shape.tokens:,} tokens, where {reason.partition(': ')[2]}"
 
 
-class Judge:
-    """Says how far a run is from the released form on the same inputs, which is computed in float32 at least, and once.
+class ReleasedError:
+    """Compares runs with the released form on the same inputs, computed once, in float32 or wider.
 
     Args:
-        task: The inputs, of which the first set is used.
+        task: Its first set of inputs is used.
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.wanted: Sequence[Tensor] | None = None
+        self.expected: Sequence[Tensor] | None = None
 
     def __call__(self, run: Run) -> float:
-        """Return the relative error of the output, or of all gradients together, whichever is larger."""
+        """Return the larger of the relative errors of the output and of all gradients together."""
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), run.setting():
-            if self.wanted is None:
-                self.wanted = self._released()
-            return relative_error(run.step(0), self.wanted)
+            if self.expected is None:
+                self.expected = self._released()
+            return relative_error(run.step(0), self.expected)
 
     def _released(self) -> Sequence[Tensor]:
-        exact = Inputs(*map(_float32_at_least, self.task.inputs[0]))
-        task = self.task._replace(inputs=[exact], upstream=_float32_at_least(self.task.upstream))
+        inputs = Inputs(*map(_at_least_float32, self.task.inputs[0]))
+        task = self.task._replace(inputs=[inputs], upstream=_at_least_float32(self.task.upstream))
         try:
             return make_run(Contender(RELEASED, released), task).step(0)
         except torch.OutOfMemoryError as error:
             raise RuntimeError("not checked: the released form in float32 does not fit into memory") from error
 
 
-def _float32_at_least(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.element_size() >= 4 else x.float()
 
 
 def draw_task(case: Case[Shape], device: torch.device) -> Task:
-    """Draw so many sets of inputs that a set has left the caches when its turn comes again; parameters are shared."""
+    """Draw enough sets of inputs for each to leave the caches between uses; parameters are shared."""
     first = draw_inputs(case.subject, case.dtype, device)
-    count = min(_MOST_SETS, max(1, round(_CACHE_MIB * MIB / first.packed.nbytes)))
+    count = min(_MAX_SETS, max(1, round(_CACHE_MIB * MIB / first.packed.nbytes)))
     packed = [draw_inputs(case.subject, case.dtype, device, seed).packed for seed in range(1, count + 1)]
     sets = [first, *(first._replace(packed=one) for one in packed[:-1])]
     upstream = packed[-1][:, :, : case.subject.channels].contiguous()
@@ -135,10 +135,10 @@ def draw_task(case: Case[Shape], device: torch.device) -> Task:
 
 
 def floor_us(case: Case[Shape], copy_gb_per_s: float | None) -> float | None:
-    """Return the time it takes to move what has to be moved, in microseconds, at the speed of a copy.
+    """Return the time to move the required bytes at copy bandwidth, in microseconds.
 
-    Forward reads q, k and v and writes the output; backward reads q, k, v and the gradient of the output and writes three
-    gradients. Nothing is saved in between, and parameters are small.
+    Forward reads q, k and v and writes the output; backward reads q, k, v and the output gradient and writes three
+    gradients. Nothing is saved in between, and parameters are negligible.
     """
     if copy_gb_per_s is None:
         return None

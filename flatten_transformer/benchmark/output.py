@@ -1,4 +1,4 @@
-"""Run the races of a command behind a progress bar; write and show the report."""
+"""Run races behind a progress bar; write and print the report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def collect(races: Iterable[Sequence[Point]], count: int) -> list[Point]:
 
 
 def finish(report: Report, file: Path) -> None:
-    """Write and show a report; a contender of ours that computes something else is an error, after all is written."""
+    """Write and print a report, then raise FloatingPointError if ours differs from the released form."""
     from rich.console import Console
 
     from flatten_transformer.benchmark.table import tables
@@ -31,8 +31,8 @@ def finish(report: Report, file: Path) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=110)
     console.print(*tables(report), sep="\n")
     say(f"Report: {file}, picture: {file.with_suffix('.png')}")
-    if red := report.failed_checks():
+    if failed := report.failed_checks():
         raise FloatingPointError(
-            f"{len(red)} results of ours differ from the released form, so their speed is not reported: see {file}; "
-            f"the first is {red[0].contender}, {red[0].dtype}, {red[0].direction}"
+            f"{len(failed)} results of ours differ from the released form, so their speed is not reported: see {file}; "
+            f"the first is {failed[0].contender}, {failed[0].dtype}, {failed[0].direction}"
         )

@@ -1,4 +1,4 @@
-"""A report as a picture: lines over the tokens of a sweep, bars for single shapes and for models."""
+"""Plots of reports: lines over tokens for a sweep, bars for single shapes and models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Style(NamedTuple):
     width: float = 1.6
 
 
-# Ours is blue and heavy, the released form grey, softmax warm: told apart by dashes too.
+# Ours is blue and heavy, the released form grey, softmax warm; dashes differ too.
 _STYLES = {
     "ours": _Style("ours", "#0b5fa5", width=3.2),
     "ours-portable": _Style("ours, portable", "#5aa9e6", "--"),
@@ -46,11 +46,11 @@ _STYLES = {
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw a report into a PNG file: a sweep where attention was measured at three numbers of tokens or more, else bars.
+    """Plot a report into a PNG file: lines if attention was measured at three sizes or more, else bars.
 
     Args:
-        report: What was measured.
-        path: Where the PNG goes.
+        report: Measurements.
+        path: PNG file.
     """
     from matplotlib import rc_context
 
@@ -89,7 +89,7 @@ def _caption(report: Report) -> str:
 
 
 def _add_legend(figure: Figure, caption: str) -> None:
-    """Put who is who below all axes, once each, under what it was measured on."""
+    """Put one legend below all axes, titled with the machine."""
     handles = {text: handle for axis in figure.axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = max(1, min(5, int(figure.get_figwidth() / 2.3)))
     legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
@@ -98,7 +98,7 @@ def _add_legend(figure: Figure, caption: str) -> None:
 
 
 def _sweep(report: Report) -> Figure:
-    """Draw time and memory of one sample against its tokens, a row for each dtype and direction."""
+    """Plot time and memory per sample against tokens, one row per dtype and direction."""
     from matplotlib.figure import Figure
 
     points = [point for point in report.points if point.subject == ATTENTION]
@@ -134,7 +134,7 @@ def _draw_lines(axis: Axes, points: Sequence[Point], key: str) -> None:
 
 
 def _draw_floor(axis: Axes, points: Sequence[Point]) -> None:
-    """Draw the time that moving the inputs and outputs takes, and leave what cannot be reached below it pale."""
+    """Plot the time to move inputs and outputs, with the unreachable area below shaded."""
     floors = {p.shape["tokens"]: floor_us for p in points if (floor_us := p.per_sample(p.floor_us)) is not None}
     if floors:
         tokens, floors_us = list(floors), list(floors.values())
@@ -162,7 +162,7 @@ def _mark_crossover(axis: Axes, points: Sequence[Point]) -> None:
 
 
 def _round(value: float) -> int:
-    """Return two digits of a number, which is what an interpolation is worth."""
+    """Round to two digits, the precision of the interpolation."""
     digits = 10 ** max(0, math.floor(math.log10(value)) - 1)
     return round(value / digits) * digits
 
@@ -185,7 +185,7 @@ def _log_axes(axis: Axes, points: Sequence[Point], tick: Any) -> None:
 
 
 def _tokens_tick(tokens: int) -> str:
-    """Return 784 as it is, 65,536 as 64k and 1,048,576 as 1M."""
+    """Format 784 as 784, 65,536 as 64k and 1,048,576 as 1M."""
     for unit, size in (("M", 2**20), ("k", 2**10)):
         if tokens >= 4 * 2**10 and tokens % size == 0:
             return f"{tokens // size}{unit}"
@@ -201,7 +201,7 @@ def _memory_ticks(mib: float) -> str:
 
 
 def _bars(report: Report) -> Figure:
-    """Draw how many times as fast as the baseline each contender is, a row for each dtype and direction."""
+    """Plot the speed-up of each contender over the baseline, one row per dtype and direction."""
     from matplotlib.figure import Figure
 
     points = report.points
@@ -222,7 +222,7 @@ def _bars(report: Report) -> Figure:
 
 
 def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names: Sequence[str], baseline: str) -> None:
-    """Draw a bar for each contender in each group: the median of the rounds' ratios, whiskers at its quartiles."""
+    """Plot a bar per contender and group: the median ratio over rounds, with whiskers at the quartiles."""
     from matplotlib.patheffects import withStroke
 
     width = 0.84 / max(1, len(names))
@@ -235,7 +235,7 @@ def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names
         below = [1 / spread.median - 1 / spread.q3 for spread in spreads.values()]
         above = [1 / spread.q1 - 1 / spread.median for spread in spreads.values()]
         x = [group + (place - (len(names) - 1) / 2) * width for group in spreads]
-        look: dict[str, Any] = {
+        style_args: dict[str, Any] = {
             "color": style.colour,
             "hatch": "////" if name.endswith("compiled") else None,  # the colour is that of its eager form
             "edgecolor": "white",
@@ -245,7 +245,7 @@ def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names
             "error_kw": {"elinewidth": 1},
             "zorder": 3,
         }
-        bars = axis.bar(x, heights, width * 0.92, yerr=[below, above], **look)
+        bars = axis.bar(x, heights, width * 0.92, yerr=[below, above], **style_args)
         labels = axis.bar_label(bars, [f"{height:.2f}" for height in heights], fontsize=8, padding=2, color=_INK, zorder=6)
         for label in labels:
             label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
@@ -259,7 +259,7 @@ def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names
 
 
 def _group(point: Point) -> str:
-    """Return the name under a group of bars, in two lines."""
+    """Return the two-line label of a group of bars."""
     shape = point.shape
     if point.subject == ATTENTION:
         plane = f"{shape['height']}²" if shape["height"] == shape["width"] else f"{shape['height']}·{shape['width']}"

@@ -1,4 +1,4 @@
-"""Races: contenders that compute one thing are tried, judged, timed side by side, and their memory is measured."""
+"""Races: contenders are built, checked, timed side by side, and their peak memory is measured."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ DIRECTIONS = (FORWARD, TRAINING)
 
 
 class Limits(NamedTuple):
-    """How much a race may take."""
+    """Limits of a race."""
 
-    budget_s: float = 5.0  # for all contenders at one point, without what they need to start
-    call_s: float = 5.0  # for one call; a slower contender is left out
-    memory_mib: float | None = None  # what one call may need, by estimate; None: see _memory_limit_mib
+    budget_s: float = 5.0  # timing of all contenders at one point, start-up excluded
+    call_s: float = 5.0  # per call; slower contenders are left out
+    memory_mib: float | None = None  # estimated need of one call; None: see _memory_limit_mib
     max_rounds: int = 200
-    deadline_s: float = float("inf")  # on the clock of time.monotonic(); what starts later is left out
+    deadline_s: float = float("inf")  # by time.monotonic(); later contenders are left out
 
 
 DEFAULT_LIMITS = Limits()
 
 
 class Subject(Protocol):
-    """What the contenders of a race compute: an attention of some shape, or a model on images of some size."""
+    """Subject of a race: attention of some shape, or a model on images of some size."""
 
     @property
     def name(self) -> str:
-        """Return what a report calls it."""
+        """Return its name in reports."""
 
     def sizes(self) -> dict[str, int]:
-        """Return its sizes, by the names that a report has for them."""
+        """Return its sizes, by their names in reports."""
 
 
 S = TypeVar("S", bound=Subject)
@@ -60,32 +60,32 @@ class Case(Generic[S]):
 
 @dataclass(frozen=True)
 class Plan(Generic[S]):
-    """What a benchmark measures."""
+    """Plan of a benchmark."""
 
     cases: Sequence[Case[S]]
     device: torch.device
     limits: Limits = DEFAULT_LIMITS
-    wanted: Sequence[str] | None = None  # names of contenders; None: all
-    compiled: bool = False  # let torch.compile take part
-    graphed: bool = False  # models also as CUDA graphs, which take the GPU's own time, whatever Python costs
-    copy_gb_per_s: float | None = None  # from which the floor of an attention is drawn
+    contenders: Sequence[str] | None = None  # by name; None: all
+    compiled: bool = False  # include torch.compile
+    graphed: bool = False  # include models as CUDA graphs, free of Python's overhead
+    copy_gb_per_s: float | None = None  # for the floor of attention
 
 
 def make_cases(subjects: Sequence[S], dtypes: Sequence[torch.dtype], directions: Sequence[str]) -> list[Case[S]]:
-    """Return every combination, by dtype and direction first, so that a sweep goes from few tokens to many."""
+    """Return every combination, subjects innermost, so that a sweep goes from few tokens to many."""
     return [Case(subject, dtype, direction) for dtype, direction, subject in product(dtypes, directions, subjects)]
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A contender before the race. Building, judging and running it may raise RuntimeError, whose message is a reason."""
+    """A contender before the race; a RuntimeError from building, checking or running it is its reason."""
 
     name: str
     build: Callable[[], Run]
     error: Callable[[Run], float] | None = None  # relative, against the released form
-    tolerance: float | None = None  # of that error; None: it is noted, not judged
-    needs_mib: float = 0.0  # an estimate of what one call needs
-    left_out: str | None = None  # why it does not even start
+    tolerance: float | None = None  # of that error; None: recorded, not checked
+    needs_mib: float = 0.0  # estimated memory of one call
+    left_out: str | None = None  # reason not to start it
 
 
 def race_cases(
@@ -94,16 +94,16 @@ def race_cases(
     """Race through all cases; yield the points of each.
 
     Args:
-        plan: The cases, and who is wanted.
-        enter: Returns everyone who could take part in a case.
+        plan: Cases and contenders.
+        enter: Returns all possible entrants of a case.
         baselines: See :func:`race`.
         ahead: See :func:`race`.
     """
     for case in plan.cases:
         torch.compiler.reset()  # the recompile limit counts over all cases
-        wanted = [entrant for entrant in enter(case) if plan.wanted is None or entrant.name in plan.wanted]
-        points = race(wanted, partial(_blank, case), baselines, plan.device, plan.limits, ahead=ahead)
-        del wanted  # which holds this case's inputs while the next one's are drawn
+        entrants = [entrant for entrant in enter(case) if plan.contenders is None or entrant.name in plan.contenders]
+        points = race(entrants, partial(_blank, case), baselines, plan.device, plan.limits, ahead=ahead)
+        del entrants  # free this case's inputs before the next are drawn
         yield points
 
 
@@ -120,24 +120,24 @@ def race(
     *,
     ahead: bool = False,
 ) -> list[Point]:
-    """Let all entrants that can run race, and return a point for each, in their order.
+    """Race all entrants that can run, and return a point for each, in order.
 
     Args:
-        entrants: Who takes part.
-        blank: From an entrant's name to its point without any result.
-        baselines: Names of entrants that the times of all are set against.
-        device: Where they run.
-        limits: What they may take.
-        ahead: On a GPU, time its work alone: see :class:`CudaEvents`.
+        entrants: Contenders.
+        blank: Maps an entrant's name to its point without results.
+        baselines: Entrants that time ratios are taken against, by name.
+        device: Device they run on.
+        limits: Limits of the race.
+        ahead: On a GPU, time the GPU's work alone: see :class:`CudaEvents`.
     """
     _release_memory(device)
     runs: dict[str, Run] = {}
     points = []
     for entrant in entrants:
-        tried = _try(entrant, device, limits)
-        if tried.run is not None:
-            runs[entrant.name] = tried.run
-        points.append(replace(blank(entrant.name), relative_error=tried.error, reason=tried.reason))
+        trial = _try(entrant, device, limits)
+        if trial.run is not None:
+            runs[entrant.name] = trial.run
+        points.append(replace(blank(entrant.name), relative_error=trial.error, reason=trial.reason))
     rounds = interleave(runs, stopwatch_for(device, ahead=ahead), budget_s=limits.budget_s, max_rounds=limits.max_rounds)
     present = [name for name in baselines if name in runs]
     return [
@@ -145,51 +145,51 @@ def race(
     ]
 
 
-class _Tried(NamedTuple):
+class _Trial(NamedTuple):
     run: Run | None = None
     error: float | None = None
     reason: str | None = None
 
 
-def _try(entrant: Entrant, device: torch.device, limits: Limits) -> _Tried:
-    """Build an entrant, judge it, and call it once more, to see how long that takes."""
-    reason = entrant.left_out or _too_much(entrant, device, limits)
+def _try(entrant: Entrant, device: torch.device, limits: Limits) -> _Trial:
+    """Build an entrant, check it, and call it once more to see how long it takes."""
+    reason = entrant.left_out or _exceeds_memory(entrant, device, limits)
     if reason is None and time.monotonic() > limits.deadline_s:
         reason = "left out: the time for the whole benchmark was over"
     if reason is not None:
-        return _Tried(reason=reason)
+        return _Trial(reason=reason)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            return _judge(entrant, device, limits)
+            return _check(entrant, device, limits)
         except RuntimeError as failure:
             reason = _reason(failure, [str(warning.message) for warning in caught])
     if reason.startswith(TOO_LARGE):
         _release_memory(device)
-    return _Tried(reason=reason)
+    return _Trial(reason=reason)
 
 
-def _judge(entrant: Entrant, device: torch.device, limits: Limits) -> _Tried:
+def _check(entrant: Entrant, device: torch.device, limits: Limits) -> _Trial:
     run = entrant.build()
     error = _error(entrant, run)
     if error is not None and entrant.tolerance is not None and not error <= entrant.tolerance:
-        return _Tried(
+        return _Trial(
             error=error, reason=f"{RED}: relative error {error:.1e} against the released form, {entrant.tolerance:g} allowed"
         )
     with run.setting():
-        run.step(0)  # whatever is done once: compiling, tuning
+        run.step(0)  # one-off work: compiling, tuning
         _synchronize(device)
         start_s = time.perf_counter()
         run.step(1)
         _synchronize(device)
-        took_s = time.perf_counter() - start_s
-    if took_s > limits.call_s:
-        return _Tried(error=error, reason=f"{TOO_SLOW}: one call took {took_s:.1f} s, the limit is {limits.call_s:g} s")
-    return _Tried(run, error)
+        elapsed_s = time.perf_counter() - start_s
+    if elapsed_s > limits.call_s:
+        return _Trial(error=error, reason=f"{TOO_SLOW}: one call took {elapsed_s:.1f} s, the limit is {limits.call_s:g} s")
+    return _Trial(run, error)
 
 
 def _error(entrant: Entrant, run: Run) -> float | None:
-    """Return how far the entrant is from the released form; who is not judged need not fit into memory beside it."""
+    """Return the error against the released form; an entrant without a tolerance need not fit into memory beside it."""
     if entrant.error is None:
         return None
     try:
@@ -200,11 +200,11 @@ def _error(entrant: Entrant, run: Run) -> float | None:
         return None
 
 
-TOO_SLOW = "too slow"  # how the reason of a contender begins that is not tried at larger sizes
+TOO_SLOW = "too slow"  # reason prefixes of contenders to skip at larger sizes
 TOO_LARGE = "too large"
 
 
-def _too_much(entrant: Entrant, device: torch.device, limits: Limits) -> str | None:
+def _exceeds_memory(entrant: Entrant, device: torch.device, limits: Limits) -> str | None:
     limit_mib = _memory_limit_mib(device) if limits.memory_mib is None else limits.memory_mib
     if entrant.needs_mib <= limit_mib:
         return None
@@ -212,17 +212,17 @@ def _too_much(entrant: Entrant, device: torch.device, limits: Limits) -> str | N
 
 
 def _memory_limit_mib(device: torch.device) -> float:
-    """Return 0.6 of what is free on the CPU, where too much ends the process; on a GPU it is tried: it raises."""
+    """Return 0.6 of the free memory on the CPU, where exhaustion kills the process; unlimited on a GPU, which raises."""
     return float("inf") if device.type == "cuda" else 0.6 * free_mib(device)
 
 
-def _reason(failure: RuntimeError, said: Sequence[str]) -> str:
-    """Return one line; where PyTorch finds no kernel, its warnings say more than its error."""
+def _reason(failure: RuntimeError, warned: Sequence[str]) -> str:
+    """Return one line; if PyTorch finds no kernel, its warnings say more than its error."""
     message = str(failure).strip().partition("\n")[0]
     if isinstance(failure, torch.OutOfMemoryError) or "not enough memory" in message:
         return f"{TOO_LARGE}: out of memory"
     if message.startswith(("No viable backend", "No available kernel")):
-        causes = [text.partition(" (Triggered")[0] for text in said if "kernel not used because" not in text]
+        causes = [text.partition(" (Triggered")[0] for text in warned if "kernel not used because" not in text]
         message = " ".join(["PyTorch has no such kernel for this device, dtype and shape", *causes[:1]])
     return " ".join(message.split())[:300]
 
@@ -243,7 +243,7 @@ def _finished(point: Point, run: Run, rounds: Sequence[Round], baselines: Sequen
 
 
 def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return ‖actual - expected‖ / ‖expected‖: of the output, the first tensor, or of all its gradients, whichever is larger.
+    """Return ‖actual - expected‖ / ‖expected‖, of the output (the first tensor) or of all gradients, whichever is larger.
 
     Example:
         >>> relative_error([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 5.0])])

@@ -1,7 +1,7 @@
-"""The released form of focused linear attention, step by step as the authors' code computes it: the one to beat.
+"""The released form of focused linear attention, step by step as in the authors' code: the baseline.
 
-Written out from the description in the library's design notes, in this library's names. It is right, and slow: a dozen
-passes over the queries and the keys. Nothing but benchmarks and tests may call it.
+Written from the description in the design notes, in this library's names. Correct and slow: a dozen passes over queries
+and keys. For benchmarks and tests alone.
 """
 
 # B batch, N queries, M keys, C = H heads × D channels per head.
@@ -93,10 +93,9 @@ def _convolve(v: Tensor, weight: Tensor, bias: Tensor | None, grid_size: Sequenc
 
 
 def use_released_form(model: nn.Module) -> nn.Module:
-    """Let every focused linear attention of a model compute by the released form from now on; return the model.
+    """Switch every focused linear attention of a model to the released form; return the model.
 
-    What the released form cannot do (key masks, norms per head, prefix tokens, grids of one or three axes) raises
-    RuntimeError at the call.
+    Features it lacks (key masks, norms per head, prefix tokens, grids of one or three axes) raise RuntimeError at the call.
 
     Example:
         >>> from flatten_transformer import FocusedLinearAttention
@@ -110,13 +109,13 @@ def use_released_form(model: nn.Module) -> nn.Module:
 
 
 def _attend(a: Arguments, attn_mask: Tensor | None) -> Tensor:
-    """Return ``[B, H, N, D]``; arguments and shapes are those of every backend."""
+    """Return ``[B, H, N, D]``; a backend like any other."""
     if attn_mask is not None or not a.joint:
         raise RuntimeError("the released form has no key mask, which padded windows need, and joint norms only")
     if a.conv_weight is not None and (a.conv_weight.ndim != 4 or math.prod(a.grid_size) != a.value.shape[2]):
         raise RuntimeError("the released form convolves planes without prefix tokens only")
     out = released_attention(
-        *(x.transpose(1, 2).flatten(2) for x in (a.query, a.key, a.value)),  # views: the layer has split them
+        *(x.transpose(1, 2).flatten(2) for x in (a.query, a.key, a.value)),  # views: split by the layer
         num_heads=a.query.shape[1],
         focusing_factor=a.focusing_factor,
         positional_encoding=None if a.key_encoding is None else a.key_encoding.transpose(0, 1).flatten(1)[None],

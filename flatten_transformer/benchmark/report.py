@@ -11,13 +11,13 @@ from flatten_transformer.benchmark.machine import Header
 from flatten_transformer.benchmark.timing import Spread
 from flatten_transformer.utils.atomic_file import write_atomically
 
-RELEASED, SOFTMAX = "released", "softmax"  # what a contender's time is set against
+RELEASED, SOFTMAX = "released", "softmax"  # baselines of time ratios
 ATTENTION = "attention"  # the subject of `flatten benchmark op`
 
 
 @dataclass(frozen=True)
 class Point:
-    """One contender at one shape: how long it took, or the reason why that is not known."""
+    """One contender at one shape: its times, or the reason for having none."""
 
     subject: str  # "attention", or the name of a model
     contender: str
@@ -28,25 +28,25 @@ class Point:
     q1_us: float | None = None
     q3_us: float | None = None
     rounds: int = 0
-    peak_mib: float | None = None  # beyond inputs and parameters, see memory.peak_mib
-    floor_us: float | None = None  # the bytes that must move, at the measured speed of a copy
+    peak_mib: float | None = None  # beyond inputs and parameters; see memory.peak_mib
+    floor_us: float | None = None  # required bytes at measured copy bandwidth
     relative_error: float | None = None  # against the released form
-    time_ratios: dict[str, Spread] = field(default_factory=dict)  # its time over that of a baseline, a round at a time
+    time_ratios: dict[str, Spread] = field(default_factory=dict)  # own time / baseline's, by round
     reason: str | None = None  # why there is no time
 
     def per_sample(self, value: float | None) -> float | None:
-        """Return a time or a memory of the whole batch for one sample of it."""
+        """Return a time or memory of the batch, per sample."""
         return None if value is None else value / self.shape["batch"]
 
     def speedup(self, baseline: str = RELEASED) -> float | None:
-        """Return how many times as fast as the baseline: the median of the rounds' ratios, inverted."""
+        """Return the speed-up over the baseline: the inverse of the median ratio."""
         ratio = self.time_ratios.get(baseline)
         return None if ratio is None else 1 / ratio.median
 
 
 @dataclass(frozen=True)
 class Growth:
-    """The exponents with which one contender's time and memory for one sample grow with the number of tokens."""
+    """Scaling exponents of one contender's time and memory per sample in tokens."""
 
     contender: str
     dtype: str
@@ -59,7 +59,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Mean:
-    """How many times as fast as the released form a contender is over all shapes: the geometric mean."""
+    """Geometric mean over all shapes of a contender's speed-up over the released form."""
 
     contender: str
     dtype: str
@@ -70,7 +70,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Report:
-    """A header, which says on what was measured, and all points."""
+    """All points, with a header on the machine."""
 
     header: Header
     points: Sequence[Point]
@@ -78,20 +78,20 @@ class Report:
     means: Sequence[Mean] = ()
 
     def failed_checks(self) -> list[Point]:
-        """Return the points whose contender did not compute what the released form computes."""
+        """Return the points of contenders that differ from the released form."""
         return [point for point in self.points if point.reason and point.reason.startswith(RED)]
 
 
-RED = "check red"  # how the reason of such a point begins
+RED = "check red"  # reason prefix of such a point
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write a report into a JSON file."""
+    """Write a report as JSON."""
     write_atomically(path, (json.dumps(_plain(report), indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def read_report(path: Path) -> Report:
-    """Read what :func:`write_report` wrote.
+    """Read the output of :func:`write_report`.
 
     Example:
         >>> file = getfixture("tmp_path") / "report.json"

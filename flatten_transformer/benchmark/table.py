@@ -1,4 +1,4 @@
-"""A report as tables in the terminal."""
+"""Reports as terminal tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOSS = "▼"
 
 
 def tables(report: Report) -> list[Table]:
-    """Return a table for each race, and what they say together: means over shapes and exponents of growth."""
+    """Return a table for each race, then means over shapes and scaling exponents."""
     races = [list(points) for _, points in groupby(report.points, key=_race)]
     drawn = [_attention_table(points) if points[0].subject == ATTENTION else _model_table(points) for points in races]
     if report.means and report.means[0].shapes > 1:
@@ -26,7 +26,7 @@ def tables(report: Report) -> list[Table]:
 
 
 def shape_label(shape: dict[str, int]) -> str:
-    """Return a shape in words.
+    """Return the label of a shape.
 
     Example:
         >>> shape_label({"batch": 8, "height": 28, "width": 28, "channels": 192, "heads": 6, "tokens": 784})
@@ -40,7 +40,7 @@ def shape_label(shape: dict[str, int]) -> str:
 
 
 def time_label(time_us: float) -> str:
-    """Return a time in its own unit, three digits.
+    """Return a time to three digits, in a fitting unit.
 
     Example:
         >>> time_label(21.44), time_label(1234.5), time_label(4_560_000)
@@ -53,7 +53,7 @@ def time_label(time_us: float) -> str:
 
 
 def memory_label(mib: float) -> str:
-    """Return a memory in its own unit, three digits.
+    """Return a size to three digits, in a fitting unit.
 
     Example:
         >>> memory_label(0.0123), memory_label(12.34), memory_label(2048)
@@ -133,7 +133,7 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 def _times(point: Point) -> tuple[str, str, str]:
-    """Return the name, the median, and half the distance between the quartiles as a share of it."""
+    """Return name, median, and half the interquartile range relative to the median."""
     assert point.median_us is not None
     assert point.q1_us is not None
     assert point.q3_us is not None
@@ -146,14 +146,14 @@ def _memory(point: Point) -> str:
 
 
 def _speedup(point: Point, loses: bool) -> Text:
-    """Return how many times as fast as the released form; marked where ours loses to the fastest of the others."""
+    """Return the speed-up over the released form, marked if ours loses to the fastest other contender."""
     speedup = point.speedup()
     text = "" if speedup is None else f"{speedup:.2f}"
     return _marked(text, loses)
 
 
 def _ratio(point: Point, baseline: str) -> Text:
-    """Return a median ratio with its quartiles; marked where ours takes longer."""
+    """Return a median ratio with quartiles, marked if ours is slower."""
     ratio = point.time_ratios.get(baseline)
     if ratio is None or point.contender == baseline:
         return Text("")
@@ -166,7 +166,7 @@ def _marked(text: str, loses: bool) -> Text:
 
 
 def _caption(points: Sequence[Point]) -> str:
-    """Return what the marks mean, and who has no time and why: a line for each reason."""
+    """Return a legend of the mark, and one line per reason with its untimed contenders."""
     reasons: dict[str, list[str]] = {}
     for point in points:
         if point.median_us is None:

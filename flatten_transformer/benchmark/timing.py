@@ -1,6 +1,6 @@
-"""Times of several functions side by side: a round calls each once, every round in another order.
+"""Interleaved timing: each round calls every function once, in a new order.
 
-What slows a machine down for a while, slows all of them down, and their ratios, taken a round at a time, stay.
+Whatever slows the machine for a while slows all of them, so ratios within a round are stable.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Round = dict[str, float]  # microseconds that each took
+Round = dict[str, float]  # microseconds by name
 
 
 class Run(NamedTuple):
-    """What is timed: ``step(turn)``, within ``setting()``, which is entered and left outside the time."""
+    """A timed call: ``step(turn)`` within ``setting()``, whose entry and exit are not timed."""
 
-    step: Callable[[int], Sequence[Tensor]]  # the turn says which input set: what the last call read is out of the caches
+    step: Callable[[int], Sequence[Tensor]]  # turn selects the input set, so that caches are cold
     setting: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
-_LARGEST_HZ = 2e9  # of a GPU's clock, in which it is told how long to wait
+_MAX_CLOCK_HZ = 2e9  # of a GPU, to convert seconds to cycles
 
-Stopwatch = Callable[[Sequence[tuple[Run, int]]], list[float]]  # runs with their turns -> microseconds each
+Stopwatch = Callable[[Sequence[tuple[Run, int]]], list[float]]  # (run, turn) pairs -> microseconds each
 
 
 class Spread(NamedTuple):
-    """Median and quartiles, in the unit of what they are of."""
+    """Median and quartiles, in the unit of the values."""
 
     q1: float
     median: float
@@ -39,7 +39,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of one value or more.
+        """Return the spread of one or more values.
 
         Example:
             >>> Spread.of([4.0, 1.0, 3.0, 2.0, 5.0])
@@ -51,10 +51,10 @@ class Spread(NamedTuple):
 
 
 def wall_clock(calls: Sequence[tuple[Run, int]]) -> list[float]:
-    """Time calls one after the other by the computer's clock; microseconds. For the CPU, where a call ends when it is done.
+    """Time calls one after the other by the wall clock, in microseconds; for the CPU, where calls are synchronous.
 
-    An untimed call of the same run goes before each: a run that has given much memory back to the system can otherwise
-    slow down the next one, which has to ask for it again.
+    An untimed call of the same run goes first: otherwise a run that has returned memory to the system slows down the next
+    one, which must allocate it again.
     """
     times = []
     for run, turn in calls:
@@ -67,23 +67,22 @@ def wall_clock(calls: Sequence[tuple[Run, int]]) -> list[float]:
 
 
 class CudaEvents:
-    """Times calls by events on the GPU; microseconds.
+    """Times calls by CUDA events, in microseconds.
 
-    The calls of a round queue up as in a model, so the computer's own time counts only where the GPU waits for it.
+    Calls of a round queue up as in a model, so host time counts only where the GPU waits for it.
 
     Args:
-        ahead: Let the GPU wait at the start of a round until the whole round is queued, so that no call waits for Python:
-            the GPU's time alone.
+        ahead: Hold the GPU at the start of a round until the whole round is queued: GPU time alone.
     """
 
     def __init__(self, *, ahead: bool = False) -> None:
         self.ahead = ahead
-        self.queued_s = 0.0  # what it took to queue the last round
+        self.queued_s = 0.0  # time to queue the last round
 
     def __call__(self, calls: Sequence[tuple[Run, int]]) -> list[float]:
         """Time one round."""
         if self.ahead:
-            torch.cuda._sleep(int(1.5 * self.queued_s * _LARGEST_HZ))
+            torch.cuda._sleep(int(1.5 * self.queued_s * _MAX_CLOCK_HZ))
         events = []
         start_s = time.perf_counter()
         for run, turn in calls:
@@ -99,7 +98,7 @@ class CudaEvents:
 
 
 def stopwatch_for(device: torch.device, *, ahead: bool = False) -> Stopwatch:
-    """Return what measures time on this device; for ``ahead`` see :class:`CudaEvents`."""
+    """Return the stopwatch of a device; for ``ahead`` see :class:`CudaEvents`."""
     return CudaEvents(ahead=ahead) if device.type == "cuda" else wall_clock
 
 
@@ -116,16 +115,16 @@ def interleave(
     """Time all runs in rounds until the budget is spent.
 
     Args:
-        runs: By name.
+        runs: Runs by name.
         stopwatch: Times the calls of one round.
-        budget_s: For all of them together, in seconds, the warm-up included.
-        min_rounds: So many even if that exceeds the budget.
-        max_rounds: No more than these.
-        warmup_rounds: First rounds that are dropped.
-        now_s: The clock of the budget, in seconds.
+        budget_s: Seconds for all runs together, warm-up included.
+        min_rounds: Minimum, even over budget.
+        max_rounds: Maximum.
+        warmup_rounds: Initial rounds to drop.
+        now_s: Clock of the budget, in seconds.
 
     Returns:
-        The time of each run in each round, in microseconds.
+        Microseconds of each run in each round.
 
     Example:
         >>> rounds = interleave({"nothing": Run(lambda turn: ())}, wall_clock, budget_s=60, max_rounds=5)
@@ -147,21 +146,21 @@ def interleave(
 
 
 def rotated(names: Sequence[str], number: int) -> list[str]:
-    """Return the order of a round: each is first in turn, and every second turn around goes backwards.
+    """Return the order of a round: each goes first in turn, and every second cycle runs backwards.
 
-    So the neighbour that leaves its data in the caches is not always the same.
+    So no run always follows the same neighbour, whose data are in the caches.
 
     Example:
         >>> [rotated("abc", number) for number in (0, 1, 3)]
         [['a', 'b', 'c'], ['b', 'c', 'a'], ['c', 'b', 'a']]
     """
-    turned, shift = divmod(number, len(names))
-    order = list(names) if turned % 2 == 0 else list(names)[::-1]
+    cycle, shift = divmod(number, len(names))
+    order = list(names) if cycle % 2 == 0 else list(names)[::-1]
     return order[shift:] + order[:shift]
 
 
 def time_ratios(rounds: Sequence[Round], name: str, baseline: str) -> Spread:
-    """Return the time of one over that of another, taken a round at a time: below 1 is faster than the baseline.
+    """Return the spread over rounds of own time / baseline's; below 1 is faster.
 
     Example:
         >>> time_ratios([{"a": 1.0, "b": 2.0}, {"a": 4.0, "b": 4.0}, {"a": 3.0, "b": 4.0}], "a", "b").median

@@ -1,4 +1,4 @@
-"""Measure how fast training images come, and what the training loop costs beside plain PyTorch."""
+"""Throughput of the data pipeline, and overhead of the training loop over plain PyTorch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flatten_transformer.utils.terminal import say
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How fast a recipe's training images come from some number of processes."""
+    """Throughput of a recipe's training images with some number of workers."""
 
     workers: int
     images: int
@@ -35,11 +35,11 @@ class Pipeline:
 
 
 def measure_pipeline(data: DataModule, budget_s: float) -> Pipeline:
-    """Draw batches of training images for some seconds, epoch after epoch.
+    """Load training batches for some seconds, epoch after epoch.
 
     Args:
-        data: Its training images are opened.
-        budget_s: Seconds; the first batch, for which processes start, is not counted in the rate.
+        data: Data module; set up here.
+        budget_s: Seconds; the first batch, which waits for workers to start, is not counted.
     """
     data.setup("fit")
     loader = data.train_dataloader()
@@ -56,11 +56,11 @@ def measure_pipeline(data: DataModule, budget_s: float) -> Pipeline:
     return Pipeline(data.num_workers, images, images / seconds, first_s)
 
 
-class BesidePlainLoop(Callback):
-    """After each epoch of a training, train a twin for as many steps in a plain loop, and keep both times.
+class PlainLoopComparison(Callback):
+    """After each epoch, train a copy of the model for as many steps in a plain loop, and keep both times.
 
     Args:
-        rounds: Epochs of the training.
+        rounds: Epochs of the run.
     """
 
     def __init__(self, rounds: int) -> None:
@@ -69,49 +69,49 @@ class BesidePlainLoop(Callback):
         self.plain_s: list[float] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the twin, with an optimizer and a schedule of its own."""
+        """Copy the model and its moving average, with a new optimizer."""
         assert isinstance(pl_module, ClassificationTask)
-        self.twin = copy.deepcopy(pl_module.model)
+        self.copy = copy.deepcopy(pl_module.model)
         self.average = copy.deepcopy(pl_module.ema)
-        self.optimizer = pl_module.optim.optimizer(self.twin, pl_module.data.batch_size)
+        self.optimizer = pl_module.optim.optimizer(self.copy, pl_module.data.batch_size)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it, and let the plain loop run."""
+        """Stop the clock, and run the plain loop."""
         self.ours_s.append(time.perf_counter() - self._start)
         assert isinstance(pl_module, ClassificationTask)
         start = time.perf_counter()
-        self._train_twin(pl_module, int(trainer.num_training_batches))
+        self._train_copy(pl_module, int(trainer.num_training_batches))
         self.plain_s.append(time.perf_counter() - start)
 
-    def _train_twin(self, task: ClassificationTask, steps: int) -> None:
+    def _train_copy(self, task: ClassificationTask, steps: int) -> None:
         schedule = task.optim.schedule(self.optimizer, steps * self.rounds, steps)
         for step, (images, labels, _) in zip(range(steps), task.data.train_dataloader(), strict=False):
             images, labels = images.to(task.device), labels.to(task.device)
             mixed, targets = task.mixing(images, labels, task.num_classes)
-            loss = F.cross_entropy(self.twin(mixed), targets, label_smoothing=task.label_smoothing)
+            loss = F.cross_entropy(self.copy(mixed), targets, label_smoothing=task.label_smoothing)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             schedule.step_update(step)
             if self.average is not None:
-                self.average.update(self.twin, step=step + 1)
+                self.average.update(self.copy, step=step + 1)
         if task.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 def build_recipe(recipe: str, root: Path | None, runs: str, *options: str) -> TrainingCLI:
-    """Build what a recipe trains; it keeps nothing, but Lightning makes the folder of its runs."""
+    """Build the trainer, model and data of a recipe; nothing is kept, but Lightning creates the folder of its runs."""
     nothing_kept = ("--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false")
     where = [] if root is None else [f"--data.root={root}"]
     return TrainingCLI("fit", ["--config", recipe, *where, *nothing_kept, f"--trainer.default_root_dir={runs}", *options])
 
 
 def finish(table: Table, result: Mapping[str, Any], file: Path) -> None:
-    """Write a result with its header, and show its table."""
+    """Write a result with its header, and print its table."""
     header = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     write_atomically(file, json.dumps({"header": header, **result}, indent=1).encode())
     Console().print(table)

@@ -14,11 +14,11 @@ from flatten_transformer.analysis.report import write_report
 from flatten_transformer.analysis.selection import parse_query
 from flatten_transformer.analysis.study import Options, Study, study_model
 from flatten_transformer.utils.atomic_file import check_outputs
-from flatten_transformer.utils.lettering import Lettering
-from flatten_transformer.utils.stopping import stopped_like_ctrl_c
+from flatten_transformer.utils.font_fallback import FallbackFonts
+from flatten_transformer.utils.stopping import raise_on_termination
 
-_OF_ALL, _OF_EACH = ("rank", "sharpness"), ("attention", "restored", "matrix", "angles")  # pictures
-_LONGEST = 100  # characters of a label in the name of a file
+_SHARED_PLOTS, _MODEL_PLOTS = ("rank", "sharpness"), ("attention", "restored", "matrix", "angles")
+_MAX_LABEL = 100  # characters of a label in a file name
 
 
 def analyze(
@@ -43,21 +43,21 @@ def analyze(
         image: An image file.
         checkpoint: The model.safetensors of a training, or several separated by commas.
         model: timm's names, separated by commas, also of softmax models; untrained, unless pretrained_file is given.
-        attention: What the FLatten models of --model attend by, separated by commas, such as relu,focused,softmax.
-        pretrained_file: A file with weights of the one --model.
+        attention: Attentions of the FLatten models of --model, separated by commas, such as relu,focused,softmax.
+        pretrained_file: Weights file of a single --model.
         img_size: Side of the image in pixels, instead of the model's own.
         query: ROW,COLUMN of the token whose attention is shown, counted from 0 on the finest grid of tokens; by default
             the centre, of grey images the token with the most ink.
-        block: Which attention's matrix and angles are shown, counted from 0; negative counts from the last.
-        head: Which head's.
-        top_k: How many weights of a row count for its top-k mass.
-        channels: How many channels of each head are looked at where they have matrices of their own, as the convolution.
-        max_tokens: Attentions with more tokens are left out: time grows with the cube.
-        folder: Where report.html, numbers.json and the pictures go.
+        block: Layer whose matrix and angles are shown, counted from 0; negative counts from the last.
+        head: Head that is shown.
+        top_k: Number of weights in the top-k mass of a row.
+        channels: Channels per head to analyze where each has its own matrix, as in the convolution.
+        max_tokens: Layers with more tokens are left out: time grows with the cube.
+        folder: Folder of report.html, numbers.json and the pictures.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If an argument names what does not exist; the message lists what does.
+        ValueError: If an argument names something that does not exist; the message lists the choices.
     """
     from rich.console import Console
     from rich.progress import track
@@ -81,28 +81,28 @@ def analyze(
     check_outputs([folder / name for name in file_names(models)], [image, *files])
     studies: list[Study] = []
     try:
-        with stopped_like_ctrl_c():
+        with raise_on_termination():
             for each in track(models, "analyzing", transient=True, disable=not Console().is_terminal):
-                studies.append(study_model(each, options))  # noqa: PERF401  # one by one: those before an error stay
-    finally:  # what was found of the models before stays
+                studies.append(study_model(each, options))  # noqa: PERF401  # one by one, to keep those before an error
+    finally:  # keep the results of earlier models
         if studies:
             report = write_report(folder, image, studies, dict(draw(studies, options)), options)
             say(f"Report: {report}, numbers and pictures beside it")
 
 
 def file_names(models: Sequence[AnalyzedModel]) -> list[str]:
-    """Return the names of the files that an analysis may write."""
-    pictures = [f"{prefix}{name}.png" for prefix in _prefixes(models) for name in _OF_EACH]
-    return ["report.html", "numbers.json", *(f"{name}.png" for name in _OF_ALL), *pictures]
+    """Return the names of all files that an analysis may write."""
+    pictures = [f"{prefix}{name}.png" for prefix in _prefixes(models) for name in _MODEL_PLOTS]
+    return ["report.html", "numbers.json", *(f"{name}.png" for name in _SHARED_PLOTS), *pictures]
 
 
 def _prefixes(models: Sequence[AnalyzedModel]) -> list[str]:
-    """Return what the names of the pictures of each model begin with."""
+    """Return the file name prefix of each model's pictures."""
     if len(models) == 1:
         return [""]
     prefixes: list[str] = []
     for model in models:
-        stem = re.sub(r"[^\w.-]+", "_", model.label)[:_LONGEST]
+        stem = re.sub(r"[^\w.-]+", "_", model.label)[:_MAX_LABEL]
         names = (f"{stem}_" if number == 1 else f"{stem}_{number}_" for number in itertools.count(1))
         prefixes.append(next(name for name in names if name not in prefixes))
     return prefixes
@@ -110,20 +110,20 @@ def _prefixes(models: Sequence[AnalyzedModel]) -> list[str]:
 
 def draw(studies: Sequence[Study], options: Options) -> Iterator[tuple[str, bytes]]:
     """Yield the pictures, as PNG, under names ``file:caption``."""
-    lettering = Lettering([study.model.label for study in studies])
-    with lettering.styled():
-        yield from _draw_all(studies, options, lettering)
+    fonts = FallbackFonts([study.model.label for study in studies])
+    with fonts.styled():
+        yield from _draw_all(studies, options, fonts)
 
 
-def _draw_all(studies: Sequence[Study], options: Options, lettering: Lettering) -> Iterator[tuple[str, bytes]]:
-    models = {lettering.plot(study.model.label): study.layers for study in studies}
+def _draw_all(studies: Sequence[Study], options: Options, fonts: FallbackFonts) -> Iterator[tuple[str, bytes]]:
+    models = {fonts.plot(study.model.label): study.layers for study in studies}
     yield "rank:Rank of the attention by layer: numerical, and effective (how many directions share it)", draw_ranks(models)
     yield (
         "sharpness:How sharp the rows are, and how much alike the output tokens, by layer",
         draw_sharpness(models, options.top_k),
     )
     for study, prefix in zip(studies, _prefixes([study.model for study in studies]), strict=True):
-        for name, content in _draw_model(study, options.head, lettering.plot(study.model.label)):
+        for name, content in _draw_model(study, options.head, fonts.plot(study.model.label)):
             file, _, caption = name.partition(":")
             yield f"{prefix}{file}:{study.model.label}: {caption}", content
 

@@ -29,31 +29,30 @@ def model(
     """Race FLatten models against their softmax namesakes and against themselves on the released form, side by side.
 
     Args:
-        models: Names from `flatten models`, separated by commas.
+        models: Model names, separated by commas; see `flatten models`.
         sizes_px: Sides of the images, multiples of 32 separated by commas, such as 224,384,512,1024.
-        batch: Images in a batch.
-        dtypes: Some of float32, bfloat16, float16, float64, of images and weights; by default float32 on the CPU and
+        batch: Images per batch.
+        dtypes: Some of float32, bfloat16, float16, float64, for images and weights; by default float32 on the CPU and
             bfloat16 on a GPU.
         directions: Some of forward (inference) and forward+backward (a training step without the optimiser).
-        contenders: Some of ours, released, softmax, and with
-            `--compiled true` ours-compiled and so on; or all.
-        compiled: Race each under torch.compile too, which needs a minute or more a point to start.
-        device: cpu, cuda, or auto: a GPU where there is one.
-        budget_s: Seconds of timing at each point, for all contenders together.
-        limit_s: A contender whose single call takes more seconds is left out.
-        quick: Half a second a point: to see it run, not to quote.
-        folder: Where model.json and model.png go.
+        contenders: Some of ours, released, softmax, and with `--compiled true` ours-compiled and so on; or all.
+        compiled: Also race each under torch.compile, which takes a minute or more per point to start.
+        device: cpu, cuda, or auto: a GPU if there is one.
+        budget_s: Seconds of timing per point, for all contenders together.
+        limit_s: Contenders with slower calls, in seconds, are left out.
+        quick: Half a second per point: to see it run, not to quote.
+        folder: Folder of model.json and model.png.
     """
     arguments.check_positive(budget_s=budget_s, limit_s=limit_s, batch=batch)
-    wanted = arguments.some(contenders, "contenders", contender_names(compiled=compiled))
+    selected = arguments.words_or_all(contenders, "contenders", contender_names(compiled=compiled))
     where = choose_device(device)
     cases = make_cases(
         arguments.words(models, "models", NAMESAKES),
-        arguments.whole_numbers(sizes_px, "sizes_px"),
+        arguments.integers(sizes_px, "sizes_px"),
         batch,
         arguments.parse_dtypes(dtypes, where),
         arguments.words(directions, "directions", DIRECTIONS),
     )
     header = describe(where)
-    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), wanted, compiled)
+    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), selected, compiled)
     finish(Report(header, collect(measure(plan), len(cases))), folder / "model.json")

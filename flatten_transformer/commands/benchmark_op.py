@@ -35,25 +35,25 @@ def op(
     """Race focused linear attention against its released form, ReLU linear and softmax attention, side by side.
 
     Args:
-        shapes: BATCHxHEIGHTxWIDTHxCHANNELSxHEADS, separated by commas; by default four that the paper's models have.
+        shapes: BATCHxHEIGHTxWIDTHxCHANNELSxHEADS, separated by commas; by default four of the paper's models.
         tokens: A sweep instead of shapes: tokens N of one sample, separated by commas; "all" is 49 to 1,048,576.
-        channels: Of a sweep, over all heads.
-        heads: Of a sweep.
-        tokens_per_batch: Of a sweep: so many tokens share a batch, one sample at least; the picture is of one sample.
+        channels: Channels of a sweep, over all heads.
+        heads: Heads of a sweep.
+        tokens_per_batch: Tokens per batch of a sweep, at least one sample; plots are per sample.
         dtypes: Some of float32, bfloat16, float16, float64; by default float32 on the CPU and bfloat16 on a GPU.
         directions: Some of forward, forward+backward.
         contenders: Some of ours, ours-portable, ours-cpp, ours-triton, released, released-compiled,
             ours-portable-compiled, relu-linear, softmax-math, softmax-efficient, softmax-flash, softmax-cudnn; or all.
-        compiled: Let torch.compile take part, which needs about a minute a point to start; by default where not quick.
-        device: cpu, cuda, or auto: a GPU where there is one.
-        budget_s: Seconds of timing at each point, for all contenders together.
-        limit_s: A contender whose single call takes more seconds is left out, at larger sizes too.
-        quick: Half a second a point and a short sweep: to see it run, not to quote.
-        folder: Where op.json and op.png go.
+        compiled: Include torch.compile, which takes about a minute per point to start; by default unless quick.
+        device: cpu, cuda, or auto: a GPU if there is one.
+        budget_s: Seconds of timing per point, for all contenders together.
+        limit_s: Contenders with slower calls, in seconds, are left out, at larger sizes too.
+        quick: Half a second per point and a short sweep: to see it run, not to quote.
+        folder: Folder of op.json and op.png.
     """
     arguments.check_positive(budget_s=budget_s, limit_s=limit_s, tokens_per_batch=tokens_per_batch)
     compiled = not quick if compiled is None else compiled
-    wanted = arguments.some(contenders, "contenders", names(compiled=compiled))
+    selected = arguments.words_or_all(contenders, "contenders", names(compiled=compiled))
     if tokens is not None and shapes is not None:
         raise ValueError(
             "shapes and tokens exclude each other: give shapes, or the tokens of a sweep with its channels and heads"
@@ -67,7 +67,7 @@ def op(
 
     header = describe(where)
     copy_gb_per_s = float(header["copy_gb_per_s"] or 0)
-    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), wanted, compiled, copy_gb_per_s=copy_gb_per_s)
+    plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), selected, compiled, copy_gb_per_s=copy_gb_per_s)
     points = collect(measure(plan), len(cases))
     report = Report(header, points, growth(points)) if tokens else Report(header, points, means=means(points))
     finish(report, folder / "op.json")
@@ -76,5 +76,5 @@ def op(
 def _sweep(tokens: str, channels: int, heads: int, tokens_per_batch: int, quick: bool) -> list[Shape]:
     arguments.check_heads(channels, heads)
     every = _QUICK_TOKENS if quick else TOKENS
-    sizes = every if tokens == "all" else arguments.whole_numbers(tokens, "tokens")
+    sizes = every if tokens == "all" else arguments.integers(tokens, "tokens")
     return sweep_shapes(sizes, channels, heads, tokens_per_batch)

@@ -1,4 +1,4 @@
-"""`flatten demo`: train, compare, explain and use a small FLatten-DeiT, from one command."""
+"""`flatten demo`: train, compare, explain and use a small FLatten-DeiT."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from flatten_transformer.analysis.selection import inkiest_token
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.train.cli import train
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from flatten_transformer.utils.atomic_file import write_png
 
 RECIPES = {"FLatten-DeiT": "digits/flatten_deit", "softmax twin": "digits/softmax_deit"}
 
 
 class Run(NamedTuple):
-    """A trained model and what it came to on the test images."""
+    """A trained model and its test metrics."""
 
     task: Any
     data: Any
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
     @property
     def model(self) -> Any:
-        """The model that was judged and saved."""
+        """The model that was tested and saved."""
         return self.task.final_model
 
 
@@ -43,10 +43,10 @@ def demo(digit: int = 0, block: int = -1, head: int = 0, max_epochs: int | None 
     """Train a small FLatten-DeiT and its softmax twin on handwritten digits, compare, explain and use them.
 
     Args:
-        digit: Which of the 360 test images is explained and classified.
-        block: Which block's attention the picture shows; negative counts from the last.
-        head: Which head's.
-        max_epochs: Epochs of both trainings, instead of those of the recipe.
+        digit: Test image to explain and classify, one of 360.
+        block: Block shown in the picture; negative counts from the last.
+        head: Head shown in the picture.
+        max_epochs: Epochs of both runs, instead of the recipe's.
     """
     console = Console()
     runs = {name: run_recipe(console, name, recipe, max_epochs) for name, recipe in RECIPES.items()}
@@ -64,20 +64,20 @@ def demo(digit: int = 0, block: int = -1, head: int = 0, max_epochs: int | None 
 
 
 def run_recipe(console: Console, name: str, recipe: str, max_epochs: int | None) -> Run:
-    """Train by a recipe and test what comes of it.
+    """Train by a recipe and test the result.
 
     Args:
         console: Gets a rule with the command.
         name: Display name.
         recipe: Name of the recipe.
-        max_epochs: Epochs instead of those of the recipe.
+        max_epochs: Epochs instead of the recipe's.
     """
     console.rule(f"{name}: flatten fit --config {recipe}")
     start = time.perf_counter()
     epochs = [] if max_epochs is None else [f"--trainer.max_epochs={max_epochs}"]
     cli = train("fit", ["--config", recipe, "--trainer.enable_model_summary=false", *epochs])
     training_s = time.perf_counter() - start
-    with quiet():
+    with without_lightning_noise():
         metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     checkpoint = cli.trainer.checkpoint_callback
     assert isinstance(checkpoint, ModelCheckpoint)
@@ -87,7 +87,7 @@ def run_recipe(console: Console, name: str, recipe: str, max_epochs: int | None)
 
 
 def predict(console: Console, image: Path, model_file: Path, *options: str) -> None:
-    """Use a model file in a new process, as its owner will."""
+    """Use a model file in a new process, as users will."""
     command = ["predict", str(image), "--checkpoint", str(model_file), *options]
     console.print(f"In a new process: flatten {' '.join(command)}", soft_wrap=True)
     subprocess.run([sys.executable, "-m", "flatten_transformer", *command], check=True)

@@ -19,15 +19,15 @@ from flatten_transformer.utils.atomic_file import write_png
 RECIPES = {"Mask R-CNN": "scenes/mask_rcnn_flatten_pvt_v2", "Semantic FPN": "scenes/semantic_fpn_flatten_pvt_v2"}
 _FIGURES = {"test/box_ap50": "AP50 of boxes", "test/mask_ap50": "AP50 of masks", "test/miou": "mIoU", "test/macc": "mAcc"}
 _TITLES = ("objects: truth", "objects found by Mask R-CNN", "pixels: truth", "pixels found by Semantic FPN")
-_SCALE = 3  # times larger than the scenes are the pictures
+_SCALE = 3  # enlargement of the pictures
 
 
 def demo_dense(scenes: int = 4, max_epochs: int | None = None) -> None:
-    """Train a small Mask R-CNN and a small Semantic FPN on scenes of handwritten digits, judge them, and draw what they find.
+    """Train a small Mask R-CNN and a small Semantic FPN on scenes of handwritten digits, test them, and draw their results.
 
     Args:
-        scenes: How many test scenes the picture shows.
-        max_epochs: Epochs of both trainings, instead of those of the recipes.
+        scenes: Number of test scenes in the picture.
+        max_epochs: Epochs of both runs, instead of the recipes'.
     """
     console = Console()
     detector, segmenter = (run_recipe(console, name, recipe, max_epochs) for name, recipe in RECIPES.items())
@@ -53,13 +53,13 @@ def _results(*runs: Run) -> Table:
 
 @torch.inference_mode()
 def draw_scenes(detector: Run, segmenter: Run, count: int, path: Path) -> None:
-    """Draw the first test scenes in a row each: true objects, those found, true classes of pixels, those found.
+    """Draw the first test scenes, one per row: true and detected objects, true and predicted pixel classes.
 
     Args:
-        detector: Finds objects.
-        segmenter: Classifies pixels.
-        count: How many scenes.
-        path: Where the PNG goes.
+        detector: Detection run.
+        segmenter: Segmentation run.
+        count: Number of scenes.
+        path: PNG file.
     """
     rows = [_row(detector, segmenter, index) for index in range(min(count, segmenter.data.count("test")))]
     side_by_side(_TITLES, rows, path)
@@ -67,9 +67,9 @@ def draw_scenes(detector: Run, segmenter: Run, count: int, path: Path) -> None:
 
 def _row(detector: Run, segmenter: Run, index: int) -> list[Image.Image]:
     image, names = detector.data.image("test", index), detector.data.class_names
-    found = detector.task([detector.data.preprocessing(image)])[0]
+    detections = detector.task([detector.data.preprocessing(image)])[0]
     truth = draw_truth(image, detector.data.entry("test", index), names, _SCALE)
     mask = segmenter.data.mask("test", index)
     classes = segmenter.task.classes(segmenter.data.preprocessing(image), *mask.shape)
     pixels = draw_comparison(image, mask, classes, segmenter.data.class_names)
-    return [truth, draw_detections(image, found, names, threshold=0.5, scale=_SCALE), *pixels]
+    return [truth, draw_detections(image, detections, names, threshold=0.5, scale=_SCALE), *pixels]

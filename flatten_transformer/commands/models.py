@@ -28,11 +28,11 @@ def models(pattern: str = "*", dense: bool = False) -> None:
     """Print every model: image size, parameters, multiply-accumulates, published top-1, published weights.
 
     Args:
-        pattern: Which, with the shell's wildcards, such as ``"*swin*"``.
-        dense: Print what the detectors and segmenters of the paper cost instead, all of them.
+        pattern: Model name with shell wildcards, such as ``"*swin*"``.
+        dense: Print the costs of all detectors and segmenters of the paper instead.
 
     Raises:
-        ValueError: If no model fits the pattern.
+        ValueError: If no model matches the pattern.
     """
     if dense:
         of_detection = f"{DETECTION_SIZE[1]} × {DETECTION_SIZE[0]}, {PROPOSALS} proposals and {MASKS} masks"
@@ -53,7 +53,7 @@ def models(pattern: str = "*", dense: bool = False) -> None:
 
 
 def _print_dense(kind: str, published: Sequence[Published], count: Callable[..., DenseCost], what: str) -> None:
-    """Print what the models of the paper cost, part by part, beside its own figures."""
+    """Print the costs of the paper's models by part, beside its own figures."""
     rows = []
     for one in track(published, description="counting", transient=True):
         cost = count(one.name, one.model_args)

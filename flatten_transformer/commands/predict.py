@@ -1,4 +1,4 @@
-"""`flatten predict`: what a trained model sees in image files."""
+"""`flatten predict`: run a trained model on image files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.model_file import load_model
 from flatten_transformer.tasks.registry import Kind, task_spec
 from flatten_transformer.utils.atomic_file import check_outputs
-from flatten_transformer.utils.stopping import stopped_like_ctrl_c
+from flatten_transformer.utils.stopping import raise_on_termination
 
 
 def predict(
@@ -24,24 +24,24 @@ def predict(
     threshold: float | None = None,
     on_bad_image: OnBadImage = "skip",
 ) -> None:
-    """Print or write what a trained model sees in image files; its file says whether it classifies, detects or segments.
+    """Classify, detect or segment image files with a trained model; its file says which.
 
     Args:
-        images: Image files, PNG, JPEG, WebP, TIFF, AVIF and their like, or folders, of which all images are taken.
-        checkpoint: The model.safetensors of a training.
-        task: What the model must do; by default whatever it does.
-        top_k: A classifier prints so many classes an image, the most probable first; by default 3.
-        csv: A classifier writes a table of file, class and probability into this file instead of printing.
-        output: A detector or segmenter writes into this folder; by default predictions.
-        threshold: A detector leaves out what has a lower score, in 0 … 1; by default 0.5.
-        on_bad_image: skip: name an image that cannot be used, go on with the others, and end with exit status 1; raise: end
-            there. What was found before is kept either way.
+        images: Image files (PNG, JPEG, WebP, TIFF, AVIF and so on), or folders, with all images in them.
+        checkpoint: A model.safetensors written by training.
+        task: Task the model must have; by default any.
+        top_k: Classes per image that a classifier prints, most probable first; by default 3.
+        csv: File for a classifier's table of file, class and probability, instead of printing.
+        output: Folder for a detector's or segmenter's files; by default predictions.
+        threshold: Lowest score of a detection, in 0 … 1; by default 0.5.
+        on_bad_image: skip: name unusable images, continue, and exit with status 1; raise: stop at the first. Earlier
+            results are kept either way.
 
     Raises:
         FileNotFoundError: If a file is missing.
         UnfinishedError: At the end, if images were skipped; all others are done.
-        ValueError: If no image can be used, a folder holds none, an output would take the place of an image or of the model,
-            or an option is out of range or not for this model.
+        ValueError: If no image can be used, a folder holds none, an output would overwrite an image or the model, or an
+            option is out of range or not for this model.
     """
     files = expand(images)
     if missing := next((path for path in images if not path.exists()), None):
@@ -54,14 +54,14 @@ def predict(
         raise ValueError(f"the model in {checkpoint} {spec.does}: leave --task {task} out, or give a model that does so")
     values: dict[str, Any] = {"top_k": top_k, "csv": csv, "output": output, "threshold": threshold}
     given = {name: value for name, value in values.items() if value is not None}
-    if idle := [name for name in given if name not in spec.options]:
-        raise ValueError(f"the model in {checkpoint} {spec.does} and takes no --{idle[0]}: leave it out")
-    with stopped_like_ctrl_c():
+    if unknown := [name for name in given if name not in spec.options]:
+        raise ValueError(f"the model in {checkpoint} {spec.does} and takes no --{unknown[0]}: leave it out")
+    with raise_on_termination():
         spec.predict(model, info, files, **given, on_bad_image=on_bad_image, inputs=[checkpoint])
 
 
 def expand(images: Sequence[Path]) -> list[Path]:
-    """Return image files, with the images in a folder, and in the folders in it, sorted, in its place.
+    """Return image files, with folders replaced by the images in them, recursive and sorted.
 
     Args:
         images: Files and folders.
@@ -77,8 +77,8 @@ def expand(images: Sequence[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in images:
-        found = find_images(path) if path.is_dir() else [path]
-        if not found:
+        paths = find_images(path) if path.is_dir() else [path]
+        if not paths:
             raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}): give it a folder of images, or image files")
-        files += found
+        files += paths
     return files

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flatten_transformer.data import digits, hugging_face, image_folder, shards, torchvision_images
 from flatten_transformer.data.preprocessing import IMAGENET
 from flatten_transformer.data.source import Format, ImageDefaults, LeftOut, Request, Source, Split, split_off
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 _MODULES = (digits, image_folder, shards, hugging_face, torchvision_images)
 FORMATS: dict[str, Format] = {module.FORMAT.names[0].partition("/")[0]: module.FORMAT for module in _MODULES}
@@ -62,7 +62,9 @@ def open_data_set(name: str, root: str | Path | None, *, download: bool, val_sha
         raise ValueError(f"{name!r} is a stream, which cannot be shuffled or resumed: export it to a folder of images or shards")
     kept = FORMATS.get(prefix.lower())
     if kept is None or kept.takes_rest not in (None, bool(rest)):
-        raise ValueError(f"no data set {name!r}: {hint(name, [title for each in FORMATS.values() for title in each.names])}")
+        raise ValueError(
+            f"no data set {name!r}: {did_you_mean(name, [title for each in FORMATS.values() for title in each.names])}"
+        )
     if download and not kept.downloads:
         raise ValueError(f"download serves torchvision's data sets, such as torch/cifar10, not {name!r}: leave it out")
     found = kept.open(Request(name, rest, None if root is None else Path(root), download, img_size))

@@ -18,7 +18,7 @@ from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
 from flatten_transformer.data.image_files import read_image
 from flatten_transformer.data.source import Format, ImageDefaults, Source, Splits
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 TRAIN_AND_TEST = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist")  # these have no validation images
 TORCHVISION = (*(f"torch/{name}" for name in TRAIN_AND_TEST), "torch/imagenet", "torch/places365")
@@ -46,9 +46,9 @@ class TorchvisionImages(Source):
             self.labels = np.asarray(self.dataset.targets).tolist()
             self.class_names = [name if isinstance(name, str) else ", ".join(name) for name in self.dataset.classes]
         except AssertionError:
-            raise ValueError(f"timm knows no data set {name!r}: {hint(name, TORCHVISION)}") from None
+            raise ValueError(f"timm knows no data set {name!r}: {did_you_mean(name, TORCHVISION)}") from None
         except AttributeError as error:
-            raise ValueError(f"{name} does not say its classes ({error}): {hint(name, TORCHVISION)}") from None
+            raise ValueError(f"{name} does not say its classes ({error}): {did_you_mean(name, TORCHVISION)}") from None
         except RuntimeError as error:
             raise ValueError(
                 f"{name} cannot be opened in {root} ({error}): check data.root, or add --data.download true"

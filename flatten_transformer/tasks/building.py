@@ -13,7 +13,7 @@ import torch
 
 from flatten_transformer.models.read_weights import one_line
 from flatten_transformer.tasks.description import read_fields
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 Options = TypeVar("Options")
 
@@ -67,7 +67,7 @@ def read_options(kind: type[Options], model: str, model_args: Mapping[str, Any])
     """
     known = [option.name for option in fields(kind)]  # type: ignore[arg-type]
     if unknown := [key for key in model_args if key not in known]:
-        raise ValueError(f"{model} takes no {unknown[0]!r} in model_args: {hint(unknown[0], known)}")
+        raise ValueError(f"{model} takes no {unknown[0]!r} in model_args: {did_you_mean(unknown[0], known)}")
     if "backbone" not in model_args:
         raise ValueError(f"{model} needs a backbone in model_args, such as flatten_swin_tiny_patch4_224")
     options: Any = read_fields(kind, model_args, "model_args")
@@ -83,4 +83,4 @@ def check_name(name: str, what: str) -> None:
         what: What a message calls it.
     """
     if not timm.is_model(name):
-        raise ValueError(f"timm knows no {what} {name!r}: {hint(name, timm.list_models())}")
+        raise ValueError(f"timm knows no {what} {name!r}: {did_you_mean(name, timm.list_models())}")

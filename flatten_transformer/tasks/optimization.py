@@ -12,7 +12,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Optimization:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.opt not in list_optimizers():
-            raise ValueError(f"opt must be an optimizer of timm, got {self.opt!r}: {hint(self.opt, list_optimizers())}")
+            raise ValueError(f"opt must be an optimizer of timm, got {self.opt!r}: {did_you_mean(self.opt, list_optimizers())}")
         if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in 0 … 1, below 1, got {list(self.betas)}")
         if self.eps is not None and self.eps <= 0:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from flatten_transformer.utils.atomic_file import same_file, write_png
-from flatten_transformer.utils.lettering import Lettering
+from flatten_transformer.utils.font_fallback import FallbackFonts
 
 Colour = tuple[int, int, int]
 _GAP = 8  # pixels between pictures
@@ -81,16 +81,16 @@ def write_captions(image: Image.Image, boxes: Tensor, captions: Sequence[str], c
         captions: One a box.
         colours: One a box.
     """
-    canvas, lettering = ImageDraw.Draw(image), Lettering(captions)
+    canvas, fonts = ImageDraw.Draw(image), FallbackFonts(captions)
     size = max(9, max(image.size) // 45)
     for (left, top, _, _), caption, colour in zip(boxes.tolist(), captions, colours, strict=True):
-        text = lettering.legible(caption)
-        x0, y0, x1, y1 = lettering.box(text, size)
+        text = fonts.legible(caption)
+        x0, y0, x1, y1 = fonts.box(text, size)
         width, height = x1 - x0 + 4, y1 - y0 + 4
         x = max(0, min(left, image.width - width))
         y = top - height if top >= height else min(top, image.height - height)
         canvas.rectangle((x, y, x + width, y + height), fill=colour)
-        lettering.draw(canvas, (x + 2 - x0, y + 2 - y0), text, size, "black" if _is_light(colour) else "white")
+        fonts.draw(canvas, (x + 2 - x0, y + 2 - y0), text, size, "black" if _is_light(colour) else "white")
 
 
 def _is_light(colour: Colour) -> bool:

@@ -1,1 +1,1 @@
-"""Running a task: its command line, recipes, callbacks, checkpoints and logs."""
+"""Run a task: command line, recipes, callbacks, checkpoints and logs."""

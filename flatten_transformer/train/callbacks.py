@@ -1,4 +1,4 @@
-"""What happens around a training, beyond Lightning's own callbacks."""
+"""Training callbacks beyond Lightning's own."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from flatten_transformer.tasks.model_file import save_model
 from flatten_transformer.tasks.task import Task
 from flatten_transformer.utils.printable import printable
 
-_RANDOM = "flatten_transformer.random"  # of our entry in a checkpoint
+_RANDOM = "flatten_transformer.random"  # key of our entry in a checkpoint
 
 
 class KeepBatchSize(Callback):
-    """Gather the gradients of as many batches as it takes to see ``data.batch_size`` images before each optimizer step."""
+    """Accumulate gradients so that each optimizer step sees ``data.batch_size`` images."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the trainer, which knows by now how many devices there are."""
+        """Set the number of micro-batches, once the number of devices is known."""
         if stage == "fit":
             trainer.accumulate_grad_batches = datamodule(trainer).share.times
 
 
 class SeedEpochs(Callback):
-    """Begin each epoch with random numbers of its own, so that a resumed training draws what an uninterrupted one does.
+    """Seed each epoch by itself, so that a resumed run draws the random numbers of an uninterrupted one.
 
-    A checkpoint of an epoch that has not ended keeps the state of the generators, of every process.
+    A checkpoint within an epoch keeps the generator states of all processes.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class SeedEpochs(Callback):
         self._batches: int | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep where the random numbers are, if the epoch has not ended."""
+        """Keep the generator states within an epoch."""
         if datamodule(trainer).batches_seen:
             states: list[Any] = [None] * trainer.world_size
             if trainer.world_size > 1:
@@ -53,41 +53,41 @@ class SeedEpochs(Callback):
             checkpoint[_RANDOM] = {"states": states, "batches": trainer.num_training_batches}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take up what was kept."""
+        """Read the generator states."""
         kept = checkpoint.get(_RANDOM, {"states": [], "batches": None})
         self._states, self._batches = kept["states"], kept["batches"]
         now = random_state()
         for state in self._states:
-            set_random_state(state)  # raises what is odd in it now
+            set_random_state(state)  # raises now if it is malformed
         set_random_state(now)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that a resumed epoch goes on where it was.
+        """Restore the generator states once a resumed epoch has skipped the batches already seen.
 
         Raises:
-            ValueError: If it is divided otherwise than the epoch that the checkpoint is of.
+            ValueError: If batches or devices differ from those of the checkpoint.
         """
         if not self._states:
             return
         if (len(self._states), self._batches) != (trainer.world_size, trainer.num_training_batches):
             raise ValueError(
-                f"the checkpoint is of the midst of an epoch of {self._batches} batches on {len(self._states)} devices, and here "
+                f"the checkpoint was saved within an epoch of {self._batches} batches on {len(self._states)} devices, and here "
                 f"an epoch has {trainer.num_training_batches} on {trainer.world_size}: resume with the same data.batch_size, "
-                "data.device_batch_size and trainer.devices, or from a checkpoint of an epoch's end, best-….ckpt"
+                "data.device_batch_size and trainer.devices, or from a checkpoint saved after an epoch, best-….ckpt"
             )
         loader: Any = trainer.train_dataloader
         state = self._states[trainer.global_rank]
         loader.after_seen = partial(set_random_state, state)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed Python, NumPy and PyTorch by the seed of the run, the epoch and the process."""
+        """Seed Python, NumPy and PyTorch from run seed, epoch and process."""
         seed = epoch_seed(datamodule(trainer).seed, trainer.current_epoch, trainer.global_rank)
         for set_seed in (random.seed, np.random.seed, torch.manual_seed):
             set_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of all generators of this process, in plain types, as files of weights hold them."""
+    """Return the state of all generators of this process, in types that ``torch.load(weights_only=True)`` takes."""
     name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))
     gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {}
     return {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state(), **gpu}
@@ -97,7 +97,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     """Set all generators of this process.
 
     Args:
-        state: From :func:`random_state`.
+        state: Result of :func:`random_state`.
 
     Example:
         >>> state = random_state()
@@ -116,15 +116,15 @@ def set_random_state(state: dict[str, Any]) -> None:
 class SaveModel(Callback):
     """Write models beside the checkpoints: ``best.safetensors`` after a better epoch, ``model.safetensors`` at the end.
 
-    The last one holds the weights of the last step: that is where the schedule leads. Both are the moving average where
-    there is one, and can be used while the training goes on.
+    The latter holds the weights of the last step, where the schedule leads. Both hold the moving average if there is one,
+    and can be used while training continues.
     """
 
     def __init__(self) -> None:
         self.best: float | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the model if none before was better by the metric that chooses checkpoints."""
+        """Write the model if the metric that checkpoints are chosen by has improved."""
         checkpoints = trainer.checkpoint_callback
         if not isinstance(checkpoints, ModelCheckpoint) or checkpoints.monitor not in trainer.callback_metrics:
             return
@@ -134,13 +134,13 @@ class SaveModel(Callback):
             self._save(trainer, pl_module, "best.safetensors")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the model, and say how to use it."""
+        """Write the model, and print how to use it."""
         path = self._save(trainer, pl_module, "model.safetensors")
         if path is not None:
             rank_zero_info(printable(f"The model is in {path}; use it: flatten predict IMAGE --checkpoint {path}"))
 
     def _save(self, trainer: Trainer, task: LightningModule, name: str) -> Path | None:
-        """Write a file, where checkpoints are wanted at all, and return its path."""
+        """Write a file and return its path; do nothing in a run without checkpoints."""
         checkpoints = trainer.checkpoint_callback
         if not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath or not trainer.is_global_zero:
             return None
@@ -150,62 +150,62 @@ class SaveModel(Callback):
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.best = state_dict["best"]
 
 
-class TellData(Callback):
-    """Say what the data hold, and what is left out of them, before anything is done with them."""
+class PrintData(Callback):
+    """Print classes, images and exclusions of the data before they are used."""
 
     def __init__(self) -> None:
-        self.told = False
+        self._printed = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print tables of the splits that are open now; what follows in the same process gets a line."""
+        """Print tables of the splits in use; later stages of the same process get one line."""
         splits = SPLITS.get(stage, ())
         if not (splits and trainer.is_global_zero):
             return
         contents = datamodule(trainer).contents(*splits)
         console = Console(stderr=True)
-        if self.told:
+        if self._printed:
             console.print("\n".join(contents.line(split) for split in splits), soft_wrap=True, highlight=False)
         else:
             console.print(contents.tables())
-        self.told = True
+        self._printed = True
 
 
 class ReportSkipped(Callback):
-    """Say at the end of an epoch how many images could not be read and were skipped, each image once.
+    """Report unreadable images that were skipped at the end of an epoch, each image once.
 
     Args:
-        shown: How many of them are named.
+        shown: Number of images named.
     """
 
     def __init__(self, shown: int = 3) -> None:
         self.shown = shown
-        self._said: dict[Split, set[str]] = {}
+        self._reported: dict[Split, set[str]] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the training images."""
+        """Report training images."""
         self._report(trainer, "train")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the validation images."""
+        """Report validation images."""
         self._report(trainer, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the test images."""
+        """Report test images."""
         self._report(trainer, "test")
 
     def _report(self, trainer: Trainer, split: Split) -> None:
-        said = self._said.setdefault(split, set())
-        new = [name for name in datamodule(trainer).skipped(split) if name not in said]
+        reported = self._reported.setdefault(split, set())
+        new = [name for name in datamodule(trainer).skipped(split) if name not in reported]
         if new:
-            said.update(new)
+            reported.update(new)
             names = ", ".join(map(printable, new[: self.shown])) + (" …" if len(new) > self.shown else "")
             rank_zero_info(f"Warning: {split} images skipped because they cannot be read: {len(new)} ({names})")
 

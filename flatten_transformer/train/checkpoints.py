@@ -1,4 +1,4 @@
-"""Checkpoints of trainings: written so that none is ever half, found again, and looked at before they are used."""
+"""Checkpoints: written atomically, found by run, and validated before use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.digest import check_whole, damage, seal
 from flatten_transformer.utils.printable import printable
 
-LAST = "last"  # instead of a path: the newest checkpoint of the runs of that name
-_CURE = "give --ckpt_path a .ckpt file of an earlier run, from runs/"
+LAST = "last"  # in place of a path: the newest checkpoint of the recipe's runs
+_ADVICE = "give --ckpt_path a .ckpt file of an earlier run, from runs/"
 _SHOWN = 3  # checkpoints named in an error
-_FIT: dict[str, type] = {  # what it takes to go on, beside the weights
+_RESUME_ENTRIES: dict[str, type] = {  # entries needed to resume, besides the weights
     "epoch": int,
     "global_step": int,
     "loops": dict,
@@ -29,17 +29,17 @@ _FIT: dict[str, type] = {  # what it takes to go on, beside the weights
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their place and only then puts them there: a kill or a full disk leaves the old one whole.
+    """Writes checkpoints atomically: a kill or a full disk leaves the old one intact.
 
-    Each holds a digest of itself, by which :meth:`load_checkpoint` notices any damage.
+    Each holds its own digest, by which :meth:`load_checkpoint` detects damage.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         """Write a checkpoint.
 
         Args:
-            checkpoint: Whatever Lightning keeps.
-            path: Of the file.
+            checkpoint: Content, from Lightning.
+            path: File path.
             storage_options: Not used.
         """
         content = io.BytesIO()
@@ -53,33 +53,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Return a checkpoint, on the CPU; nothing in it is executed unless ``weights_only`` is False.
 
         Args:
-            path: Of the file.
+            path: File path.
             map_location: Not used.
-            weights_only: As of ``torch.load``; None for True.
+            weights_only: As in ``torch.load``; None means True.
 
         Raises:
             ValueError: If the file is damaged.
         """
         check_whole(Path(path))
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only is not False)
-        return found
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only is not False)
+        return checkpoint
 
 
 def checkpoint_folders(runs: Path) -> list[Path]:
-    """Return the folders of the runs that have a ``last.ckpt``, the newest run first.
+    """Return the checkpoint folders of runs that have a ``last.ckpt``, newest run first.
 
     Args:
-        runs: The folder with the runs of one name, ``version_N``.
+        runs: Folder of the runs of one recipe, ``version_N``.
     """
-    found = {int(path.parts[-3].rpartition("_")[2]): path.parent for path in runs.glob("version_*/checkpoints/last.ckpt")}
-    return [found[version] for version in sorted(found, reverse=True)]
+    folders = {int(path.parts[-3].rpartition("_")[2]): path.parent for path in runs.glob("version_*/checkpoints/last.ckpt")}
+    return [folders[version] for version in sorted(folders, reverse=True)]
 
 
 def newest_checkpoint(runs: Path) -> Path | None:
-    """Return the ``last.ckpt`` of the newest run that has one, whole or not, or None.
+    """Return the ``last.ckpt`` of the newest run that has one, valid or not, or None.
 
     Args:
-        runs: The folder with the runs of one name, ``version_N``.
+        runs: Folder of the runs of one recipe, ``version_N``.
 
     Example:
         >>> runs = getfixture("tmp_path")
@@ -94,22 +94,22 @@ def newest_checkpoint(runs: Path) -> Path | None:
 
 
 class Choice(NamedTuple):
-    """The checkpoint to use, if one can be used, and what is wrong with those that come before it."""
+    """The checkpoint to use, if any is valid, and the flaws of those preferred to it."""
 
     path: Path | None
     flaws: Mapping[Path, str]
 
-    def said(self) -> str:
-        """Return the flaws in one line."""
+    def text(self) -> str:
+        """Return the flaws on one line."""
         return ", ".join(f"{printable(str(path))} is {flaw}" for path, flaw in self.flaws.items())
 
 
 def choose_checkpoint(folders: Iterable[Path], *, resume: bool) -> Choice:
-    """Return the newest checkpoint that can be used: of the first folder that has one the last, or else the one of most steps.
+    """Return the newest valid checkpoint: of the first folder that has one, ``last.ckpt`` or else the one with most steps.
 
     Args:
-        folders: With checkpoints of one training each, the newest training first.
-        resume: To go on from it, which takes more than its weights.
+        folders: Checkpoint folders, newest run first.
+        resume: Require the entries needed to resume, not just weights.
     """
     flaws: dict[Path, str] = {}
     for folder in folders:
@@ -133,33 +133,33 @@ def _steps(path: Path) -> int:
 
 
 def check_checkpoint(path: Path, *, resume: bool = False) -> None:
-    """Raise an error that says what to do unless ``path`` is a whole checkpoint of a training.
+    """Raise an error with advice unless ``path`` is a valid checkpoint.
 
     Args:
-        path: Of the file.
-        resume: To go on from it, which takes more than its weights.
+        path: File path.
+        resume: Require the entries needed to resume, not just weights.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is something else, such as a model file, or damaged; the message names whole ones beside it.
+        ValueError: If it is damaged, or something else such as a model file; the message names valid ones beside it.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: {_CURE}")
+        raise FileNotFoundError(f"no checkpoint {path}: {_ADVICE}")
     flaw = find_flaw(path, resume=resume)
     if flaw is None:
         return
     others = [other for other in _newest_first(path.parent) if other != path and find_flaw(other, resume=resume) is None]
     shown = ", ".join(printable(str(other)) for other in others[:_SHOWN]) + (" …" if len(others) > _SHOWN else "")
-    cure = f"whole beside it: {shown}" if others else _CURE
+    cure = f"whole beside it: {shown}" if others else _ADVICE
     raise ValueError(f"{printable(str(path))} is {flaw}: {cure}")
 
 
 def find_flaw(path: Path, *, resume: bool) -> str | None:
-    """Return what keeps a file from being used as a checkpoint, in words that follow "it is", or None.
+    """Return why a file cannot be used as a checkpoint, phrased to follow "it is", or None.
 
     Args:
-        path: Of the file.
-        resume: To go on from it, which takes more than its weights.
+        path: File path.
+        resume: Require the entries needed to resume, not just weights.
 
     Raises:
         OSError: If it cannot be opened.
@@ -167,26 +167,26 @@ def find_flaw(path: Path, *, resume: bool) -> str | None:
     if (reason := damage(path)) is not None:
         return f"damaged ({reason})"
     try:
-        found = _load(path)
-    except Exception:  # an unpickler raises nearly everything
+        content = _load(path)
+    except Exception:  # unpickling raises nearly anything
         return "not a checkpoint of a training"
-    return _misshape(found, resume=resume)
+    return _content_flaw(content, resume=resume)
 
 
 def _load(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _misshape(found: Any, *, resume: bool) -> str | None:
-    if not isinstance(found, dict) or "state_dict" not in found:
+def _content_flaw(content: Any, *, resume: bool) -> str | None:
+    if not isinstance(content, dict) or "state_dict" not in content:
         return "not a checkpoint of a training"
-    weights = found["state_dict"]
+    weights = content["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(x, str) and isinstance(y, Tensor) for x, y in weights.items()):
         return "not a checkpoint of a training (its state_dict does not hold tensors by name)"
     if not resume:
         return None
-    missing = [name for name in _FIT if name not in found]
+    missing = [name for name in _RESUME_ENTRIES if name not in content]
     if missing:
         return f"without {', '.join(missing)} (it can be judged, but not resumed)"
-    odd = [name for name, kind in _FIT.items() if not isinstance(found[name], kind)]
-    return f"not what a training writes ({', '.join(odd)})" if odd else None
+    wrong = [name for name, kind in _RESUME_ENTRIES.items() if not isinstance(content[name], kind)]
+    return f"not what a training writes ({', '.join(wrong)})" if wrong else None

@@ -1,4 +1,4 @@
-"""What a training came to, epoch by epoch: kept in its checkpoints, told and drawn at its end."""
+"""Per-epoch metrics, stored in checkpoints and plotted at the end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Row = dict[str, float]  # "epoch", and the last value of every metric by its nam
 
 
 class History(Callback):
-    """Keep the metrics of every epoch, also over resumptions.
+    """Keep the metrics of every epoch, across resumed runs too.
 
     Attributes:
-        rows: One an epoch, with ``images_per_second`` of training over all devices.
+        rows: One per epoch, with the training throughput of all devices, ``images_per_second``.
     """
 
     def __init__(self) -> None:
@@ -30,37 +30,37 @@ class History(Callback):
         self._rate = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the clock: a resumed epoch does not start again."""
+        """Start the clock: a resumed epoch has no ``on_train_epoch_start``."""
         self._begin = time.monotonic()
         self._seen = trainer.datamodule.first_batch  # type: ignore[attr-defined]  # Lightning sets it, unannotated
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the clock."""
+        """Start the clock."""
         self._begin, self._seen = time.monotonic(), 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at the clock after the last batch: what follows is validation."""
+        """Stop the clock after the last batch: validation follows."""
         if trainer.is_last_batch:
             data: DataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, unannotated
             images = (batch_idx + 1 - self._seen) * data.share.images * trainer.world_size
             self._rate = images / (time.monotonic() - self._begin)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what was measured."""
+        """Append the row of this epoch."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if isinstance(value, Tensor)}
         self.rows.append({"epoch": trainer.current_epoch, "images_per_second": self._rate, **metrics})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.rows = list(state_dict["rows"])
 
 
 def best_row(rows: Sequence[Row], monitor: str) -> Row | None:
-    """Return the first row with the highest value of a metric, or None where none has it.
+    """Return the first row with the highest value of a metric, or None if no row has it.
 
     Example:
         >>> best_row([{"epoch": 0, "val/accuracy": 0.5}, {"epoch": 1, "val/accuracy": 0.75}], "val/accuracy")["epoch"]
@@ -70,12 +70,12 @@ def best_row(rows: Sequence[Row], monitor: str) -> Row | None:
 
 
 def draw_curves(rows: Sequence[Row], monitor: str, path: Path) -> None:
-    """Draw the losses and the metrics of a training against its epochs, the best epoch marked, into a PNG file.
+    """Plot losses and metrics by epoch into a PNG file, the best epoch marked.
 
     Args:
-        rows: Of a :class:`History`.
-        monitor: The metric by which the best epoch is chosen.
-        path: Where the PNG goes.
+        rows: Rows of a :class:`History`.
+        monitor: Metric that chooses the best epoch.
+        path: PNG file.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

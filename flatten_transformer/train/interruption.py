@@ -1,4 +1,4 @@
-"""Signals that ask a training to end: it saves where it is, between two steps, and goes on from there when resumed."""
+"""Stop on a signal: save between two steps, to resume from there."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from flatten_transformer.utils.printable import printable
 
-HEEDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Interrupted(SystemExit):
-    """A training ended because a signal asked for it; the exit status is a shell's, 128 + the signal's number.
+    """A signal ended training; the exit status is the shell's, 128 + signal number.
 
     Args:
-        number: Of the signal.
+        number: Signal number.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
 
 
-class HeedSignals(Callback):
-    """Save and end at SIGTERM, as SLURM and Kubernetes send it, at Ctrl-C and at SIGHUP; end at once at a second one.
+class SaveOnSignal(Callback):
+    """Save and exit on SIGTERM (SLURM, Kubernetes), Ctrl-C and SIGHUP; exit at once on a second one.
 
-    Between two steps ``last.ckpt`` is written, from which a training goes on with the very numbers of an undisturbed one.
-    Behind the last step of an epoch the training first validates, and saves as it always does at the end of an epoch.
+    ``last.ckpt`` is written between two steps; a run resumed from it gets the same numbers as an uninterrupted one. After the
+    last step of an epoch, validation and the usual save come first.
     """
 
     def __init__(self) -> None:
@@ -42,35 +42,35 @@ class HeedSignals(Callback):
         self._process = 0
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to listen."""
-        self._listen()
+        """Install the signal handlers."""
+        self._install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to listen; Lightning has set handlers of its own by now, and restores those from before at the end."""
-        self._listen()
+        """Install the handlers again: Lightning has set its own by now, and restores earlier ones at the end."""
+        self._install()
 
-    def _listen(self) -> None:
+    def _install(self) -> None:
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            for number in HEEDED:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
-                    signal.signal(number, self._heed)
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # set by nohup
+                    signal.signal(number, self._handle)
 
-    def _heed(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a process that loads images
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a data loading worker
             return
         if self._received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._received = number
-        said = f"\n{signal.Signals(number).name}: saving, then ending; a second signal ends at once\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, said.encode())  # print may have been interrupted
+        message = f"\n{signal.Signals(number).name}: saving, then ending; a second signal ends at once\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())  # print is not reentrant
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save and end, if asked to, between two steps of an epoch."""
+        """Save and exit on a signal, between two steps of an epoch."""
         done = batch_idx + 1
         validates = done % trainer.val_check_batch == 0 if isinstance(trainer.val_check_batch, int) else False
-        if done % trainer.accumulate_grad_batches or trainer.is_last_batch or validates or not self._asked(trainer):
+        if done % trainer.accumulate_grad_batches or trainer.is_last_batch or validates or not self._requested(trainer):
             return
         path = _last_checkpoint(trainer)
         if path is not None:
@@ -78,12 +78,12 @@ class HeedSignals(Callback):
         self._end(trainer, f"in epoch {trainer.current_epoch} after {done} of {trainer.num_training_batches} batches", path)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End, if asked to, after an epoch was saved."""
-        if self._asked(trainer):
+        """Exit on a signal, after the last epoch was saved."""
+        if self._requested(trainer):
             self._end(trainer, f"before epoch {trainer.current_epoch}", _last_checkpoint(trainer))
 
-    def _asked(self, trainer: Trainer) -> bool:
-        """Return whether any process was asked to end: all end together."""
+    def _requested(self, trainer: Trainer) -> bool:
+        """Return whether any process received a signal: all exit together."""
         return trainer.strategy.reduce_boolean_decision(bool(self._received), all=False)
 
     def _end(self, trainer: Trainer, when: str, path: Path | None) -> None:
@@ -92,12 +92,12 @@ class HeedSignals(Callback):
         if path and not path.is_file():
             saved = "nothing was learned yet"
         rank_zero_info(f"The training was ended by {signal.Signals(number).name} {when}; {saved}")
-        if trainer.global_rank:  # the first process answers for all; Lightning kills it where another fails
+        if trainer.global_rank:  # rank 0 sets the exit status; Lightning kills it if another rank fails
             raise SystemExit(0)
         raise Interrupted(number)
 
 
 def _last_checkpoint(trainer: Trainer) -> Path | None:
-    """Return where the state of a training is kept."""
+    """Return the path of ``last.ckpt``, or None if checkpoints are off."""
     callback = trainer.checkpoint_callback
     return Path(callback.dirpath) / "last.ckpt" if isinstance(callback, ModelCheckpoint) and callback.dirpath else None

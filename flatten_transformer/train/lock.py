@@ -1,4 +1,4 @@
-"""Folders that one training writes into, and no other meanwhile."""
+"""Exclusive locks on the folders of a training run."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _NAME = ".training.lock"
-_DRAFT = re.compile(r"\..+\.(ckpt|safetensors|png)\.[0-9a-f]{8}\.tmp")  # what write_atomically leaves behind a kill
+_DRAFT = re.compile(r"\..+\.(ckpt|safetensors|png)\.[0-9a-f]{8}\.tmp")  # left by write_atomically when killed
 _HELD = {errno.EACCES, errno.EAGAIN}
-_own: set[Path] = set()  # the system's locks do not keep a process from its own
+_own: set[Path] = set()  # the system's locks do not exclude their own process
 
 
 @contextmanager
 def locked(folders: Iterable[Path]) -> Iterator[None]:
-    """Keep other trainings out of folders, and remove what a killed one left half written there.
+    """Lock folders against other training runs, and remove unfinished files of killed ones.
 
-    The lock is the system's, on a file in the folder that says whose it is, so that it ends with its process. Where the
-    file system knows no locks, as some network file systems, what the file says counts.
+    The lock is the system's, on a file in the folder that names its owner, so it ends with the process. On file systems
+    without locks, such as some network ones, the named owner counts.
 
     Args:
-        folders: Made where they are missing.
+        folders: Created if missing.
 
     Raises:
-        ValueError: If another training writes into one of them.
+        ValueError: If another training run holds one of them.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -70,7 +70,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _claimed(path: Path) -> TextIOWrapper:
-    """Return the open file of a lock that is this process's."""
+    """Return the open lock file, held by this process."""
     while True:
         if path in _own:
             raise _refusal(path, f"{os.getpid()} {socket.gethostname()}")
@@ -83,7 +83,7 @@ def _claimed(path: Path) -> TextIOWrapper:
         with suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 return file
-        file.close()  # the one who had it has removed it meanwhile
+        file.close()  # its owner has removed it meanwhile
 
 
 def _take(file: TextIOWrapper) -> None:
@@ -99,18 +99,18 @@ def _take(file: TextIOWrapper) -> None:
 
 
 def _may_be_alive(owner: str) -> bool:
-    """Return whether the owner of a lock may still be there; of other machines nobody knows."""
+    """Return whether the owner of a lock may be alive; unknown, so True, on other machines."""
     process, _, host = owner.strip().partition(" ")
     if not process.isdigit():
         return False
-    if host != socket.gethostname() or os.name == "nt":  # there, os.kill ends processes
+    if host != socket.gethostname() or os.name == "nt":  # where os.kill ends processes
         return True
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is there, and another user's
+        pass  # alive, and another user's
     return True
 
 
@@ -124,7 +124,7 @@ def _refusal(path: Path, owner: str) -> ValueError:
 
 
 def drafts(folder: Path) -> list[Path]:
-    """Return the files that a killed training left half written in a folder.
+    """Return the unfinished files of killed training runs in a folder.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -137,7 +137,7 @@ def drafts(folder: Path) -> list[Path]:
 
 
 def remove_drafts(folders: Iterable[Path]) -> None:
-    """Remove what killed trainings left half written in folders, except where one is writing now."""
+    """Remove unfinished files of killed training runs from folders that are not locked."""
     for folder in folders:
         if drafts(folder):
             with suppress(ValueError, OSError), locked([folder]):
@@ -145,7 +145,7 @@ def remove_drafts(folders: Iterable[Path]) -> None:
 
 
 def check_idle(folder: Path) -> None:
-    """Raise ValueError if a training is writing into a folder now."""
+    """Raise ValueError if a training run holds a folder."""
     if (folder / _NAME).is_file():
         with locked([folder]):
             pass

@@ -1,4 +1,4 @@
-"""Loggers whose errors name what could not be written."""
+"""Lightning's loggers, with file names in their errors."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from flatten_transformer.utils.atomic_file import naming
 
 
 class CurvesAsCSV(CSVLogger):
-    """Lightning's, whose errors name the file."""
+    """CSV logger whose errors name the file."""
 
     def save(self) -> None:
-        """Write what was logged."""
+        """Flush."""
         with naming(Path(self.log_dir) / "metrics.csv"):
             super().save()
 
 
 class CurvesForTensorBoard(TensorBoardLogger):
-    """Lightning's, whose errors name the folder: a thread writes, and its errors come with the next thing that is logged."""
+    """TensorBoard logger whose errors name the folder; errors of its writer thread surface at the next call."""
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Log."""
+        """Log metrics."""
         with naming(Path(self.log_dir)):
             super().log_metrics(metrics, step)
 
     def save(self) -> None:
-        """Write what was logged."""
+        """Flush."""
         with naming(Path(self.log_dir)):
             super().save()
 
     def finalize(self, status: str) -> None:
-        """Write what was logged, and end."""
+        """Flush and close."""
         with naming(Path(self.log_dir)):
             super().finalize(status)

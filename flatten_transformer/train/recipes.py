@@ -1,4 +1,4 @@
-"""Finding a recipe by its name, from a source tree and from an installed wheel alike."""
+"""Find recipes by name, in a source tree or an installed wheel."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 
 def recipe_folder() -> Path:
-    """Return the folder of the recipes that come with the library."""
+    """Return the folder of the bundled recipes."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Return the names of all recipes that come with the library.
+    """Return the names of all bundled recipes.
 
     Example:
         >>> "digits/flatten_deit" in recipe_names()
@@ -31,13 +31,13 @@ def find_recipe(name: str) -> Path:
     """Return the file of a recipe.
 
     Args:
-        name: A path, with ``recipes/`` at its beginning or not, or a name such as ``digits/flatten_deit``, of which the
-            beginning is enough where only one recipe begins like that. A whole name, without ``.yaml``, is always that of a
-            recipe of the library, whatever lies in the working directory.
+        name: A path, with or without a leading ``recipes/``, or a name such as ``digits/flatten_deit`` or an unambiguous
+            prefix of one. A complete name without ``.yaml`` always means the bundled recipe, whatever the working
+            directory holds.
 
     Raises:
-        FileNotFoundError: If there is no such file and no such recipe, or several recipes begin like that.
-        ValueError: If the file is not YAML with options by name.
+        FileNotFoundError: If there is no such file and no such recipe, or the prefix is ambiguous.
+        ValueError: If the file is not a YAML mapping.
 
     Example:
         >>> find_recipe("imagenet1k/flatten_swin_tiny").name
@@ -45,16 +45,16 @@ def find_recipe(name: str) -> Path:
     """
     key = name.removeprefix("recipes/").removesuffix(".yaml")
     names = recipe_names()
-    begun = [key] if key in names else [recipe for recipe in names if key and recipe.startswith(key)]
+    matches = [key] if key in names else [recipe for recipe in names if key and recipe.startswith(key)]
     own = [] if name in names else [Path(name)]
-    for path in (*own, *(recipe_folder() / f"{recipe}.yaml" for recipe in begun if len(begun) == 1)):
+    for path in (*own, *(recipe_folder() / f"{recipe}.yaml" for recipe in matches if len(matches) == 1)):
         if path.is_file():
             _check(path)
             return path
-    if begun:
-        raise FileNotFoundError(f"{len(begun)} recipes begin with {key!r}: choose one of {', '.join(begun)}")
+    if matches:
+        raise FileNotFoundError(f"{len(matches)} recipes begin with {key!r}: choose one of {', '.join(matches)}")
     folders = sorted({f"{recipe.partition('/')[0]}/…" if "/" in recipe else recipe for recipe in names})
-    raise FileNotFoundError(f"no recipe and no file {name!r}: {hint(key, names, folders)}")
+    raise FileNotFoundError(f"no recipe and no file {name!r}: {did_you_mean(key, names, folders)}")
 
 
 def _check(path: Path) -> None:

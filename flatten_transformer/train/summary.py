@@ -1,4 +1,4 @@
-"""What a training is about to do, and what it came to, in a table each."""
+"""Tables of the plan and the result of a training run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from flatten_transformer.utils.terminal import cell, say
 
 
 class Summary(Callback):
-    """Say at the beginning what is trained, and how, and at the end how it went, with pictures beside the logs.
+    """Print the plan at the start and the result at the end, and draw plots beside the logs.
 
     Args:
-        history: Where the epochs are kept.
-        folder: For the pictures; None draws none.
+        history: Metrics by epoch.
+        folder: Folder of the plots; None draws none.
     """
 
     def __init__(self, history: History, folder: Path | None) -> None:
@@ -31,17 +31,17 @@ class Summary(Callback):
         self.folder = folder
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print what is about to happen."""
+        """Print the plan."""
         assert isinstance(pl_module, Task)
-        rows = what_happens(trainer, pl_module)  # on every device: the folder is broadcast
+        rows = plan_rows(trainer, pl_module)  # on every device: the folder is broadcast
         if trainer.is_global_zero:
             _print("Training", rows)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print what happened, and draw it."""
+        """Print and plot the result."""
         assert isinstance(pl_module, Task)
         if trainer.is_global_zero and self.history.rows:
-            _print("Trained", what_happened(self.history, task_spec(pl_module.kind).monitor))
+            _print("Trained", result_rows(self.history, task_spec(pl_module.kind).monitor))
             for picture in self._draw(pl_module):
                 say(f"See {picture}", stderr=True)
 
@@ -53,8 +53,8 @@ class Summary(Callback):
         return [curves, *task.draw_report(self.folder)]
 
 
-def what_happens(trainer: Trainer, task: Task) -> dict[str, str]:
-    """Return what a training is about to do, by name."""
+def plan_rows(trainer: Trainer, task: Task) -> dict[str, str]:
+    """Return the plan of a training run, by name."""
     share, macs = task.data.share, task.count_macs()
     pieces = f" = {share.images} x {trainer.world_size} devices x {share.times}" if share.images != task.data.batch_size else ""
     steps = int(trainer.estimated_stepping_batches)
@@ -71,26 +71,26 @@ def what_happens(trainer: Trainer, task: Task) -> dict[str, str]:
     }
 
 
-def what_happened(history: History, monitor: str) -> dict[str, str]:
-    """Return what a training came to, by name: the metrics of its best epoch, and the median speed of all.
+def result_rows(history: History, monitor: str) -> dict[str, str]:
+    """Return the result of a training run, by name: the metrics of its best epoch, and the median throughput.
 
     Example:
         >>> history = History()
         >>> history.rows = [{"epoch": e, "images_per_second": 10.0 + e, "val/accuracy": 0.5, "val/loss": 1.0} for e in range(3)]
-        >>> what_happened(history, "val/accuracy")
+        >>> result_rows(history, "val/accuracy")
         {'best epoch': '0', 'val/accuracy': '50.0 %', 'images a second': '11'}
     """
     best = best_row(history.rows, monitor)
     chosen = history.rows[-1] if best is None else best
-    shares = {name: f"{value:.1%}".replace("%", " %") for name, value in chosen.items() if _is_share(name)}
+    fractions = {name: f"{value:.1%}".replace("%", " %") for name, value in chosen.items() if _is_fraction(name)}
     return {
         **({} if best is None else {"best epoch": f"{best['epoch']:.0f}"}),
-        **shares,
+        **fractions,
         "images a second": f"{median(row['images_per_second'] for row in history.rows):.0f}",
     }
 
 
-def _is_share(name: str) -> bool:
+def _is_fraction(name: str) -> bool:
     return name.startswith("val/") and not name.endswith("loss")
 
 

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with limits that are read the same way whatever was imported before it."""
+"""Lightning's Trainer, with limits parsed the same way whatever was imported first."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from lightning.pytorch import Trainer as LightningTrainer
 
 
 class Trainer(LightningTrainer):
-    """Lightning's Trainer, whose limits are whole numbers first: ``1`` is one batch, ``1.0`` all of them.
+    """Lightning's Trainer, whose limits parse as integers first: ``1`` is one batch, ``1.0`` all of them.
 
-    Its own ``Union[int, float]`` is the ``Union[float, int]`` of any library that was imported earlier, since typing
-    caches equal unions, and a command line takes the first type that fits.
-
-    Args: as Lightning's.
+    Its ``Union[int, float]`` turns into the ``Union[float, int]`` of any library imported earlier, since typing caches
+    equal unions, and a command line takes the first type that fits. Arguments are Lightning's.
 
     Example:
         >>> Trainer(limit_val_batches=1, accelerator="cpu", logger=False).limit_val_batches

@@ -1,4 +1,4 @@
-"""What every parser of the command line does with an argument it refuses."""
+"""Command-line parsers that raise ValueError for a bad argument."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import yaml  # type: ignore[import-untyped]  # ships no annotations
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from flatten_transformer.utils.import_path import advice
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
-ANY_TEXT = "flatten"  # a mode of parsers that takes a file's name which is no text, where YAML's own gives up
+ANY_TEXT = "flatten"  # parser mode that takes file names outside UTF-8, where YAML's own gives up
 set_loader(ANY_TEXT, get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
 _UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)")
 _UNKNOWN = re.compile(r"unrecognized arguments: (?P<option>[^\s=]+)|Group '(?P<group>.+)' does not accept option '(?P<key>.+)'")
@@ -20,7 +20,7 @@ _CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 
 
 class RaisingParser(ArgumentParser):
-    """A parser that raises ValueError, in one line, instead of printing its usage and leaving.
+    """A parser that raises a one-line ValueError instead of printing its usage and exiting.
 
     Example:
         >>> parser = RaisingParser(prog="flatten predict")
@@ -31,19 +31,19 @@ class RaisingParser(ArgumentParser):
     """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise ValueError with the message, and where to look."""
+        """Raise ValueError with the message and a pointer to the help."""
         missing = _MODULE.search(message)
         message = plain(message)
         if unknown := _UNKNOWN.match(message):
             option = unknown["option"] or f"--{unknown['group']}.{unknown['key']}"
-            message += f": {hint(option, self._option_string_actions)}"
+            message += f": {did_you_mean(option, self._option_string_actions)}"
         if missing:
             message += f": there is no module {missing['name']!r}: {advice(missing['name'])}"
         raise ValueError(f"{message} (see {self.prog} --help)") from ex
 
 
 def plain(message: str) -> str:
-    """Return jsonargparse's message in one line and a user's words.
+    """Return jsonargparse's message on one line, in a user's words.
 
     Example:
         >>> plain('''Parser key "top_k":
@@ -57,14 +57,14 @@ def plain(message: str) -> str:
 
 
 def check_values(parser: ArgumentParser, config: Namespace) -> None:
-    """Refuse null, and anything in the place of a group of options, where a recipe gives them; parsing lets them pass.
+    """Refuse nulls in a recipe, and non-mappings for a group of options; parsing lets both through.
 
     Args:
-        parser: What parsed ``config``.
-        config: From ``parser.parse_args``.
+        parser: Parser of ``config``.
+        config: Result of ``parser.parse_args``.
 
     Raises:
-        ValueError: If an option is null and must not be, or a group holds no options by name.
+        ValueError: If an option must not be null, or a group is not a mapping.
 
     Example:
         >>> parser = RaisingParser(prog="flatten predict")

@@ -1,8 +1,8 @@
 """Atomic file writes.
 
-Every file of this package is written here. Links are followed. What is no regular file (a FIFO, a device, /dev/stdout) is
-written into. A regular file is replaced by a whole new one, which has its mode and, where the system lets us, its owner; where
-the folder may not be changed but the file may, it is written in place. A file that may not be written is not replaced either.
+Every file of this package is written here. Links are followed. Anything but a regular file (a FIFO, a device, /dev/stdout) is
+written to directly. A regular file is replaced by a complete new one with its mode and, if permitted, its owner; if only the
+file is writable, not its folder, it is overwritten in place. A read-only file is never replaced.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Self
 
-_IN_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}  # why a file that may be written cannot be replaced
-_AS_IT_IS = 100  # bytes of a name that a draft bears whole
+_IN_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}  # why a writable file cannot be replaced
+_KEPT_BYTES = 100  # of a file name, in the name of its draft
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside ``path``, bring it to the disk, and only then give it the name; make missing folders.
+    """Write a file beside ``path``, sync it, and only then rename it; make missing folders.
 
     Args:
-        path: Where to; of links their target. What is no regular file is written into.
-        content: All of it.
+        path: Destination; links are followed, streams written to directly.
+        content: The whole file.
 
     Raises:
-        OSError: If it cannot be written, whatever the reason; its ``filename`` is ``path``.
+        OSError: If it cannot be written; its ``filename`` is ``path``.
 
     Example:
         >>> file = getfixture("tmp_path") / "folder" / "file"
@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         b'whole'
     """
     with naming(path):
-        place = _find(path)
+        place = _resolve(path)
         if place.stream is not None:
             with _closing(place.stream()) as descriptor:
                 _write_all(descriptor, content)
@@ -59,7 +59,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_png(path: Path, image: Image.Image) -> None:
-    """Write an image as a PNG file, whole or not at all; make missing folders.
+    """Write an image as a PNG file, atomically; make missing folders.
 
     Example:
         >>> from PIL import Image
@@ -75,13 +75,13 @@ def write_png(path: Path, image: Image.Image) -> None:
 
 
 def write_figure(path: Path, figure: Figure, dpi: int = 120, *, tight: bool = False) -> None:
-    """Write a figure of matplotlib as a PNG file, whole or not at all; make missing folders.
+    """Write a figure of matplotlib as a PNG file, atomically; make missing folders.
 
     Args:
-        path: Where to.
-        figure: What is drawn.
-        dpi: Pixels an inch.
-        tight: Cut the margins.
+        path: Destination.
+        figure: Figure.
+        dpi: Pixels per inch.
+        tight: Crop the margins.
     """
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight" if tight else None)
@@ -89,14 +89,14 @@ def write_figure(path: Path, figure: Figure, dpi: int = 120, *, tight: bool = Fa
 
 
 class GrowingFile:
-    """A file to which pieces come one at a time, each in the file as soon as it is written.
+    """A file written piece by piece, each on disk as soon as it is written.
 
-    Nothing is touched before the first piece. Where there is no file yet, pieces go into it at once. Where there is one, they
-    go into a new ``<name>.part`` beside it, which takes its place at the end of a ``with`` block that no exception leaves:
-    until then the older one is whole. Either way whatever is written stays, also if the process is killed.
+    Nothing is touched before the first piece. A new file gets the pieces directly. An existing one is left intact while they
+    go to a new ``<name>.part`` beside it, which replaces it at the end of a ``with`` block that raises nothing. Either way
+    all pieces survive, even if the process is killed.
 
     Args:
-        path: Where to, as of :func:`write_atomically`.
+        path: Destination, as in :func:`write_atomically`.
 
     Attributes:
         place: Where the pieces are.
@@ -113,12 +113,12 @@ class GrowingFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.place = path
-        self._target: Path | None = None  # what ``place`` will replace
+        self._target: Path | None = None  # file that ``place`` will replace
         self._descriptor: int | None = None
-        self._size: int | None = None  # of the whole pieces in a regular file
+        self._size: int | None = None  # bytes of complete pieces, in a regular file
 
     def write(self, piece: bytes) -> None:
-        """Append a piece; of one that does not fit on the disk nothing stays.
+        """Append a piece, or nothing of it if the disk is full.
 
         Raises:
             OSError: If it cannot be written; its ``filename`` is that of the file.
@@ -136,7 +136,7 @@ class GrowingFile:
                 self._size += len(piece)
 
     def _begin(self) -> int:
-        place = _find(self.path)
+        place = _resolve(self.path)
         if place.stream is not None:
             return place.stream()
         self._size = 0
@@ -177,7 +177,7 @@ class GrowingFile:
 
 
 def draft_of(path: Path) -> Path:
-    """Return a hidden name beside ``path``, of a file or a folder in the making, that nobody else has.
+    """Return a unique hidden name beside ``path`` for an unfinished file or folder.
 
     Example:
         >>> draft_of(Path("runs/a.json")).name[:8]
@@ -187,7 +187,7 @@ def draft_of(path: Path) -> Path:
 
 
 def free_part(path: Path) -> Path:
-    """Return the name beside ``path``, ``<name>.part`` or ``<name>.2.part`` and so on, that no file has.
+    """Return the first free name beside ``path``: ``<name>.part``, ``<name>.2.part`` and so on.
 
     Example:
         >>> free_part(getfixture("tmp_path") / "a.json").name
@@ -199,15 +199,15 @@ def free_part(path: Path) -> Path:
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raise an error, before any work, if a file cannot be written or is one of those that are read.
+    """Raise an error, before any work, if an output cannot be written or is also an input.
 
     Args:
-        outputs: Files that will be written.
-        inputs: Files that must stay as they are, by whatever name: other spellings, symbolic and hard links count.
+        outputs: Files to write.
+        inputs: Files to leave alone, under any name: other spellings, symbolic and hard links count.
 
     Raises:
         ValueError: If an output is an input, or a folder.
-        OSError: If an output or its folder cannot be.
+        OSError: If an output or its folder cannot be written.
 
     Example:
         >>> file = getfixture("tmp_path") / "cat.png"
@@ -224,7 +224,7 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: remove it, or choose another name for the file that is written")
         with naming(path):
-            _find(path)
+            _resolve(path)
     for folder in {path.parent for path in outputs}:
         there = next(parent for parent in (folder, *folder.parents) if parent.exists() or parent == parent.parent)
         if not there.is_dir():
@@ -232,7 +232,7 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Return whether what is written to a path goes on to somebody: a FIFO, a terminal, a device, /dev/stdout.
+    """Return whether a path is a stream: a FIFO, a terminal, a device, /dev/stdout.
 
     Example:
         >>> is_stream(Path("/dev/null")), is_stream(getfixture("tmp_path") / "new.csv")
@@ -242,7 +242,7 @@ def is_stream(path: Path) -> bool:
 
 
 def same_file(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
-    """Return the first regular file among ``outputs`` that is also one of ``inputs``, whatever it is called there.
+    """Return the first regular file among ``outputs`` that is also one of ``inputs``, under any name.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -257,15 +257,15 @@ def same_file(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # missing, or no name at all
+        status = os.stat(path)
+    except (OSError, ValueError):  # missing, or an invalid name
         return None
-    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of the operating system, such as "No space left on device", the name of the file it is about.
+    """Add the file name to an error of the operating system, such as "No space left on device".
 
     Example:
         >>> with naming(Path("big.bin")):
@@ -284,16 +284,16 @@ def naming(path: Path) -> Iterator[None]:
 class _Place(NamedTuple):
     """Where a path leads."""
 
-    target: Path  # past all links
-    old: os.stat_result | None  # of the regular file that is there
-    stream: Callable[[], int] | None  # opens what is no regular file, and returns its descriptor
+    target: Path  # links resolved
+    old: os.stat_result | None  # of an existing regular file
+    stream: Callable[[], int] | None  # opens anything but a regular file; returns its descriptor
 
 
-def _find(path: Path) -> _Place:
-    """Say where a path leads, and raise the error of the system if a file there may not be written."""
+def _resolve(path: Path) -> _Place:
+    """Resolve a path; raise the system's error if an existing file is not writable."""
     target = Path(os.path.realpath(path))
     own = _own_descriptor(path)
-    if own is not None:  # also where it is a file: to append to what is in it
+    if own is not None:  # even if it is a file: to append to it
         return _Place(target, None, lambda: os.dup(own))
     try:
         old = os.stat(path)
@@ -308,7 +308,7 @@ def _find(path: Path) -> _Place:
 
 
 def _own_descriptor(path: Path) -> int | None:
-    """Return which of the open files of this process a path stands for, as /dev/stdout does for 1."""
+    """Return the open descriptor of this process that a path stands for, as /dev/stdout does for 1."""
     mine = f"/proc/{os.getpid()}/fd"
     for _ in range(40):
         if path.name.isdigit() and os.path.realpath(path.parent) == mine:
@@ -332,27 +332,27 @@ def _replace(place: _Place, content: bytes) -> None:
 
 
 def _shortened(name: str, bytes_added: int) -> str:
-    """Return a name that is no longer than before when so much is added, unless it was short: file systems have their limits."""
+    """Cut a long name, so that with the bytes added it is no longer than before: file systems limit names."""
     raw = os.fsencode(name)
-    return name if len(raw) <= _AS_IT_IS else raw[: max(_AS_IT_IS, len(raw) - bytes_added)].decode("utf-8", "ignore")
+    return name if len(raw) <= _KEPT_BYTES else raw[: max(_KEPT_BYTES, len(raw) - bytes_added)].decode("utf-8", "ignore")
 
 
 def _open_part(place: _Place) -> tuple[Path, int]:
     while True:
         part = free_part(place.target)
-        with suppress(FileExistsError):  # somebody was quicker
+        with suppress(FileExistsError):  # another process was faster
             return part, _create(part, place.old)
 
 
 def _create(path: Path, like: os.stat_result | None) -> int:
-    """Open a new file, with the mode and the owner of another where there is one, else as the umask has it."""
+    """Open a new file with the mode and owner of another one, if given, else by the umask."""
     mode = 0o666 if like is None else stat.S_IMODE(like.st_mode) & 0o777
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     if like is not None and hasattr(os, "fchown"):
         for owner in ((like.st_uid, -1), (-1, like.st_gid)):
             with suppress(OSError):
                 os.fchown(descriptor, *owner)
-        with suppress(OSError):  # of file systems without modes
+        with suppress(OSError):  # file systems without modes
             os.fchmod(descriptor, mode)
     return descriptor
 

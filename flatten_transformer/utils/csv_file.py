@@ -1,4 +1,4 @@
-"""Write CSV files row by row: safe to open in spreadsheets, and always UTF-8."""
+"""CSV files written row by row, in UTF-8, safe to open in spreadsheets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from flatten_transformer.utils.atomic_file import GrowingFile, is_stream
 from flatten_transformer.utils.printable import printable
 
-# Where a spreadsheet, in some countries after a semicolon too, takes a cell for a formula; also in full-width forms.
+# Where a spreadsheet reads a cell as a formula, in some locales after a semicolon too; also in full-width forms.
 _FORMULA = re.compile(r"^(?=[\t\r\n])|((?:^|[;\t\r\n])\s*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 def text_cell(text: str) -> str:
-    r"""Return text that no spreadsheet runs: a ``'`` stands before what it would take for the beginning of a formula.
+    r"""Return text that no spreadsheet runs: a ``'`` goes before whatever looks like the start of a formula.
 
     Example:
         >>> text_cell("=1+1"), text_cell("cat-dog"), text_cell("cat; =1")
@@ -27,7 +27,7 @@ def text_cell(text: str) -> str:
 
 
 def path_cell(path: Path) -> str:
-    """Return the path of a file as text of a cell, which opens the file still: ``./`` stands before a formula.
+    """Return a file path as cell text that still opens the file: ``./`` goes before a formula.
 
     Example:
         >>> path_cell(Path("-1.png")), path_cell(Path("images/-1.png"))
@@ -37,14 +37,14 @@ def path_cell(path: Path) -> str:
 
 
 class CsvFile(GrowingFile):
-    r"""A CSV file that is written row by row.
+    r"""A CSV file written row by row.
 
-    Cells begin with ``'`` where a spreadsheet would run them. Of a file's name, bytes that are no UTF-8 stand as ``\udce9``.
-    On a terminal control characters are escaped; in a file they are what they are.
+    Cells that a spreadsheet would run begin with ``'``. Bytes of a file name outside UTF-8 are written as ``\udce9``.
+    Control characters are escaped on a terminal, and kept in a file.
 
     Args:
-        path: As of :class:`GrowingFile`.
-        heading: Names of the columns, which go before the first row.
+        path: As in :class:`GrowingFile`.
+        heading: Column names, written before the first row.
 
     Example:
         >>> path = getfixture("tmp_path") / "classes.csv"
@@ -57,11 +57,11 @@ class CsvFile(GrowingFile):
 
     def __init__(self, path: Path, heading: Sequence[str]) -> None:
         super().__init__(path)
-        self._before: list[Sequence[str]] = [heading]
-        self._for_eyes = _is_terminal(path)
+        self._heading: list[Sequence[str]] = [heading]
+        self._on_terminal = _is_terminal(path)
 
     def write_rows(self, rows: Iterable[Sequence[str]]) -> None:
-        """Append rows, all of them or, if there is no room, none.
+        """Append rows, or none of them if the disk is full.
 
         Args:
             rows: Cells as text.
@@ -70,14 +70,14 @@ class CsvFile(GrowingFile):
             OSError: If they cannot be written.
         """
         lines = io.StringIO(newline="")
-        for row in (*self._before, *rows):
+        for row in (*self._heading, *rows):
             cells = [text_cell(text) for text in row]
-            if self._for_eyes:
+            if self._on_terminal:
                 cells = [printable(text) for text in cells]
             bare = any("\r" in text for text in cells)  # which Python 3.10 does not quote
             writer(lines, lineterminator="\n", quoting=QUOTE_ALL if bare else QUOTE_MINIMAL).writerow(cells)
         self.write(lines.getvalue().encode("utf-8", "backslashreplace"))
-        self._before = []
+        self._heading = []
 
 
 def _is_terminal(path: Path) -> bool:

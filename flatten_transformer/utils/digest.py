@@ -1,4 +1,4 @@
-"""Seal files of ``torch.save``, which are zip files, with a digest, and detect damage."""
+"""Digests in files of ``torch.save``, which are zip files, to detect damage."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import zipfile
 from pathlib import Path
 
 _BEGIN = b"PK\x03\x04"
-_END = b"PK\x05\x06"  # begins the last record of a zip file, 22 bytes whose last two are the length of the comment behind it
+_END = b"PK\x05\x06"  # starts the last record of a zip file: 22 bytes, the last two the length of the comment that follows
 _RECORD = 22
 _MARK = b"flatten_transformer sha256 "
 _COMMENT = len(_MARK) + 2 * hashlib.sha256().digest_size
 
 
 def seal(content: io.BytesIO) -> None:
-    """Append the digest of a zip file to it, as its comment, which every reader of zip files passes over.
+    """Append the digest of a zip file as its comment, which zip readers ignore.
 
     Args:
         content: A zip file without a comment, such as ``torch.save`` writes.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is anything else.
 
     Example:
         >>> content = io.BytesIO()
@@ -42,13 +42,13 @@ def seal(content: io.BytesIO) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a file of ``torch.save``, in a few words, or None.
+    """Return the damage of a file of ``torch.save``, in a few words, or None.
 
-    A sealed file is compared with its digest; the others, older ones or somebody else's, with the checksums that zip
-    files keep of their entries. What is no zip file is for its reader to judge.
+    A sealed file is checked against its digest, any other zip file against the checksums of its entries. Other formats
+    are left to their readers.
 
     Args:
-        path: Path of the file.
+        path: File path.
 
     Raises:
         OSError: If it cannot be read.
@@ -81,7 +81,7 @@ def check_whole(path: Path) -> None:
     """Raise ValueError if a file of ``torch.save`` is damaged.
 
     Args:
-        path: Path of a file; other formats and missing files are not checked.
+        path: File path; other formats and missing files are not checked.
     """
     reason = damage(path) if path.is_file() else None
     if reason is not None:

@@ -1,7 +1,7 @@
-"""Nothing is imported from the working directory unasked: files that came with somebody's recipe may have any name.
+"""Keep the working directory off ``sys.path``: files shipped with somebody's recipe may shadow any module.
 
-A recipe may name every class that can be imported. ``python -m`` puts the working directory before all else that is
-imported from, ``python -c`` and notebooks do as much with an empty entry. ``PYTHONPATH=.`` is how a user asks for it.
+A recipe may name every importable class. ``python -m`` puts the working directory first on the path, ``python -c`` and
+notebooks an empty entry that means it. Users opt in by ``PYTHONPATH=.``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @contextmanager
 def without_working_directory() -> Iterator[None]:
-    """Import nothing from the working directory meanwhile, where only the empty entry of ``sys.path`` stands for it.
+    """Remove the empty entry of ``sys.path``, which means the working directory, within a ``with`` block.
 
     Example:
         >>> getfixture("monkeypatch").chdir(getfixture("tmp_path"))
@@ -37,19 +37,19 @@ def without_working_directory() -> Iterator[None]:
 
 
 def _holds_this_library(folder: str) -> bool:
-    """Return whether a folder is the one this library runs from, a clone of it mostly: no stranger's."""
+    """Return whether this library runs from a folder, usually a clone of it."""
     return Path(folder).resolve() == Path(__file__).resolve().parents[2]
 
 
-def _drop_the_entry_of_dash_m() -> None:
-    safe = sys.flags.isolated or getattr(sys.flags, "safe_path", False)  # then there is none
+def _drop_working_directory() -> None:
+    safe = sys.flags.isolated or getattr(sys.flags, "safe_path", False)  # then Python adds none
     with suppress(FileNotFoundError):  # the working directory was deleted
         if not safe and sys.path[:1] == [os.getcwd()] and not _holds_this_library(sys.path[0]):
             del sys.path[0]
 
 
 def advice(module: str) -> str:
-    """Return what to do about a module that cannot be imported, in a few words.
+    """Return advice on a module that cannot be imported.
 
     Example:
         >>> advice("no_module_of_this_name")
@@ -62,5 +62,5 @@ def advice(module: str) -> str:
 
 
 _RUN = {"flatten_transformer", "-mflatten_transformer"}
-if sys.argv[:1] == ["-m"] and _RUN & {*sys.orig_argv}:  # before all other imports, while Python looks for what to run
-    _drop_the_entry_of_dash_m()
+if sys.argv[:1] == ["-m"] and _RUN & {*sys.orig_argv}:  # before all other imports, while Python finds the module to run
+    _drop_working_directory()

@@ -1,11 +1,11 @@
-"""Escape text from files, so that it is safe to show on a terminal."""
+"""Escape text from files, to show it safely on a terminal."""
 
 from __future__ import annotations
 
 import unicodedata
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (such as the direction of writing), surrogates, line ends
-_JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and emoji are written with
+_JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and emoji need
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Exceptions of commands that are stopped by a signal, or finish without some of what they were asked for."""
+"""Exceptions of commands that a signal stops, or that finish only part of their work."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(s
 
 
 class UnfinishedError(ValueError):
-    """What could be done is done and kept, but it is not everything; the message says what is missing."""
+    """Only part of the work could be done, and is kept; the message says what is missing."""
 
 
 class StoppedError(KeyboardInterrupt):
     """A signal asked the process to end.
 
     Args:
-        number: Number of the signal.
+        number: Signal number.
     """
 
     def __init__(self, number: int) -> None:
@@ -28,17 +28,17 @@ class StoppedError(KeyboardInterrupt):
 
 
 @contextmanager
-def stopped_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise an exception, as Ctrl-C does, so that what is done can be kept.
+def raise_on_termination() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise an exception, as Ctrl-C does, so that results can be kept.
 
-    Signals that somebody handles or ignores already are left alone.
+    Signals already handled or ignored are left alone.
 
     Raises:
-        StoppedError: When such a signal comes.
+        StoppedError: On such a signal.
 
     Example:
         >>> try:
-        ...     with stopped_like_ctrl_c():
+        ...     with raise_on_termination():
         ...         signal.raise_signal(signal.SIGTERM)
         ... except KeyboardInterrupt as stop:
         ...     print(stop)
@@ -46,7 +46,7 @@ def stopped_like_ctrl_c() -> Iterator[None]:
     """
     ours = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
-        ours = []  # only the main thread may
+        ours = []  # only the main thread may set handlers
     for number in ours:
         signal.signal(number, _stop)
     try:

@@ -1,4 +1,4 @@
-"""Suggest what was meant by a wrong name."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import difflib
 from collections.abc import Iterable
 
 
-def hint(given: str, names: Iterable[str], groups: Iterable[str] | None = None) -> str:
-    """Return what the user may have meant, or all there is if it is not much.
+def did_you_mean(given: str, names: Iterable[str], groups: Iterable[str] | None = None) -> str:
+    """Return the close matches of an unknown name, or every choice if there are few.
 
     Args:
-        given: The name that was given.
-        names: The names that exist.
-        groups: What to list instead of many names.
+        given: Unknown name.
+        names: Known names.
+        groups: Listed instead of many names.
 
     Example:
-        >>> hint("tset", ["fit", "test"])
+        >>> did_you_mean("tset", ["fit", "test"])
         'did you mean test?'
-        >>> hint("x", ["fit", "test"])
+        >>> did_you_mean("x", ["fit", "test"])
         'choose one of fit, test'
-        >>> hint("x", ["fit", "test", "predict"], ["training", "using"])
+        >>> did_you_mean("x", ["fit", "test", "predict"], ["training", "using"])
         'choose one of training, using'
     """
     names = list(names)

@@ -1,4 +1,4 @@
-"""Print text that came from files: escaped, and never taken for markup or emoji."""
+"""Terminal output of text from files: escaped, and never parsed as markup or emoji."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _GAP = 3  # cells between the columns of a table
 
 
 class Terminal(Console):
-    """rich's console, which leaves it to the caller what follows when nobody reads any more."""
+    """rich's console, with broken pipes left to the caller."""
 
     def on_broken_pipe(self) -> None:
-        """Let the error pass."""
-        raise  # rich calls this while it handles the error
+        """Re-raise the error."""
+        raise  # rich calls this inside its except block
 
 
 def say(text: str, *, stderr: bool = False) -> None:
-    r"""Print a line for people.
+    r"""Print a line.
 
     Args:
-        text: With names and paths as they are.
-        stderr: Print it there instead of on stdout.
+        text: Names and paths in it need no escaping.
+        stderr: Print to stderr instead of stdout.
 
     Example:
         >>> say("[b] cat\x1b[2J :cat:")
@@ -38,7 +38,7 @@ def say(text: str, *, stderr: bool = False) -> None:
 
 
 def cell(text: str) -> Text:
-    """Return text for a cell of a table.
+    """Return a table cell.
 
     Example:
         >>> cell("[b]").plain
@@ -48,11 +48,11 @@ def cell(text: str) -> Text:
 
 
 class RowPrinter:
-    """A table on stdout whose rows are seen as they come.
+    """A table on stdout, printed row by row.
 
     Args:
-        title: Above it.
-        columns: The widest text of each column, by the heading of the column; wider ones are folded.
+        title: Title, above the first row.
+        columns: Widest text of each column, by heading; wider cells are folded.
 
     Example:
         >>> table = RowPrinter("Numbers", {"name": "three", "value": "3"})
@@ -72,12 +72,12 @@ class RowPrinter:
         self._title: str | None = title
 
     def print(self, *cells: str) -> None:
-        """Print a row, and what stands above all rows before the first one."""
+        """Print a row, the first one below the title and the headings."""
         if self._title is not None:
             self._terminal.print(self._title, style="table.title")
         table = Table(show_header=self._title is not None, show_edge=False, pad_edge=False, box=SIMPLE_HEAD)
         for name, width in self._columns.items():
-            table.add_column(name, width=width, overflow="fold")  # a path is of no use cut short
+            table.add_column(name, width=width, overflow="fold")  # a truncated path is useless
         table.add_row(*map(cell, cells))
         self._terminal.print(table)
         self._title = None

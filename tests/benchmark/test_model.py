@@ -69,7 +69,7 @@ def test_a_recorded_step_is_the_step() -> None:
 
 def test_a_model_that_computes_something_else_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "TOLERANCE", 0.0)
-    plan = Plan(make_cases([SMALLEST], [64], 1, [torch.float32], [FORWARD]), CPU, Limits(budget_s=0.0), wanted=["ours"])
+    plan = Plan(make_cases([SMALLEST], [64], 1, [torch.float32], [FORWARD]), CPU, Limits(budget_s=0.0), contenders=["ours"])
     ((ours,),) = measure(plan)
     assert ours.median_us is None
     assert (ours.reason or "").startswith("check red")

@@ -11,7 +11,7 @@ import torch
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 
 from flatten_transformer.train.cli import TrainingCLI
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from flatten_transformer.train.recipes import find_recipe
 from tests.images import write_packed
 
@@ -42,7 +42,7 @@ def test_every_variant_is_a_model_on_the_tokens_of_deit(name: str) -> None:
 def test_the_command_builds_the_variant(name: str, tmp_path: Path) -> None:
     data = ["--data.root", str(write_packed(tmp_path, train=40, test=10)), "--data.val_share", "0.5"]
     recipe = yaml.safe_load(find_recipe(STUDY.RECIPE).read_text("utf-8"))["model"]["model_args"]
-    with quiet():
+    with without_lightning_noise():
         cli = TrainingCLI("fit", [*STUDY.command(name, 5), *data, "--trainer.fast_dev_run", "true"])
     built = {key: value for key, value in cli.model.model_args.items() if key in {*recipe, *STUDY.VARIANTS[name]}}
     assert built == {**recipe, **STUDY.VARIANTS[name]}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flatten_transformer.data.scenes import SceneSettings, write_scenes
 from flatten_transformer.tasks.model_file import load_model
 from flatten_transformer.train.cli import TrainingCLI, train
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from tests.coco_files import write_coco
 
 HERE = Path(__file__).parent
@@ -84,6 +84,6 @@ if __name__ == "__main__":
     work.mkdir()
     os.chdir(work)
     write_data()
-    with quiet():
+    with without_lightning_noise():
         found = {f"{task}.{name}": value.contiguous() for task in TASKS for name, value in make(task).items()}
     save_file(found, HERE / "expected.safetensors")

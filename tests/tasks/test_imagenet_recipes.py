@@ -19,7 +19,7 @@ from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.train.cli import TrainingCLI
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from flatten_transformer.train.recipes import recipe_names
 
 
@@ -116,7 +116,7 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="module", params=PAPER)
 def built(request: pytest.FixtureRequest, imagenet: Path) -> Built:
-    with pytest.MonkeyPatch.context() as patch, quiet():
+    with pytest.MonkeyPatch.context() as patch, without_lightning_noise():
         patch.setattr(classification, "build_model", build_without_memory)
         patch.setattr(task, "ModelEmaV3", Average)
         here = ["--data.root", str(imagenet), "--data.num_workers", "0", "--trainer.accelerator", "cpu"]

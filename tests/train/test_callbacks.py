@@ -11,7 +11,7 @@ from PIL import Image
 
 from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.train.callbacks import ReportSkipped, SaveModel, TellData
+from flatten_transformer.train.callbacks import PrintData, ReportSkipped, SaveModel
 from flatten_transformer.train.cli import train
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -72,7 +72,7 @@ def test_the_best_model_so_far_is_kept_whichever_way_is_better(mode: str, wanted
 
 
 def test_what_the_data_hold_is_told_before_anything_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    data, callback = ImageData("digits", img_size=8), TellData()
+    data, callback = ImageData("digits", img_size=8), PrintData()
     trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=True)
     for stage in ("fit", "test"):
         data.setup(stage)  # as Lightning does first
@@ -81,7 +81,7 @@ def test_what_the_data_hold_is_told_before_anything_is_trained(capsys: pytest.Ca
     assert "1,257" in told
     assert told.splitlines()[-1] == "360 test images of 10 classes, nothing left out"
     trainer.is_global_zero = False
-    TellData().setup(trainer, SimpleNamespace(), "fit")  # type: ignore[arg-type]  # the model does not matter
+    PrintData().setup(trainer, SimpleNamespace(), "fit")  # type: ignore[arg-type]  # the model does not matter
     assert capsys.readouterr().err == ""
 
 

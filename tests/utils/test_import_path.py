@@ -9,7 +9,7 @@ import pytest
 
 from flatten_transformer import cli
 from flatten_transformer.train import cli as training  # Lightning logs to the stderr of its first import
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from flatten_transformer.utils import import_path
 from flatten_transformer.utils.import_path import without_working_directory
 
@@ -54,7 +54,7 @@ def test_a_recipe_imports_nothing_from_the_working_directory(
 
 def test_who_says_so_uses_a_class_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])  # PYTHONPATH=.
-    with without_working_directory(), quiet():
+    with without_working_directory(), without_lightning_noise():
         kept = training.TrainingCLI("fit", ["--config", "callbacks.yaml"]).trainer.callbacks  # type: ignore[attr-defined]
     assert "Beside" in [type(callback).__name__ for callback in kept]
 
@@ -93,5 +93,5 @@ def test_only_the_entry_that_python_put_there_is_dropped(
     if entry == "deleted":
         monkeypatch.setattr(os, "getcwd", lambda: os.stat(tmp_path / "nowhere"))
     monkeypatch.setattr(sys, "path", [first, first, "rest"])
-    import_path._drop_the_entry_of_dash_m()
+    import_path._drop_working_directory()
     assert sys.path == ([first, "rest"] if dropped else [first, first, "rest"])

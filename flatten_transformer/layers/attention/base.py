@@ -24,7 +24,7 @@ from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.layers.rank_restoration import Stretch, convolve_values, depthwise_convolution, stretch_values
 from flatten_transformer.ops.checks import shape_of
 from flatten_transformer.ops.precision import sum_dtype, without_autocast
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 
 class GridOptions(TypedDict, total=False):
@@ -135,7 +135,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         super().__init__()
         for name in options.keys() - GridAttention.defaults.keys():
             raise TypeError(
-                f"{type(self).__name__} has no option {name!r}: {hint(name, inspect.signature(type(self)).parameters)}"
+                f"{type(self).__name__} has no option {name!r}: {did_you_mean(name, inspect.signature(type(self)).parameters)}"
             )
         chosen: GridOptions = {**self.defaults, **options}
         if num_heads < 1 or dim < 1 or dim % num_heads:

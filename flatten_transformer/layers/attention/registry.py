@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from flatten_transformer.layers.attention.base import GridAttention, GridOptions
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 Class = TypeVar("Class", bound=type[GridAttention])
 
@@ -116,7 +116,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     known = _options(attention)
     for option in options:
         if option not in known:
-            raise ValueError(f"attention {name!r} has no option {option!r}: {hint(option, sorted(known))}")
+            raise ValueError(f"attention {name!r} has no option {option!r}: {did_you_mean(option, sorted(known))}")
     convolves = {**attention.defaults, **defaults, **options}["rank_restoration"]
     if "kernel_size" in options and not convolves:
         raise ValueError(
@@ -127,7 +127,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 def _entry(name: str) -> _Entry:
     if name not in _ATTENTIONS:
-        raise ValueError(f"there is no attention {name!r}: {hint(name, _ATTENTIONS)}")
+        raise ValueError(f"there is no attention {name!r}: {did_you_mean(name, _ATTENTIONS)}")
     return _ATTENTIONS[name]
 
 

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from torch import Tensor
 
 from flatten_transformer.utils.atomic_file import write_figure
-from flatten_transformer.utils.lettering import Lettering
+from flatten_transformer.utils.font_fallback import FallbackFonts
 
 _LARGEST = 40  # classes that can be told apart in one picture
 _TITLE = 30  # characters above a small image
@@ -32,10 +32,10 @@ def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> No
     chosen = most_confused(matrix, _LARGEST)
     shown = matrix[chosen][:, chosen].cpu()
     shares = shown / matrix.sum(1)[chosen].cpu().clamp_min(1)[:, None]
-    lettering = Lettering([class_names[index] for index in chosen])
-    names = [lettering.plot(class_names[index]) for index in chosen]
+    fonts = FallbackFonts([class_names[index] for index in chosen])
+    names = [fonts.plot(class_names[index]) for index in chosen]
     side = 2.5 + 0.32 * len(names) + 0.1 * max(0, max(map(cell_len, names)) - 12)  # room for long names
-    with lettering.styled():
+    with fonts.styled():
         figure = Figure(figsize=(side + 1, side), layout="constrained")
         axis = figure.subplots()
         heat = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
@@ -78,8 +78,8 @@ def draw_images(images: Sequence[Image.Image], titles: Sequence[str], title: str
 
     columns = min(6, len(images))
     rows = -(-len(images) // columns)
-    lettering = Lettering([line for below in titles for line in below.split("\n")])
-    with lettering.styled():
+    fonts = FallbackFonts([line for below in titles for line in below.split("\n")])
+    with fonts.styled():
         figure = Figure(figsize=(2.2 * columns, 2.6 * rows + 0.4), layout="constrained")
         figure.suptitle(title)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -87,5 +87,5 @@ def draw_images(images: Sequence[Image.Image], titles: Sequence[str], title: str
             axis.axis("off")
         for axis, image, below in zip(axes, images, titles, strict=False):
             axis.imshow(image.convert("RGB"))
-            axis.set_title("\n".join(lettering.plot(line, _TITLE) for line in below.split("\n")), fontsize=8)
+            axis.set_title("\n".join(fonts.plot(line, _TITLE) for line in below.split("\n")), fontsize=8)
         write_figure(path, figure)

@@ -19,7 +19,7 @@ from flatten_transformer.tasks.classification.plots import draw_confusion, draw_
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.registry import Kind
 from flatten_transformer.tasks.task import Task
-from flatten_transformer.utils.lettering import shortened
+from flatten_transformer.utils.font_fallback import shortened
 
 _TITLE = 22  # characters of a class above a small image
 Batch = tuple[Tensor, Tensor, Tensor]  # images, classes, and the number of each image in its data set

@@ -29,7 +29,7 @@ from flatten_transformer.tasks.detection.cascade import (
 from flatten_transformer.tasks.detection.detector import Detector, keep_float32
 from flatten_transformer.tasks.detection.options import DetectorOptions, RegionOptions
 from flatten_transformer.tasks.detection.pyramid import FeaturePyramid, StridedAnchors, octaves
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 
 def build_detector(name: str, model_args: Mapping[str, Any], num_classes: int, in_chans: int) -> Detector:
@@ -55,7 +55,7 @@ def build_detector(name: str, model_args: Mapping[str, Any], num_classes: int, i
         (2, ['boxes', 'labels', 'scores'])
     """
     if name not in DETECTORS:
-        raise ValueError(f"no detector {name!r}: {hint(name, DETECTORS)}")
+        raise ValueError(f"no detector {name!r}: {did_you_mean(name, DETECTORS)}")
     kind, build = DETECTORS[name]
     options = read_options(kind, name, model_args)
     with building(name, "model_args"):

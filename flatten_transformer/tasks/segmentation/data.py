@@ -27,7 +27,7 @@ from flatten_transformer.data.source import Split, check_val_share
 from flatten_transformer.data.unused_files import unused_files
 from flatten_transformer.tasks.segmentation.augmentation import Augmentation
 from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 DataSet = Literal["scenes", "folder", "ade20k"]
 _PATIENCE_S = 5.0  # for the masks of a split before a training
@@ -144,7 +144,7 @@ class SegmentationData(DataModule):
     ) -> None:
         super().__init__(**shared)
         if dataset not in get_args(DataSet):
-            raise ValueError(f"no data set {dataset!r}: {hint(dataset, get_args(DataSet))}")
+            raise ValueError(f"no data set {dataset!r}: {did_you_mean(dataset, get_args(DataSet))}")
         check_val_share(val_share)
         statistics = channel_statistics(in_chans, self.mean, self.std)
         self.preprocessing = SegmentationPreprocessing(in_chans, *statistics, short_side, long_side, window, stride)

@@ -16,7 +16,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from flatten_transformer.tasks.backbone import feature_name, load_backbone, plain_model
 from flatten_transformer.tasks.building import building, read_options
-from flatten_transformer.utils.suggest import hint
+from flatten_transformer.utils.suggest import did_you_mean
 
 STRIDE = 32  # sides must be multiples of it for the maps of all stages to fit onto one another
 _DROPOUT = 0.1  # of whole channels before a classifier, as in mmsegmentation
@@ -83,7 +83,7 @@ def build_segmenter(name: str, model_args: Mapping[str, Any], num_classes: int, 
         torch.Size([2, 5, 50, 70])
     """
     if name not in SEGMENTERS:
-        raise ValueError(f"no segmenter {name!r}: {hint(name, SEGMENTERS)}")
+        raise ValueError(f"no segmenter {name!r}: {did_you_mean(name, SEGMENTERS)}")
     kind, options = SEGMENTERS[name], read_options(SegmenterOptions, name, model_args)
     backbone, args = options.backbone, {key: value for key, value in options.backbone_args.items() if key not in _WEIGHTS}
     host = _host(kind, options, args, num_classes, in_chans)

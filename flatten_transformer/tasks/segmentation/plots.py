@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
 from flatten_transformer.tasks.overlays import COLOURS, Colour
-from flatten_transformer.utils.lettering import Lettering
+from flatten_transformer.utils.font_fallback import FallbackFonts
 
 _TINTS = (0.0, -0.45, 0.5)  # shares of black (below 0) and white that make more colours out of a few
 _UNTINTED = "background"  # a class of this name is left as it is in pictures
@@ -131,16 +131,16 @@ def largest_classes(classes: Tensor, count: int) -> list[int]:
 def _legend(labels: Sequence[int], class_names: Sequence[str], height: int) -> Image.Image:
     """Return the colour and the name of each class, one below the other."""
     colours, size = palette(len(class_names)), max(11, height // 32)
-    line, lettering = round(1.6 * size), Lettering([class_names[label] for label in labels])
-    names = [lettering.legible(class_names[label]) for label in labels]
-    width = max((round(lettering.box(name, size)[2]) for name in names), default=0) + 3 * size
+    line, fonts = round(1.6 * size), FallbackFonts([class_names[label] for label in labels])
+    names = [fonts.legible(class_names[label]) for label in labels]
+    width = max((round(fonts.box(name, size)[2]) for name in names), default=0) + 3 * size
     legend = Image.new("RGB", (width, line * len(labels) + size), "white")
     canvas = ImageDraw.Draw(legend)
     for row, (label, name) in enumerate(zip(labels, names, strict=True)):
         top = size // 2 + row * line
         fill = None if class_names[label] == _UNTINTED else colours[label]
         canvas.rectangle((size // 2, top + 1, size * 3 // 2, top + size + 1), fill=fill, outline="black")
-        lettering.draw(canvas, (2 * size, top + size), name, size, "black")
+        fonts.draw(canvas, (2 * size, top + size), name, size, "black")
     return legend
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 
 MakeTask = Callable[..., ClassificationTask]
 Fit = Callable[..., Trainer]
@@ -26,7 +26,7 @@ def weights(model: nn.Module) -> Tensor:
 def plain(make_task: MakeTask, fit: Fit) -> Tensor:
     """The weights that the default arguments come to."""
     task = make_task()
-    with quiet():
+    with without_lightning_noise():
         fit(task, max_epochs=2)
     return weights(task.final_model)
 

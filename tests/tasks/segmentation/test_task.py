@@ -12,7 +12,7 @@ from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.segmentation.data import MaskedBatch
 from flatten_transformer.tasks.segmentation.metrics import mean_accuracy, mean_iou
 from flatten_transformer.tasks.segmentation.task import pixel_loss
-from flatten_transformer.train.quiet import quiet
+from flatten_transformer.train.process import without_lightning_noise
 from tests.tasks.segmentation.conftest import PVT, TINY, FitScenes, MakeSegmenter
 
 FAST = Optimization(lr=1e-2, weight_decay=0.0, warmup_epochs=0)
@@ -71,7 +71,7 @@ def test_pixels_without_a_class_teach_nothing() -> None:
 def plain(make_segmenter: MakeSegmenter, fit_scenes: FitScenes) -> Tensor:
     """The weights that the default arguments come to."""
     task = make_segmenter("upernet")
-    with quiet():
+    with without_lightning_noise():
         fit_scenes(task, max_epochs=2, limit_val_batches=0)
     return weights(task.final_model)
 

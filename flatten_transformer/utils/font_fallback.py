@@ -1,4 +1,4 @@
-"""Draw names from files in pictures: any script that an installed font has, on one line, never taken for mathematics."""
+"""Font fallback for names from files: any script with an installed font, on one line, never parsed as mathtext."""
 
 from __future__ import annotations
 
@@ -13,66 +13,66 @@ from PIL import ImageDraw, ImageFont
 
 from flatten_transformer.utils.printable import printable
 
-_MOST = 40  # characters of a name
+_MAX_LENGTH = 40  # characters of a name
 _SAMPLE_PX = 16
-_ABSENT = "\uffff"  # no font has it: what is drawn instead of a missing character
-_BOXES = "Last Resort"  # begins the name of a font that has a box for everything
+_ABSENT = "\uffff"  # in no font: drawn as the glyph of missing characters
+_BOXES = "Last Resort"  # name prefix of a font that has a box for everything
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def shortened(text: str, most: int = _MOST) -> str:
-    r"""Return text in one line without control characters, at most so many characters: the beginning and the end.
+def shortened(text: str, max_length: int = _MAX_LENGTH) -> str:
+    r"""Return text on one line without control characters, its middle cut out if it is too long.
 
     Args:
         text: A name from a file.
-        most: Characters.
+        max_length: In characters.
 
     Example:
         >>> shortened("a\nb"), shortened("0123456789", 6)
         ('a\\nb', '012…89')
     """
-    line = printable(_seen(text, most))
-    end = (most - 1) // 2
-    return line if len(line) <= most else f"{line[: most - 1 - end]}…{line[-end:]}"
+    line = printable(_ends(text, max_length))
+    end = (max_length - 1) // 2
+    return line if len(line) <= max_length else f"{line[: max_length - 1 - end]}…{line[-end:]}"
 
 
-def _seen(text: str, most: int) -> str:
-    return text[: 2 * most] + text[2 * most :][-2 * most :]
+def _ends(text: str, max_length: int) -> str:
+    return text[: 2 * max_length] + text[2 * max_length :][-2 * max_length :]
 
 
-class Lettering:
-    r"""Fonts for some texts, so that each character is drawn by one that has it; what none has is drawn as its code.
+class FallbackFonts:
+    r"""Fonts by character: each is drawn by a font that has it, or as its code where none has.
 
     Args:
         texts: Names from files.
 
     Example:
-        >>> lettering = Lettering(["a $x$\n"])
-        >>> print(lettering.plot("a $x$\n"))
+        >>> fonts = FallbackFonts(["a $x$\n"])
+        >>> print(fonts.plot("a $x$\n"))
         a \$x\$\n
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._fonts = _find_fonts(frozenset("".join(printable(_seen(text, _MOST)) for text in texts)))
+        self._fonts = _find_fonts(frozenset("".join(printable(_ends(text, _MAX_LENGTH)) for text in texts)))
 
-    def legible(self, text: str, most: int = _MOST) -> str:
-        r"""Return text shortened, and characters that no font here has as their code, such as ``\u4e2d``."""
-        return shortened("".join(map(self._drawable, printable(_seen(text, most)))), most)
+    def legible(self, text: str, max_length: int = _MAX_LENGTH) -> str:
+        r"""Return text shortened, with characters that no installed font has as codes, such as ``\u4e2d``."""
+        return shortened("".join(map(self._drawable, printable(_ends(text, max_length)))), max_length)
 
     def _drawable(self, character: str) -> str:
         if self._fonts.get(character, "") is not None:
             return character
-        if unicodedata.category(character) in ("Cf", "Mn"):  # joiners and variations of what stands before
+        if unicodedata.category(character) in ("Cf", "Mn"):  # joiners and variation selectors
             return ""
         return character.encode("unicode_escape").decode()
 
-    def plot(self, text: str, most: int = _MOST) -> str:
-        """Return text for matplotlib, whose signs of mathematics are signs again."""
-        return self.legible(text, most).replace("$", r"\$")
+    def plot(self, text: str, max_length: int = _MAX_LENGTH) -> str:
+        """Return text for matplotlib, with mathtext escaped."""
+        return self.legible(text, max_length).replace("$", r"\$")
 
     @contextmanager
     def styled(self) -> Iterator[None]:
-        """Let matplotlib draw with these fonts."""
+        """Let matplotlib use these fonts."""
         from matplotlib import rc_context, rcParams
 
         more = [family for family in dict.fromkeys(self._fonts.values()) if family]
@@ -81,11 +81,11 @@ class Lettering:
             yield
 
     def box(self, text: str, size: int) -> tuple[float, float, float, float]:
-        """Return the left, top, right and bottom in pixels of a legible text whose base line begins at 0, 0.
+        """Return left, top, right and bottom in pixels of a legible text with its baseline origin at 0, 0.
 
         Args:
             text: From :meth:`legible`.
-            size: Size of the letters in pixels.
+            size: Font size in pixels.
         """
         boxes, x = [(0.0, 0.0, 0.0, 0.0)], 0.0
         for path, piece in self._pieces(text):
@@ -100,11 +100,11 @@ class Lettering:
         """Draw a legible text on an image.
 
         Args:
-            canvas: What is drawn on.
-            place: Where its base line begins, in pixels.
+            canvas: Drawn on.
+            place: Baseline origin in pixels.
             text: From :meth:`legible`.
-            size: Size of the letters in pixels.
-            fill: Their colour.
+            size: Font size in pixels.
+            fill: Text colour.
         """
         x, y = place
         for path, piece in self._pieces(text):
@@ -113,7 +113,7 @@ class Lettering:
             x += font.getlength(piece)
 
     def _pieces(self, text: str) -> Iterator[tuple[str, str]]:
-        """Yield runs of characters of one font, each with the path of the font, "" for the usual one."""
+        """Yield runs of characters of one font, each with the path of the font, "" for the default one."""
         start, before = 0, ""
         for place, character in enumerate(text):
             path = self._fonts.get(character) or ""
@@ -129,23 +129,23 @@ class Lettering:
 
 @lru_cache(maxsize=64)
 def _find_fonts(characters: frozenset[str]) -> dict[str, str | None]:
-    """Return the path of a font for each character that the usual fonts may lack; None where no font here has it."""
-    found: dict[str, str | None] = {}
+    """Return a font path for each character that default fonts may lack; None where no installed font has it."""
+    fonts: dict[str, str | None] = {}
     left = {each for each in characters if not each.isascii() and each != "…" and unicodedata.category(each) != "Zs"}
     for path in _installed():
         if not left:
             break
         has = {character for character in left if _has(path, character)}
-        found |= dict.fromkeys(has, path)
+        fonts |= dict.fromkeys(has, path)
         left -= has
-    return found | dict.fromkeys(left)
+    return fonts | dict.fromkeys(left)
 
 
 @cache
 def _installed() -> tuple[str, ...]:
-    """Return the paths of the fonts of this machine, plain ones first; of matplotlib's own DejaVu Sans before all."""
+    """Return the paths of the installed fonts: matplotlib's own DejaVu Sans first, then regular ones."""
     if find_spec("matplotlib") is None:
-        return ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "arial.ttf")  # where Pillow looks, if they are there
+        return ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "arial.ttf")  # found by Pillow, if installed
     from matplotlib.font_manager import fontManager
 
     fonts = [font for font in fontManager.ttflist if not font.name.startswith(_BOXES)]
@@ -157,7 +157,7 @@ def _has(path: str, character: str) -> bool:
     try:
         font = ImageFont.truetype(path, _SAMPLE_PX, layout_engine=ImageFont.Layout.BASIC)
         drawn, absent = font.getmask(character), font.getmask(_ABSENT)
-    except (OSError, ValueError):  # damaged, or of fixed sizes
+    except (OSError, ValueError):  # damaged, or a bitmap font
         return False
     return (drawn.size, bytes(drawn)) != (absent.size, bytes(absent))
 

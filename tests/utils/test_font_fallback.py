@@ -9,8 +9,8 @@ from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from flatten_transformer.tasks.overlays import draw_objects
 from flatten_transformer.tasks.segmentation.plots import draw_overlay
-from flatten_transformer.utils import lettering
-from flatten_transformer.utils.lettering import Lettering, shortened
+from flatten_transformer.utils import font_fallback
+from flatten_transformer.utils.font_fallback import FallbackFonts, shortened
 
 NAMES = [
     "$x^2$",
@@ -48,7 +48,7 @@ def test_names_are_set_as_they_are_and_not_as_mathematics() -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    letters = Lettering(["$x^2$", "x^2", r"a\$b"])
+    letters = FallbackFonts(["$x^2$", "x^2", r"a\$b"])
     with letters.styled():
         figure = Figure()
         renderer: Any = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
@@ -59,7 +59,7 @@ def test_names_are_set_as_they_are_and_not_as_mathematics() -> None:
 
 
 def test_a_letter_comes_from_the_font_that_has_it() -> None:
-    letters = Lettering([f"a{ONE_HIGH}", ABSENT])
+    letters = FallbackFonts([f"a{ONE_HIGH}", ABSENT])
     assert letters.legible(f"a{ONE_HIGH}") == f"a{ONE_HIGH}"
     canvas = ImageDraw.Draw(Image.new("L", (90, 40), "white"))
     images = []
@@ -74,15 +74,15 @@ def test_a_letter_comes_from_the_font_that_has_it() -> None:
 
 
 def test_a_letter_that_no_font_has_is_written_as_its_code() -> None:
-    assert Lettering([f"a{ABSENT}"]).legible(f"a{ABSENT}") == r"a\U000323af"
-    assert Lettering(["\u200da"]).legible("\u200da") in ("a", "\u200da")  # a joiner is nothing by itself
+    assert FallbackFonts([f"a{ABSENT}"]).legible(f"a{ABSENT}") == r"a\U000323af"
+    assert FallbackFonts(["\u200da"]).legible("\u200da") in ("a", "\u200da")  # a joiner is nothing by itself
 
 
 def test_without_any_font_all_but_ascii_is_written_as_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lettering, "_installed", lambda: ("/dev/null", "missing.ttf"))
-    lettering._find_fonts.cache_clear()
-    assert Lettering(["Café"]).legible("Café") == r"Caf\xe9"
-    lettering._find_fonts.cache_clear()
+    monkeypatch.setattr(font_fallback, "_installed", lambda: ("/dev/null", "missing.ttf"))
+    font_fallback._find_fonts.cache_clear()
+    assert FallbackFonts(["Café"]).legible("Café") == r"Caf\xe9"
+    font_fallback._find_fonts.cache_clear()
 
 
 def test_long_names_keep_both_ends() -> None:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C
 PROGRAM = """
 import resource
 import torch
-from flatten_transformer.train.memory import keep_freed_memory
+from flatten_transformer.train.process import keep_freed_memory
 
 keep_freed_memory()
 for _ in range(3):
