@@ -107,8 +107,8 @@ class Transformed(Reading):
 
     Example:
         >>> from flatten_transformer.data.digits import Digits
-        >>> from flatten_transformer.data.preprocessing import Preprocessing
-        >>> digits = Transformed(Digits("test"), Preprocessing(16, 3, (0.5,) * 3, (0.5,) * 3), in_chans=3)
+        >>> from torchvision.transforms.v2.functional import pil_to_tensor
+        >>> digits = Transformed(Digits("test", size=16), pil_to_tensor, in_chans=3)
         >>> digits[0][0].shape
         torch.Size([3, 16, 16])
     """

@@ -67,7 +67,7 @@ def read_fields(kind: type[Kind], values: object, what: str) -> Kind:
         ValueError: If a value is unknown, missing or of another type, or the dataclass refuses it.
 
     Example:
-        >>> from flatten_transformer.data.preprocessing import Preprocessing
+        >>> from flatten_transformer.tasks.classification.preprocessing import Preprocessing
         >>> read_fields(Preprocessing, {"img_size": "32", "in_chans": 1, "mean": [0], "std": [1]}, "preprocessing")
         Traceback (most recent call last):
         ValueError: preprocessing.img_size must be int, got '32'

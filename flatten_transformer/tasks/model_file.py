@@ -77,7 +77,7 @@ def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
         info: What it takes to build and use it.
 
     Example:
-        >>> from flatten_transformer.data.preprocessing import Preprocessing
+        >>> from flatten_transformer.tasks.classification.preprocessing import Preprocessing
         >>> info = ModelInfo("flatten_deit_tiny_patch16_224", {"depth": 1}, ("cat", "dog"), Preprocessing(224, 1, (0.5,), (0.5,)))
         >>> file = getfixture("tmp_path") / "model.safetensors"
         >>> save_model(file, info.build(), info)

@@ -7,8 +7,8 @@ from PIL import Image
 
 from flatten_transformer.commands.predict import expand, predict
 from flatten_transformer.data.digits import CLASS_NAMES, Digits
-from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks import per_image
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
 from flatten_transformer.tasks.registry import KINDS, Kind, task_spec

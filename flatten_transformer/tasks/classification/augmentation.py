@@ -9,8 +9,9 @@ from typing import Literal, get_args
 
 from timm.data import create_transform
 
-from flatten_transformer.data.preprocessing import Preprocessing, Transform
+from flatten_transformer.data.preprocessing import Transform
 from flatten_transformer.data.source import check_probabilities
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
 EraseMode = Literal["const", "rand", "pixel"]
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from flatten_transformer.data.by_name import image_defaults, open_data_set
 from flatten_transformer.data.module import DataModule
-from flatten_transformer.data.preprocessing import Preprocessing, channel_statistics
+from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.reading import Transformed
 from flatten_transformer.data.source import Split, check_val_share
 from flatten_transformer.tasks.classification.augmentation import Augmentation
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
 
 class ImageData(DataModule):
