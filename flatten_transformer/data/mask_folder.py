@@ -18,10 +18,10 @@ from torchvision import tv_tensors
 
 from flatten_transformer.data.class_list import read_class_names, read_text
 from flatten_transformer.data.image_folder import SUFFIXES, find_images
-from flatten_transformer.data.inside import check_place
 from flatten_transformer.data.mask_file import read_mask
 from flatten_transformer.data.mask_numbers import Numbering
 from flatten_transformer.data.preprocessing import read_image
+from flatten_transformer.data.safe_paths import check_place
 from flatten_transformer.data.source import Split
 from flatten_transformer.data.split_names import USUAL
 

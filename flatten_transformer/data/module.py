@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from flatten_transformer.data.contents import Contents
 from flatten_transformer.data.reading import OnBadImage, Reading
-from flatten_transformer.data.signals import leave_signals_to_parent
 from flatten_transformer.data.source import LeftOut, Split
+from flatten_transformer.data.worker_signals import leave_signals_to_parent
 
 SPLITS: Mapping[str, Sequence[Split]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}  # by stage
 

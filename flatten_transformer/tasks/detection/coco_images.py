@@ -19,9 +19,9 @@ from torchvision.transforms.v2 import functional as F
 from flatten_transformer.data.coco import CocoFile, CocoImage
 from flatten_transformer.data.coco_json import brief
 from flatten_transformer.data.coco_masks import encode
-from flatten_transformer.data.inside import check_place, lies_under
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.reading import OnBadImage, Reading
+from flatten_transformer.data.safe_paths import check_place, lies_under
 from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 
 Target = dict[str, Tensor]
