@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-Kind = TypeVar("Kind")
+Fields = TypeVar("Fields")
 _MAX_DIGITS = 18  # of an integer; 64 bits hold them
 
 
@@ -55,7 +55,7 @@ def _short(text: str) -> int:
     return int(text)
 
 
-def read_fields(kind: type[Kind], values: object, what: str) -> Kind:
+def read_fields(kind: type[Fields], values: object, what: str) -> Fields:
     """Return a dataclass of values that came from a file or a recipe, each of the type that its field is annotated with.
 
     Args:

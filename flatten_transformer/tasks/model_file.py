@@ -20,8 +20,8 @@ from flatten_transformer.models.fit_weights import StateDict, grids_from_header,
 from flatten_transformer.models.read_weights import in_one_line, one_line, read_safetensors
 from flatten_transformer.tasks.backbone import without_weights
 from flatten_transformer.tasks.description import read_fields, read_json, shown
-from flatten_transformer.tasks.outline import outline, undrawn
-from flatten_transformer.tasks.registry import Kind, task_spec
+from flatten_transformer.tasks.outline import build_on_meta, build_uninitialized
+from flatten_transformer.tasks.registry import TaskName, task_spec
 from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.printable import printable
 
@@ -51,7 +51,7 @@ class ModelInfo:
     model_args: dict[str, Any]
     class_names: Sequence[str]
     preprocessing: Any  # the dataclass of the kind
-    task: Kind = "classify"
+    task: TaskName = "classify"
     category_ids: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -112,21 +112,21 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     info = _info(path, metadata)
     _check(path, info, tensors, metadata)
     with _named(path, info):
-        model = undrawn(info.build)
+        model = build_uninitialized(info.build)
         model.load_state_dict(_on_grids(model, tensors, metadata))
     _warn_unless_finite(path, model)
     return model.eval(), info
 
 
 @contextmanager
-def seeing(info: ModelInfo) -> Iterator[None]:
+def forward_errors(info: ModelInfo) -> Iterator[None]:
     """Raise ValueError, in one line, for whatever a model raises on an image: its file may describe images it cannot see.
 
     Args:
         info: Of the model.
 
     Example:
-        >>> with seeing(ModelInfo("a net", {}, ("cat", "dog"), None)):
+        >>> with forward_errors(ModelInfo("a net", {}, ("cat", "dog"), None)):
         ...     assert False, "16 pixels, not 32"
         Traceback (most recent call last):
         ValueError: a net cannot see the image (AssertionError: 16 pixels, not 32): its size may not be one that the model takes
@@ -204,7 +204,7 @@ def _on_grids(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping
 def _check(path: Path, info: ModelInfo, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Raise ValueError unless the model of the description is that of the tensors; it takes no memory to find out."""
     with _named(path, info):
-        model = outline(info.build, tensors)
+        model = build_on_meta(info.build, tensors)
         with torch.device("meta"):
             shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
             model.load_state_dict(_on_grids(model, shapes, metadata))

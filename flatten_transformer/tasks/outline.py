@@ -19,7 +19,7 @@ _INIT = frozenset(  # what initialisation calls on a parameter
 )
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """Leaves parameters as they were allocated where they would be initialised: a file overwrites all of them."""
 
     def __torch_function__(
@@ -30,7 +30,7 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Bounded(TorchFunctionMode):
+class _Limits(TorchFunctionMode):
     """Ends a construction that calls PyTorch more often, or makes a larger tensor, than the model in a file can need."""
 
     def __init__(self, calls: int, nbytes: int) -> None:
@@ -49,7 +49,7 @@ class _Bounded(TorchFunctionMode):
         return made
 
 
-def outline(build: Callable[[], Result], tensors: Mapping[str, Tensor]) -> Result:
+def build_on_meta(build: Callable[[], Result], tensors: Mapping[str, Tensor]) -> Result:
     """Build a module on the meta device, and no more of it than a file with ``tensors`` can hold.
 
     Args:
@@ -60,23 +60,23 @@ def outline(build: Callable[[], Result], tensors: Mapping[str, Tensor]) -> Resul
         ValueError: If the module would be larger than the file allows.
 
     Example:
-        >>> outline(lambda: nn.Linear(2, 3), {}).weight.device.type
+        >>> build_on_meta(lambda: nn.Linear(2, 3), {}).weight.device.type
         'meta'
-        >>> outline(lambda: nn.Linear(10**6, 10**6), {})
+        >>> build_on_meta(lambda: nn.Linear(10**6, 10**6), {})
         Traceback (most recent call last):
         ValueError: its model would have a tensor of 4e+03 GB, [1000000, 1000000]
     """
     size = sum(tensor.nbytes for tensor in tensors.values())
-    bounds = _Bounded(_CALLS + _CALLS_A_TENSOR * len(tensors), 2 * size + _SPARE_BYTES)  # 2: halves become float32
-    with torch.device("meta"), bounds, _Undrawn():
+    bounds = _Limits(_CALLS + _CALLS_A_TENSOR * len(tensors), 2 * size + _SPARE_BYTES)  # 2: halves become float32
+    with torch.device("meta"), bounds, _SkipInit():
         return build()
 
 
-def undrawn(build: Callable[[], Result]) -> Result:
+def build_uninitialized(build: Callable[[], Result]) -> Result:
     """Build a module whose parameters hold whatever was in memory, which is faster than to draw them at random.
 
     Args:
         build: Returns the module.
     """
-    with _Undrawn():
+    with _SkipInit():
         return build()

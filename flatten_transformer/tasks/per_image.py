@@ -17,7 +17,7 @@ Found = TypeVar("Found")
 _PATIENCE_S = 2.0  # before a progress bar appears
 
 
-def look_at(
+def run_on_files(
     files: Sequence[Path],
     look: Callable[[Path], Found],
     keep: Callable[[int, Found], None],
@@ -41,7 +41,7 @@ def look_at(
         ValueError: If an image cannot be used and is not to be skipped, or none can.
 
     Example:
-        >>> look_at([Path("a.png"), Path("b.png")], lambda file: file.stem, print)
+        >>> run_on_files([Path("a.png"), Path("b.png")], lambda file: file.stem, print)
         0 a
         1 b
         []
@@ -74,7 +74,7 @@ def check_complete(skipped: Sequence[str], count: int) -> None:
     """Raise UnfinishedError if images were skipped.
 
     Args:
-        skipped: From :func:`look_at`.
+        skipped: From :func:`run_on_files`.
         count: How many images there were.
     """
     if skipped:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from flatten_transformer.data.module import DataModule
     from flatten_transformer.tasks.task import Task
 
-Kind = Literal["classify", "detect", "segment"]
-KINDS: dict[Kind, str] = {"classify": "classification", "detect": "detection", "segment": "segmentation"}  # their folders
+TaskName = Literal["classify", "detect", "segment"]
+TASKS: dict[TaskName, str] = {"classify": "classification", "detect": "detection", "segment": "segmentation"}  # their folders
 
 
 class TaskSpec(NamedTuple):
@@ -29,12 +29,12 @@ class TaskSpec(NamedTuple):
     predict: Callable[..., None]  # of a model, its info, files and these options
 
 
-def task_spec(kind: Kind) -> TaskSpec:
+def task_spec(kind: TaskName) -> TaskSpec:
     """Return the parts of a task.
 
     Example:
         >>> task_spec("classify").monitor
         'val/accuracy'
     """
-    spec: TaskSpec = import_module(f"flatten_transformer.tasks.{KINDS[kind]}.spec").spec
+    spec: TaskSpec = import_module(f"flatten_transformer.tasks.{TASKS[kind]}.spec").spec
     return spec

@@ -22,7 +22,7 @@ from flatten_transformer.models.fit_weights import check_fit
 from flatten_transformer.tasks.facts import KEY, compare, compare_averages, compare_groups, compare_length, facts
 from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.tasks.registry import Kind
+from flatten_transformer.tasks.registry import TaskName
 
 
 class Task(LightningModule):
@@ -41,7 +41,7 @@ class Task(LightningModule):
         ValueError: If ``ema_decay`` is out of range.
     """
 
-    kind: ClassVar[Kind]
+    task_name: ClassVar[TaskName]
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Task(LightningModule):
 
     def info(self) -> ModelInfo:
         """Return what a file of this task's model must say."""
-        return ModelInfo(self.name, self.model_args, tuple(self.data.class_names), self.data.preprocessing, self.kind)
+        return ModelInfo(self.name, self.model_args, tuple(self.data.class_names), self.data.preprocessing, self.task_name)
 
     def count_macs(self) -> int | None:
         """Return the multiply-accumulates of one image, where its size is known."""

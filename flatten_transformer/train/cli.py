@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from flatten_transformer.tasks.registry import KINDS, Kind, task_spec
+from flatten_transformer.tasks.registry import TASKS, TaskName, task_spec
 from flatten_transformer.train.callbacks import KeepBatchSize, ReportSkipped, SaveModel, SeedEpochs, TellData
 from flatten_transformer.train.checkpoints import (
     LAST,
@@ -112,7 +112,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Lightning's own command line does not have, and link what need not be said twice."""
-        parser.add_argument("--task", type=Kind, default=self.kind, help="What is learned; a recipe says it.")
+        parser.add_argument("--task", type=TaskName, default=self.kind, help="What is learned; a recipe says it.")
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
@@ -289,7 +289,7 @@ def with_recipe_paths(args: Sequence[str]) -> list[str]:
     return [str(find_recipe(arg)) if before in _CONFIG else arg for before, arg in zip(["", *apart], apart, strict=False)]
 
 
-def kind_of(args: Sequence[str]) -> Kind:
+def kind_of(args: Sequence[str]) -> TaskName:
     """Return the task that the arguments ask for: by ``--task``, or else by the last of their recipes that names one.
 
     Args:
@@ -307,9 +307,9 @@ def kind_of(args: Sequence[str]) -> Kind:
     if not asked:
         recipes = [yaml.safe_load(Path(value).read_text("utf-8")) for option, value in pairs if option in _CONFIG]
         asked = [recipe["task"] for recipe in recipes if "task" in recipe] or ["classify"]
-    if asked[-1] not in KINDS:
-        raise ValueError(f"no task {asked[-1]!r}: {hint(str(asked[-1]), KINDS)}")
-    kind: Kind = asked[-1]
+    if asked[-1] not in TASKS:
+        raise ValueError(f"no task {asked[-1]!r}: {hint(str(asked[-1]), TASKS)}")
+    kind: TaskName = asked[-1]
     return kind
 
 

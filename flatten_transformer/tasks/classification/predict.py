@@ -14,8 +14,8 @@ from torch import nn
 
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.reading import OnBadImage
-from flatten_transformer.tasks.model_file import ModelInfo, seeing
-from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
+from flatten_transformer.tasks.model_file import ModelInfo, forward_errors
+from flatten_transformer.tasks.per_image import check_complete, count_images, run_on_files
 from flatten_transformer.utils.atomic_file import check_outputs, is_stream
 from flatten_transformer.utils.csv_file import CsvFile, path_cell
 from flatten_transformer.utils.terminal import RowPrinter, say
@@ -73,7 +73,9 @@ def _print(model: nn.Module, info: ModelInfo, files: Sequence[Path], top_k: int,
     def keep(number: int, row: Sequence[Guess]) -> None:
         table.print(str(files[number]), *(f"{guess.class_name} ({guess.probability:.1%})" for guess in row))
 
-    return look_at(files, lambda file: _classify_one(model, info, file, top_k), keep, on_bad_image, bar=not sys.stdout.isatty())
+    return run_on_files(
+        files, lambda file: _classify_one(model, info, file, top_k), keep, on_bad_image, bar=not sys.stdout.isatty()
+    )
 
 
 def _write(
@@ -88,7 +90,7 @@ def _write(
 
     try:
         with table:
-            return look_at(files, lambda file: _classify_one(model, info, file, top_k), keep, on_bad_image)
+            return run_on_files(files, lambda file: _classify_one(model, info, file, top_k), keep, on_bad_image)
     finally:
         if done:
             say(f"The classes of {count_images(done)} are in {table.place}", stderr=is_stream(csv))
@@ -119,7 +121,7 @@ def _check(top_k: int) -> None:
 @torch.inference_mode()
 def _classify_one(model: nn.Module, info: ModelInfo, path: Path, top_k: int) -> list[Guess]:
     image = info.preprocessing(read_image(path)).unsqueeze(0)  # [1, C, size, size]
-    with seeing(info):
+    with forward_errors(info):
         logits = model(image)[0]  # [K]
     probabilities, classes = logits.softmax(0).topk(min(top_k, len(info.class_names)))
     return [Guess(info.class_names[index], float(p)) for index, p in zip(classes.tolist(), probabilities, strict=True)]

@@ -17,7 +17,7 @@ from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.model import build_model, weights_args
 from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.tasks.registry import Kind
+from flatten_transformer.tasks.registry import TaskName
 from flatten_transformer.tasks.task import Task
 from flatten_transformer.utils.lettering import shortened
 
@@ -49,7 +49,7 @@ class ClassificationTask(Task):
         torch.Size([2, 10])
     """
 
-    kind: ClassVar[Kind] = "classify"
+    task_name: ClassVar[TaskName] = "classify"
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from flatten_transformer.data.coco_json import brief
 from flatten_transformer.data.coco_masks import encode
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.reading import OnBadImage, Reading
-from flatten_transformer.data.safe_paths import check_place, lies_under
+from flatten_transformer.data.safe_paths import check_inside, lies_under
 from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 
 Target = dict[str, Tensor]
@@ -69,7 +69,7 @@ class CocoSource:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, CocoImage]:
         entry = self.entry(index)
-        check_place(self.folder / entry.file_name, self._allowed)
+        check_inside(self.folder / entry.file_name, self._allowed)
         image = read_image(self.folder / entry.file_name)
         if image.size != (entry.width, entry.height):
             raise ValueError(

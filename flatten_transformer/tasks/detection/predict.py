@@ -20,9 +20,9 @@ from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.detection.metrics import coco_results
 from flatten_transformer.tasks.detection.plots import draw_detections
-from flatten_transformer.tasks.model_file import ModelInfo, seeing
+from flatten_transformer.tasks.model_file import ModelInfo, forward_errors
 from flatten_transformer.tasks.overlays import overlay_paths
-from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
+from flatten_transformer.tasks.per_image import check_complete, count_images, run_on_files
 from flatten_transformer.utils.atomic_file import check_outputs, free_part, write_atomically, write_png
 from flatten_transformer.utils.terminal import say
 
@@ -109,7 +109,7 @@ def predict_files(
         findings.add(number + 1, files[number], image, found)
 
     with findings:
-        skipped = look_at(files, look, keep, on_bad_image)
+        skipped = run_on_files(files, look, keep, on_bad_image)
     check_complete(skipped, len(files))
 
 
@@ -170,7 +170,7 @@ def _check(threshold: float) -> None:
 
 @torch.inference_mode()
 def _find(model: nn.Module, info: ModelInfo, image: Image.Image, threshold: float) -> dict[str, Tensor]:
-    with seeing(info):
+    with forward_errors(info):
         found: dict[str, Tensor] = model([info.preprocessing(image)])[0]
     sure = found["scores"] >= threshold
     return {name: value[sure] for name, value in found.items()}

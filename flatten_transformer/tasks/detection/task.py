@@ -19,7 +19,7 @@ from flatten_transformer.tasks.detection.plots import draw_detections, draw_trut
 from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.overlays import side_by_side
-from flatten_transformer.tasks.registry import Kind
+from flatten_transformer.tasks.registry import TaskName
 from flatten_transformer.tasks.task import Task
 
 Targets = list[dict[str, Tensor]]
@@ -53,7 +53,7 @@ class DetectionTask(Task):
         2
     """
 
-    kind: ClassVar[Kind] = "detect"
+    task_name: ClassVar[TaskName] = "detect"
 
     def __init__(
         self,

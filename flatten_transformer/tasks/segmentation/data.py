@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from flatten_transformer.data.mask_folder import MaskedImages, open_ade20k, open_mask_folder
-from flatten_transformer.data.mask_numbers import check_seen, look
+from flatten_transformer.data.mask_numbers import check_mask_counts, count_masks
 from flatten_transformer.data.module import DataModule
 from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.reading import BadImageError, OnBadImage, Reading
@@ -170,18 +170,18 @@ class SegmentationData(DataModule):
         Raises:
             ValueError: If the numbers in the masks are no classes, or mean something else than the list of classes says.
         """
-        self._look(split)
+        self._check_masks(split)
         transform = self._augmentation if split == "train" else self.preprocessing
         return MaskedSamples(self._sources[split], transform, self.in_chans, self.on_bad_image)
 
-    def _look(self, split: Split) -> None:
+    def _check_masks(self, split: Split) -> None:
         """Raise an error if the masks of a split cannot be meant as they are numbered."""
         source, names = self._sources[split], self.class_names
-        seen = look(len(source), self._classes_or_none(source), len(names), _PATIENCE_S)
+        seen = count_masks(len(source), self._classes_or_none(source), len(names), _PATIENCE_S)
         complete = seen.masks == len(source)
         self._counts[split] = seen.holding.tolist() if complete else None
         where = f"the {split} masks, such as {source.pairs[0][1]},"
-        check_seen(where, seen, names, source.numbering, train=split == "train" and complete)
+        check_mask_counts(where, seen, names, source.numbering, train=split == "train" and complete)
         if not complete:
             rank_zero_info(f"{seen.masks} of {len(source)} {split} masks were looked at, as there were {_PATIENCE_S:g} s for it")
 

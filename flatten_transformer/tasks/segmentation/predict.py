@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.reading import OnBadImage
-from flatten_transformer.tasks.model_file import ModelInfo, seeing
+from flatten_transformer.tasks.model_file import ModelInfo, forward_errors
 from flatten_transformer.tasks.overlays import overlay_paths
-from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
+from flatten_transformer.tasks.per_image import check_complete, count_images, run_on_files
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
 from flatten_transformer.tasks.segmentation.plots import draw_overlay, mask_image
 from flatten_transformer.utils.atomic_file import check_outputs, write_atomically, write_png
@@ -83,7 +83,7 @@ def predict_files(
         done += 1
 
     try:
-        skipped = look_at(files, look, keep, on_bad_image)
+        skipped = run_on_files(files, look, keep, on_bad_image)
     finally:
         if done:
             say(f"Masks and overlays of {count_images(done)} are in {output}")
@@ -93,6 +93,6 @@ def predict_files(
 @torch.inference_mode()
 def _segment_one(model: nn.Module, info: ModelInfo, image: Image.Image) -> Tensor:
     pixels = info.preprocessing(image)  # [C, h, w], resized
-    with seeing(info):
+    with forward_errors(info):
         logits = image_logits(model, pixels, window=info.preprocessing.window, stride=info.preprocessing.stride)
     return class_map(logits, image.height, image.width)

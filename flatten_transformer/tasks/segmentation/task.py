@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.overlays import side_by_side
-from flatten_transformer.tasks.registry import Kind
+from flatten_transformer.tasks.registry import TaskName
 from flatten_transformer.tasks.segmentation.data import MaskedBatch, SegmentationData
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
 from flatten_transformer.tasks.segmentation.metrics import mean_accuracy, mean_iou
@@ -49,7 +49,7 @@ class SegmentationTask(Task):
         torch.Size([2, 4, 40, 60])
     """
 
-    kind: ClassVar[Kind] = "segment"
+    task_name: ClassVar[TaskName] = "segment"
     model: Segmenter
 
     def __init__(
