@@ -17,11 +17,11 @@ class Preprocessing:
     """Resize, crop and normalise an image for a classifier, outside training.
 
     Args:
-        img_size: Side in pixels of what the model sees, the centre of the image, bicubically resized.
+        img_size: Side of the centre crop in pixels, after bicubic resizing.
         in_chans: 1 for grey, 3 for colour.
-        mean: Subtracted from the values in 0 … 1; one number a channel.
-        std: Divides the difference; one number a channel.
-        crop_pct: Share of the image's shorter side that is kept; 0.9 for 224 resizes it to 248.
+        mean: Subtracted from values in 0 … 1; one number per channel.
+        std: Divides the difference; one number per channel.
+        crop_pct: Share of the shorter side kept by the crop; 0.9 for 224 resizes it to 248.
 
     Raises:
         ValueError: If a number is out of range or ``mean`` and ``std`` do not fit ``in_chans``.
@@ -45,11 +45,11 @@ class Preprocessing:
             raise ValueError(f"crop_pct must lie in 0 … 1, above 0, got {self.crop_pct}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return ``[in_chans, img_size, img_size]``, float32, of an image of any mode and size."""
+        """Convert an image of any mode and size to ``[in_chans, img_size, img_size]``, float32."""
         return self.transform()(to_mode(image, self.in_chans))
 
     def transform(self) -> Transform:
-        """Return timm's evaluation transform, from a PIL image of the right mode to a tensor."""
+        """Return timm's evaluation transform, from a PIL image in the right mode to a tensor."""
         transform: Transform = create_transform(
             (self.in_chans, self.img_size, self.img_size),
             interpolation="bicubic",

@@ -1,4 +1,4 @@
-"""The parts of image classification."""
+"""Components of image classification."""
 
 from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.model import build_model
