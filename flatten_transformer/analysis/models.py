@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatten_transformer.data.preprocessing import Preprocessing, read_image
+from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.classification.model import build_model, weights_args
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
 _MAX_MODELS = 7  # as many as there are colours
 _SEED = 0  # for untrained weights
