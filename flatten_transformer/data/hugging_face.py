@@ -60,21 +60,21 @@ def open_hugging_face(name: str, cache: Path | None) -> Splits:
     except ImportError:
         raise ValueError(f"hfds/{name} needs the library datasets: pip install 'flatten-transformer[hub]'") from None
     try:
-        found = datasets.load_dataset(name, cache_dir=None if cache is None else str(cache))
+        data_set = datasets.load_dataset(name, cache_dir=None if cache is None else str(cache))
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"hfds/{name} cannot be opened ({reason}): check its name") from None
-    splits = _splits(list(found))
+    splits = _splits(list(data_set))
     if "train" not in splits:
-        raise ValueError(f"hfds/{name} has no split train, only {', '.join(found)}: choose another data set")
-    features = found[splits["train"]].features
+        raise ValueError(f"hfds/{name} has no split train, only {', '.join(data_set)}: choose another data set")
+    features = data_set[splits["train"]].features
     image = _column(name, features, datasets.Image)
     label = _column(name, features, datasets.ClassLabel)
-    found = found.cast_column(image, datasets.Image(decode=False))  # decoded later, so that a damaged image raises our error
-    left_out = [LeftOut("split that is not used", [title]) for title in found if title not in splits.values()]
+    data_set = data_set.cast_column(image, datasets.Image(decode=False))  # decoded by us, with our error messages
+    left_out = [LeftOut("split that is not used", [title]) for title in data_set if title not in splits.values()]
     sources: dict[Split, Source | None] = {}
     for split, title in splits.items():
-        images = HuggingFaceImages(found[title], image, label, f"hfds/{name} ({title})")
+        images = HuggingFaceImages(data_set[title], image, label, f"hfds/{name} ({title})")
         sources[split], withheld = _labelled(images, len(features[label].names))
         left_out += [LeftOut(f"without a label, in {title}", withheld)] if withheld else []
     train = sources["train"]
@@ -85,12 +85,12 @@ def open_hugging_face(name: str, cache: Path | None) -> Splits:
 
 def _splits(titles: list[str]) -> dict[Split, str]:
     """Map our splits to the data set's split names, standard names first."""
-    found = {split: title for split, names in STANDARD_NAMES.items() for title in names if title in titles}
+    splits = {split: title for split, names in STANDARD_NAMES.items() for title in names if title in titles}
     for title in titles:
         split = split_of(title)
         if split:
-            found.setdefault(split, title)
-    return found
+            splits.setdefault(split, title)
+    return splits
 
 
 def _labelled(images: HuggingFaceImages, classes: int) -> tuple[Source | None, list[str]]:
@@ -103,10 +103,10 @@ def _labelled(images: HuggingFaceImages, classes: int) -> tuple[Source | None, l
 
 
 def _column(name: str, features: Any, kind: type) -> str:
-    found = [column for column, feature in features.items() if isinstance(feature, kind)]
-    if not found:
+    columns = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if not columns:
         raise ValueError(f"hfds/{name} has no column of the kind {kind.__name__}, only {', '.join(features)}")
-    return str(found[0])
+    return str(columns[0])
 
 
 FORMAT = Format(("hfds/<name>",), True, lambda request: open_hugging_face(request.rest, request.root))

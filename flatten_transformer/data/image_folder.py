@@ -155,14 +155,14 @@ def _classes(train: Path, splits: dict[Split, Path]) -> tuple[dict[str, Walk], l
     listing = list_folder(train)
     left_out = [*listing.left_out, *(Excluded(_LOOSE, str(image.path)) for image in listing.images)]
     walks = {folder.name: walk(folder) for folder in listing.folders if folder not in splits.values()}
-    for name in [name for name, found in walks.items() if _holds_only_outputs(found)]:
+    for name in [name for name, contents in walks.items() if _holds_only_outputs(contents)]:
         left_out += walks.pop(name).left_out
     _check_classes(train, walks)
-    return walks, left_out + [each for found in walks.values() for each in found.left_out]
+    return walks, left_out + [each for contents in walks.values() for each in contents.left_out]
 
 
-def _holds_only_outputs(found: Walk) -> bool:
-    return not found.images and any(each.reason == MADE_HERE for each in found.left_out)
+def _holds_only_outputs(contents: Walk) -> bool:
+    return not contents.images and any(each.reason == MADE_HERE for each in contents.left_out)
 
 
 def _check_classes(train: Path, walks: dict[str, Walk]) -> None:
@@ -174,15 +174,15 @@ def _check_classes(train: Path, walks: dict[str, Walk]) -> None:
     if len(walks) == 1:
         raise ValueError(f"{train} has one class, {next(iter(walks))!r}, but it takes two to tell apart: {layout}")
     alike: dict[str, str] = {}
-    for name, found in walks.items():
+    for name, contents in walks.items():
         other = alike.setdefault(_normalised(name), name)
         if other != name:
             raise ValueError(f"the classes {other!a} and {name!a} in {train} look the same: merge or rename them")
-        if not found.images:
-            others = sorted({each.reason for each in found.left_out})
+        if not contents.images:
+            others = sorted({each.reason for each in contents.left_out})
             only = f" but left out is: {'; '.join(others)}" if others else ""
             raise ValueError(f"class folder {train / name} holds no image ({', '.join(SUFFIXES)}){only}: add some, or remove it")
-        _check_inside(train / name, found)
+        _check_inside(train / name, contents)
 
 
 def _normalised(name: str) -> str:
@@ -191,9 +191,9 @@ def _normalised(name: str) -> str:
     return normal if len(normal) == 1 else normal.casefold()
 
 
-def _check_inside(folder: Path, found: Walk) -> None:
+def _check_inside(folder: Path, contents: Walk) -> None:
     """Reject a class folder that contains splits: its test images would be trained on."""
-    parts = {parent.relative_to(folder).parts[0] for parent in {image.path.parent for image in found.images} - {folder}}
+    parts = {parent.relative_to(folder).parts[0] for parent in {image.path.parent for image in contents.images} - {folder}}
     splits = {split: name for name in sorted(parts) if (split := split_of(name))}
     if splits.keys() - {"train"}:
         name = next(name for split, name in splits.items() if split != "train")
@@ -206,12 +206,12 @@ def _beside(root: Path, folders: Sequence[Path]) -> list[Excluded]:
     listing = list_folder(root)
     left_out = [*listing.left_out, *(Excluded(_LOOSE, str(image.path)) for image in listing.images)]
     for folder in folders:
-        found = walk(folder)
-        if _holds_only_outputs(found):
-            left_out += found.left_out
+        contents = walk(folder)
+        if _holds_only_outputs(contents):
+            left_out += contents.left_out
         else:
             reason = _FLAT if split_of(folder.name) else _BESIDE
-            left_out += [Excluded(reason, str(image.path)) for image in found.images] or [Excluded(reason, f"{folder}/")]
+            left_out += [Excluded(reason, str(image.path)) for image in contents.images] or [Excluded(reason, f"{folder}/")]
     return left_out
 
 
@@ -221,12 +221,12 @@ def _evaluation_split(folder: Path, class_names: Sequence[str], train: Path) -> 
     left_out = [*listing.left_out, *(Excluded(_LOOSE, str(image.path)) for image in listing.images)]
     walks: dict[str, Walk] = {}
     for path in listing.folders:
-        found = walk(path)
-        left_out += found.left_out
-        if not found.images:
-            left_out += [] if _holds_only_outputs(found) else [Excluded(_EMPTY, f"{path}/")]
+        contents = walk(path)
+        left_out += contents.left_out
+        if not contents.images:
+            left_out += [] if _holds_only_outputs(contents) else [Excluded(_EMPTY, f"{path}/")]
         elif path.name in class_names:
-            walks[path.name] = found
+            walks[path.name] = contents
         else:
             unknown = _describe_unknown(path.name, class_names)
             raise ValueError(f"{folder} has the class {unknown}, which {train} lacks: rename it, or add it to {train}")
@@ -245,9 +245,7 @@ def _deduplicate(walks: dict[Split, dict[str, Walk]]) -> tuple[dict[Split, Image
         ValueError: If a file is in two classes.
     """
     numbers = {name: number for number, name in enumerate(walks["train"])}
-    placed = [
-        (split, name, image) for split, classes in walks.items() for name, found in classes.items() for image in found.images
-    ]
+    placed = [(split, name, image) for split, classes in walks.items() for name, each in classes.items() for image in each.images]
     known: dict[Split, dict[Identity, tuple[str, Path]]] = {split: {} for split in walks}
     kept: dict[Split, ImageFiles] = {split: ImageFiles([], []) for split in walks}
     left_out: list[Excluded] = []

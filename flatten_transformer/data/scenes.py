@@ -263,14 +263,14 @@ def make_scenes(
     """Write scenes of handwritten digits on photographs as COCO JSON and PNG masks, with no download.
 
     Args:
-        folder: Where to; it must be new, or hold scenes of the same settings.
-        train: Scenes to learn from.
-        val: Scenes to choose by.
-        test: Scenes to judge by; their digits and backgrounds are in no other scene.
-        height: Of a scene in pixels.
-        width: Of a scene in pixels.
-        most: Digits of a scene at most.
-        seed: Of everything drawn at random.
+        folder: Output folder; new, or holding scenes of the same settings.
+        train: Training scenes.
+        val: Validation scenes.
+        test: Test scenes; their digits and backgrounds are in no other scene.
+        height: Scene height in pixels.
+        width: Scene width in pixels.
+        most: Maximum number of digits in a scene.
+        seed: Random seed.
 
     Raises:
         ValueError: If a number is out of range, or the folder holds something else.
