@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.fixtures import draw_folder, mask_folder  # noqa: F401
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when something first imports it
 collect_ignore_glob = [] if find_spec("triton") else ["flatten_transformer/ops/triton/*"]  # its examples

@@ -7,8 +7,6 @@ import tempfile
 import torch
 from hypothesis import settings
 
-from tests.fixtures import draw_folder, mask_folder  # noqa: F401  # for every test
-
 settings.register_profile("same_every_time", derandomize=True, deadline=None, database=None)
 settings.load_profile("same_every_time")
 

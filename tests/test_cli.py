@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import flatten_transformer
 from flatten_transformer import cli
-from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
 from flatten_transformer.train import cli as training  # noqa: F401  # Lightning logs to the stderr of its first import
 from flatten_transformer.train.recipes import find_recipe

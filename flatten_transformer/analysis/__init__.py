@@ -1,4 +1,4 @@
-"""Focus and rank of attention, as numbers and as pictures."""
+"""Focus and rank of attention, in numbers and pictures."""
 
 from flatten_transformer.analysis.angles import Angles, measure_angles
 from flatten_transformer.analysis.capture import CapturedAttention, capture

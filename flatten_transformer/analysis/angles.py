@@ -20,13 +20,13 @@ _EPS = 1e-6  # of the op
 
 @dataclass(frozen=True)
 class Angles:
-    """How the cosines of the query-key pairs of one attention are distributed.
+    """Distribution of the cosines of the query-key pairs of one attention.
 
-    Proposition 1 (arXiv 2308.00442) speaks of vectors whose largest entries coincide, ``same``, or do not, ``other``: with
-    the right power the former are drawn together and the latter apart.
+    Proposition 1 (arXiv 2308.00442) is about vectors whose largest entries coincide, ``same``, or do not, ``other``: the
+    right power pulls the former together and the latter apart.
 
     Args:
-        pairs: How many pairs, ``same`` and ``other``.
+        pairs: Number of pairs, ``same`` and ``other``.
         mean_before: Mean cosine of φ(q) and φ(k) with power 1, of each kind.
         mean_after: Mean cosine after f_p.
         moved_as_stated: Share, 0 to 1, of the pairs whose cosine rose (``same``) or fell (``other``).
@@ -43,14 +43,14 @@ class Angles:
 
 
 def measure_angles(attention: CapturedAttention, head: int | None = None) -> Angles | None:
-    """Return what f_p does to the angles between the queries and the keys of a focused linear attention.
+    """Measure how f_p changes the angles between queries and keys of a focused linear attention.
 
     Args:
         attention: From :func:`flatten_transformer.analysis.capture`.
         head: Index of one head; None: all of them.
 
     Returns:
-        None where nothing is focused: another attention, or p = 1.
+        The angles; None for another attention, or p = 1.
     """
     if not isinstance(attention, CapturedGrid) or not isinstance(attention.module, FocusedLinearAttention):
         return None
@@ -81,7 +81,7 @@ def measure_angles(attention: CapturedAttention, head: int | None = None) -> Ang
 
 @torch.no_grad()
 def positive_features(attention: CapturedGrid) -> tuple[Tensor, Tensor]:
-    """Return what goes into f_p of a focused linear attention: queries ``[B, H, N, D]`` and keys ``[B, H, M, D]``."""
+    """Return the inputs of f_p in a focused linear attention: queries ``[B, H, N, D]`` and keys ``[B, H, M, D]``."""
     module, layout = attention.module, attention.layout
     query, key, value = (split_heads(tokens, module.num_heads) for tokens in (attention.query, attention.key, attention.value))
     q, k = (relu(x) + _EPS for x in module.condition(query, layout.hide(key, value)[0], layout))

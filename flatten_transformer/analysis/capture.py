@@ -1,4 +1,4 @@
-"""Capture every attention of a model while it works on images, and the matrices that it never formed."""
+"""Capture every attention of a model on images, with the matrices that it never forms."""
 
 # B images, or windows of images; N queries, M keys, C channels = H heads × D channels per head, G groups of value channels.
 
@@ -19,7 +19,7 @@ from flatten_transformer.layers import FocusedLinearAttention, GridAttention
 from flatten_transformer.layers.attention.layout import Decomposition, Layout
 from flatten_transformer.layers.rank_restoration import is_depthwise
 
-_LARGEST_CHUNK = 2**24  # elements of the impulses that are convolved at once
+_MAX_CHUNK = 2**24  # elements of the impulses that are convolved at once
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 Grid = tuple[int, ...]
@@ -28,13 +28,13 @@ Grid = tuple[int, ...]
 def capture(model: nn.Module, images: Tensor, *, dtype: torch.dtype = torch.float64) -> list[CapturedAttention]:
     """Run a copy of a model once; return the inputs and the output of each of its attentions, in order.
 
-    Captured are GridAttention, so every linear block of this library in any family, windows and stripes included, and every
-    call of ``F.scaled_dot_product_attention``, so the softmax blocks of timm's ViT, DeiT, Swin, PVTv2 and many more.
+    It captures GridAttention, so every linear block of this library in any family, windows and stripes included, and calls
+    of ``F.scaled_dot_product_attention``, so the softmax blocks of timm's ViT, DeiT, Swin, PVTv2 and many more.
 
     Args:
-        model: Any such model.
-        images: ``[B, channels, height, width]``, as the model takes them.
-        dtype: The copy's dtype: float64 leaves no doubt about a rank.
+        model: A model with such attentions.
+        images: Input of the model, ``[B, channels, height, width]``.
+        dtype: The copy's dtype: float64 makes ranks unambiguous.
 
     Raises:
         ValueError: If no attention of the model can be captured.
@@ -70,8 +70,8 @@ class CapturedAttention:
         heads: Heads H.
         windows: Windows an image is cut into; 1: the whole image.
         num_prefix_tokens: Class and register tokens before the others.
-        grid_size: The grid of the queries; None where it cannot be told.
-        context_grid_size: The grid of the keys; None where it cannot be told.
+        grid_size: The grid of the queries; None if unknown.
+        context_grid_size: The grid of the keys; None if unknown.
         output: Input of the output projection, ``[B, N, C]``.
     """
 
@@ -100,7 +100,7 @@ class CapturedAttention:
         raise NotImplementedError
 
     def decompose(self) -> Decomposition:
-        """Return the matrix ``[B, G, N, M]`` and what else the output is made of; quadratic."""
+        """Return the matrix ``[B, G, N, M]`` and the other parts of the output; quadratic."""
         raise NotImplementedError
 
     def convolution(self, channels: Sequence[int]) -> Tensor | None:
@@ -116,11 +116,11 @@ class CapturedAttention:
         return None
 
     def equivalent(self, channels: Sequence[int], parts: Decomposition | None = None) -> Tensor:
-        """Return the matrices that the values of some channels are multiplied by, convolution included.
+        """Return the matrices that multiply the values of some channels, convolution included.
 
         Args:
             channels: Indices among the C channels of all heads.
-            parts: From :meth:`decompose`, where it is at hand.
+            parts: From :meth:`decompose`, if already computed.
 
         Returns:
             ``[B, len(channels), N, M]``.
@@ -131,7 +131,7 @@ class CapturedAttention:
         return chosen if convolution is None else chosen + convolution
 
     def groups(self, channels: Sequence[int], count: int) -> list[int]:
-        """Return which of ``count`` groups each channel belongs to."""
+        """Return the group of each channel among ``count``."""
         return [channel * count // self.output.shape[2] for channel in channels]
 
 
@@ -162,24 +162,24 @@ class CapturedGrid(CapturedAttention):
 
     @torch.no_grad()
     def decompose(self) -> Decomposition:
-        """Return the matrix ``[B, G, N, M]`` and what else the output is made of; quadratic."""
+        """Return the matrix ``[B, G, N, M]`` and the other parts of the output; quadratic."""
         return self.module.decompose_projected(self.query, self.key, self.value, self.layout, self.x)
 
     @torch.no_grad()
     def convolution(self, channels: Sequence[int]) -> Tensor | None:
-        """Return the answers to an impulse at each token, see :meth:`CapturedAttention.convolution`."""
+        """Return the responses to an impulse at each token, see :meth:`CapturedAttention.convolution`."""
         dwc = self.module.dwc
-        plain = dwc is not None and is_depthwise(dwc) and not _restores_itself(self.module)
+        plain = dwc is not None and is_depthwise(dwc) and type(self.module).restore is GridAttention.restore
         restore = self._restore_some if plain else self._restore_all
         batch, channel_count = self.output.shape[0], self.output.shape[2]
         bias = restore(torch.zeros(batch, 1, self.keys).to(self.output), channels)
         if bias is None:
             return None
         columns = []
-        for impulses in torch.eye(self.keys).to(self.output).split(max(1, _LARGEST_CHUNK // (batch * self.keys * channel_count))):
-            answers = restore(impulses.expand(batch, -1, -1), channels)
-            assert answers is not None
-            columns.append(answers - bias)  # [B, J, N, channels]
+        for impulses in torch.eye(self.keys).to(self.output).split(max(1, _MAX_CHUNK // (batch * self.keys * channel_count))):
+            responses = restore(impulses.expand(batch, -1, -1), channels)
+            assert responses is not None
+            columns.append(responses - bias)  # [B, J, N, channels]
         matrix = torch.cat(columns, dim=1).permute(0, 3, 2, 1)
         hidden = self.layout.attn_mask
         return matrix if hidden is None else matrix.masked_fill(~hidden, 0)
@@ -193,11 +193,11 @@ class CapturedGrid(CapturedAttention):
         return None if restored is None else restored[..., list(channels)].unflatten(0, (-1, count))
 
     def _restore_some(self, values: Tensor, channels: Sequence[int]) -> Tensor | None:
-        """Return the same by the kernels of these channels alone, where ``dwc`` is all there is: 50 times as fast."""
+        """Return the same from the kernels of these channels alone, where ``dwc`` does all of it: 50 times as fast."""
         dwc, count = self.module.dwc, len(channels)
         assert isinstance(dwc, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         options: dict[str, Any] = {"padding": dwc.padding, "groups": count, "bias": False, "device": "meta"}
-        narrow = type(dwc)(count, count, dwc.kernel_size, **options)  # type: ignore[arg-type]  # as many sides as axes
+        narrow = type(dwc)(count, count, dwc.kernel_size, **options)  # type: ignore[arg-type]  # one side for each axis
         narrow.weight = nn.Parameter(dwc.weight[[channel % dwc.weight.shape[0] for channel in channels]])
         v = values.flatten(0, 1)[:, None, :, None].expand(-1, -1, -1, len(channels))  # [B·J, 1, M, channels]
         restored = _changed(self.module, dwc=narrow).restore(v, self.layout, None)
@@ -209,15 +209,11 @@ class CapturedGrid(CapturedAttention):
         ``output`` stays that of the model.
 
         Raises:
-            ValueError: If this is no focused linear attention.
+            ValueError: If this is not focused linear attention.
         """
         if not isinstance(self.module, FocusedLinearAttention):
             raise ValueError(f"{self.name} is {self.design}, which has no focusing_factor: choose a focused linear attention")
         return replace(self, module=_changed(self.module, focusing_factor=focusing_factor))
-
-
-def _restores_itself(attention: GridAttention) -> bool:
-    return type(attention).restore is not GridAttention.restore
 
 
 def _changed(attention: GridAttention, **attributes: object) -> GridAttention:
@@ -261,7 +257,7 @@ class CapturedSoftmax(CapturedAttention):
 
 
 class _Recorder(TorchFunctionMode):
-    """Record what passes through the attentions of a model of its own, so hooks are never removed."""
+    """Record the attentions of a model; it owns the model, so hooks are never removed."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__()
@@ -270,11 +266,11 @@ class _Recorder(TorchFunctionMode):
         self._image_size = (images.shape[2], images.shape[3])
         self._prefix = int(getattr(model, "num_prefix_tokens", 0))
         self._running: list[str] = []  # names of the modules, from the outermost in
-        self._within = False  # a GridAttention, whose softmax is no attention of its own
+        self._within = False  # a GridAttention, whose softmax is not recorded by itself
         for name, module in model.named_modules():
             module.register_forward_pre_hook(self._enter(name))
             module.register_forward_hook(self._leave)
-            if hasattr(module, "fused_attn"):  # timm: the same numbers, where they can be seen
+            if hasattr(module, "fused_attn"):  # timm's switch: the same numbers, by a call that can be recorded
                 module.fused_attn = True
             if isinstance(module, GridAttention):
                 self._record(name, module)
@@ -338,13 +334,13 @@ class _Recorder(TorchFunctionMode):
 
 
 def find_grid(tokens: int, image_size: Sequence[int]) -> Grid | None:
-    """Return the grid of so many tokens that has the shape of the image, to an eighth; None if there is none.
+    """Return the grid of ``tokens`` with the image's aspect ratio, to an eighth; None if there is none.
 
     Example:
         >>> find_grid(196, (224, 224)), find_grid(24, (64, 96)), find_grid(197, (224, 224))
         ((14, 14), (4, 6), None)
     """
-    wanted = image_size[0] / image_size[1]
+    ratio = image_size[0] / image_size[1]
     grids = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
-    fitting = [grid for grid in grids if abs(math.log(grid[0] / grid[1] / wanted)) < 1 / 8]
-    return min(fitting, key=lambda grid: abs(math.log(grid[0] / grid[1] / wanted)), default=None)
+    fitting = [grid for grid in grids if abs(math.log(grid[0] / grid[1] / ratio)) < 1 / 8]
+    return min(fitting, key=lambda grid: abs(math.log(grid[0] / grid[1] / ratio)), default=None)

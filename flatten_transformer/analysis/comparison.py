@@ -1,4 +1,4 @@
-"""Pictures of models side by side: ranks, and sharpness, layer by layer."""
+"""Plots of several models: rank and sharpness by layer."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _draw_lines(axis: Axes, models: Models, key: str) -> None:
 
 
 def _draw_limits(axis: Axes, models: Models) -> None:
-    """Draw the most that a rank can be, and the channels of a head, where all layers agree on them."""
+    """Draw the largest possible rank and the channels of a head, where all layers agree on them."""
     measured = [layer for layers in models.values() for layer in layers if layer.heads]
     for values, name, dashes in (
         ({min(layer.queries, layer.keys) for layer in measured}, "full rank", (0, (1, 2))),
@@ -87,7 +87,7 @@ def _draw_limits(axis: Axes, models: Models) -> None:
 
 
 def _add_legend(figure: Figure) -> None:
-    """Put who is who below all axes, once each."""
+    """Add one legend below all axes, each entry once."""
     handles = {text: handle for axis in figure.axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = max(1, min(len(handles), int(figure.get_figwidth() // 3.4)))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

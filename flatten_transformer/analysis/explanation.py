@@ -1,4 +1,4 @@
-"""One picture that explains the method: where one query attends, step by step from softmax to FLatten."""
+"""One figure that explains the method: the attention of one query, step by step from softmax to FLatten."""
 
 # N tokens, E value channels per head.
 
@@ -17,24 +17,18 @@ from flatten_transformer.utils.atomic_file import write_figure
 
 
 def explain(
-    flatten_model: nn.Module,
-    softmax_model: nn.Module,
-    image: Tensor,
-    *,
-    query: int,
-    block: int,
-    head: int,
+    flatten_model: nn.Module, softmax_model: nn.Module, image: Tensor, *, query: int, block: int, head: int
 ) -> list[QueryView]:
     """Return the four views of the method's story for one query token.
 
-    Softmax attention is the twin's own; the other three are read off the FLatten model: its queries and
+    Softmax attention is the twin's own; the other three come from the FLatten model: its queries and
     keys with power 1 (ReLU linear attention), with its own power, and with the convolution added.
-    Rank restoration has one matrix a channel: the mean is shown, the median rank is given.
+    Rank restoration has one matrix a channel: the view has their mean and their median rank.
 
     Args:
         flatten_model: A FLatten-DeiT.
         softmax_model: Its softmax twin.
-        image: ``[1, channels, height, width]``, as the models take it.
+        image: Input of the models, ``[1, channels, height, width]``.
         query: Index of the query token.
         block: Index of the block.
         head: Index of the head.
@@ -68,7 +62,7 @@ def draw_explanation(image: Tensor, views: Sequence[QueryView], path: Path) -> N
     Args:
         image: ``[height, width]``, grey values.
         views: From :func:`explain`; their query token is outlined in every panel.
-        path: Where the PNG goes.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle

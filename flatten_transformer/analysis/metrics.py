@@ -1,4 +1,4 @@
-"""Numbers of an attention, head by head: how many directions its matrices have, and how sharp their rows are."""
+"""Metrics of an attention by head: rank of its matrices, sharpness of their rows, similarity of its outputs."""
 
 # B images, or windows of images; N queries, M keys, D channels per head.
 
@@ -28,8 +28,8 @@ def numerical_rank(matrix: Tensor) -> Tensor:
 def effective_rank(matrix: Tensor) -> Tensor:
     """Return the effective rank of ``[..., N, M]``: exp of the entropy of the normalised singular values.
 
-    Roy & Vetterli, "The effective rank", EUSIPCO 2007: how many directions share the matrix, 1 to min(N, M). A singular
-    value that is tiny but above the rounding counts for the numerical rank as much as the largest, here for almost nothing.
+    Roy & Vetterli, "The effective rank", EUSIPCO 2007: the number of directions that share the matrix, 1 to min(N, M).
+    A singular value just above rounding counts as much as the largest for the numerical rank, and almost nothing here.
 
     Example:
         >>> effective_rank(torch.eye(4)), effective_rank(torch.diag(torch.tensor([1.0, 0.0])))
@@ -52,7 +52,7 @@ def row_shares(matrix: Tensor) -> Tensor:
 
 
 def row_entropy_bits(matrix: Tensor) -> Tensor:
-    """Return the mean entropy of the rows' :func:`row_shares` of ``[..., N, M]``, in bits: 0 one key to log2 M all alike.
+    """Return the mean entropy of the rows' :func:`row_shares` of ``[..., N, M]``, in bits: 0 (one key) to log2 M (uniform).
 
     Example:
         >>> round(float(row_entropy_bits(torch.ones(2, 8))), 5)
@@ -62,7 +62,7 @@ def row_entropy_bits(matrix: Tensor) -> Tensor:
 
 
 def top_mass(matrix: Tensor, top_k: int) -> Tensor:
-    """Return the mean share, 0 to 1, that the ``top_k`` largest magnitudes of each row of ``[..., N, M]`` have.
+    """Return the mean share, 0 to 1, of the ``top_k`` largest magnitudes in each row of ``[..., N, M]``.
 
     Example:
         >>> top_mass(torch.tensor([[0.5, 0.25, 0.25, 0.0]]), 2)
@@ -80,7 +80,7 @@ def token_similarity(tokens: Tensor) -> Tensor:
     """
     unit = torch.nn.functional.normalize(tokens, dim=-1)
     count = tokens.shape[-2]
-    every = unit.sum(dim=-2).square().sum(dim=-1)  # of all pairs, a token with itself too
+    every = unit.sum(dim=-2).square().sum(dim=-1)  # all pairs, a token with itself included
     return (every - unit.square().sum(dim=(-2, -1))) / max(1, count * (count - 1))
 
 
@@ -123,7 +123,7 @@ class LayerNumbers:
         head_dim: Channels of a head D.
         windows: Windows an image is cut into.
         negative: Whether a weight of the attention is negative: entropy and mass are then those of the magnitudes.
-        heads: Their numbers; none where the matrix is larger than was asked for.
+        heads: Their numbers; none where the matrix exceeds the limit.
     """
 
     name: str
@@ -145,13 +145,13 @@ class LayerNumbers:
 def measure(attention: CapturedAttention, *, top_k: int = 10, channels: int = 4, max_tokens: int = 1024) -> LayerNumbers:
     """Return the numbers of one attention.
 
-    Rank restoration has a matrix for each channel, Hydra attention and PolaFormer have several a head even without: some
-    channels of each head are sampled, evenly spread, and their mean is given.
+    Rank restoration has a matrix for each channel, Hydra attention and PolaFormer have several a head even without: the
+    result is the mean over some channels of each head, evenly spread.
 
     Args:
         attention: From :func:`flatten_transformer.analysis.capture`.
-        top_k: How many weights of a row count for its top-k mass.
-        channels: How many channels of each head are sampled, at most.
+        top_k: Weights of a row that count for its top-k mass.
+        channels: Channels of each head that are sampled, at most.
         max_tokens: An attention with more queries or keys is not measured: singular values cost N³.
 
     Example:
@@ -186,7 +186,7 @@ def _measure_head(
 
 
 def _measure_matrices(matrices: Tensor, tokens: Tensor, top_k: int) -> MatrixNumbers:
-    """Return the numbers of ``[B, G, N, M]``, and of the tokens ``[B, N, D]`` they make."""
+    """Return the numbers of ``[B, G, N, M]``, and of their output tokens ``[B, N, D]``."""
     return MatrixNumbers(
         float(numerical_rank(matrices).double().mean()),
         float(effective_rank(matrices).mean()),

@@ -1,4 +1,4 @@
-"""Load the models of an analysis, from checkpoints of this library or by timm's names, with the image as each sees it."""
+"""Load the models of an analysis, from checkpoints of this library or by timm's names, each with its input image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatten_transformer.data.preprocessing import Preprocessing, read_image
+from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.classification.model import build_model, weights_args
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
-_MAX_MODELS = 7  # that colours tell apart
-_SEED = 0  # of untrained weights
+_MAX_MODELS = 7  # as many as there are colours
+_SEED = 0  # for untrained weights
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class AnalyzedModel:
 
     Args:
         label: Short name in pictures and tables.
-        about: Which model it is, and where its weights come from.
+        about: Name of the model and source of its weights.
         network: The model, for inference.
         pixels: Its input, ``[1, channels, height, width]``, normalised.
-        image: The same input to show, ``[height, width, channels]``, 0 to 1.
+        image: The same input for display, ``[height, width, channels]``, 0 to 1.
     """
 
     label: str
@@ -46,19 +47,19 @@ def load_models(
     pretrained_file: Path | None = None,
     img_size: int | None = None,
 ) -> list[AnalyzedModel]:
-    """Return the models that the arguments name, each with the image as it sees it.
+    """Return the models named by the arguments, each with its input image.
 
     Args:
         image: An image file.
         checkpoint: Files ``model.safetensors`` of trainings, separated by commas.
         model: timm's names, separated by commas.
-        attention: Attentions that the FLatten models among ``model`` are built with, one after the other.
-        pretrained_file: Weights of ``model``, which then is one.
-        img_size: Side of the image in pixels, instead of that of the model.
+        attention: Attentions to build the FLatten models among ``model`` with, one at a time.
+        pretrained_file: Weights of ``model``, which is then a single one.
+        img_size: Side of the image in pixels, instead of the model's.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If nothing is named, too much, or something that does not exist.
+        ValueError: If no model is named, too many are, or one does not exist.
     """
     files, names, attentions = (_split(text) for text in (checkpoint, model, attention))
     if not files and not names:
@@ -75,13 +76,13 @@ def load_models(
     if count > _MAX_MODELS:
         raise ValueError(f"{count} models side by side cannot be told apart: choose {_MAX_MODELS} at most")
     picture = read_image(image)
-    found = [_from_checkpoint(file, picture, img_size) for file in files]
-    found += [
+    loaded = [_from_checkpoint(file, picture, img_size) for file in files]
+    loaded += [
         _from_timm(name, chosen, pretrained_file, picture, img_size, len(names) == 1)
         for name in names
         for chosen in (attentions or (None,))
     ]
-    return _number_labels(found)
+    return _number_labels(loaded)
 
 
 def _split(text: str | None) -> list[str]:
@@ -128,11 +129,11 @@ def _analyzed(
 
 
 def _number_labels(models: Sequence[AnalyzedModel]) -> list[AnalyzedModel]:
-    """Return them with numbers behind labels that several have."""
+    """Return the models with numbers after repeated labels."""
     seen: Counter[str] = Counter()
-    apart = []
+    numbered = []
     for model in models:
         seen[model.label] += 1
         count = seen[model.label]
-        apart.append(model if count == 1 else replace(model, label=f"{model.label} ({count})"))
-    return apart
+        numbered.append(model if count == 1 else replace(model, label=f"{model.label} ({count})"))
+    return numbered

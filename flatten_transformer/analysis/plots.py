@@ -1,4 +1,4 @@
-"""Plots of one model: where a query attends in every layer, the matrix of a layer, the angles of a layer; their style."""
+"""Plots of one model: attention of a query in every layer, matrix and angles of one layer; and their style."""
 
 # N queries, M keys.
 
@@ -39,7 +39,7 @@ _RC: Any = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Apply the style of the plots."""
+    """Apply the plot style."""
     from matplotlib import rc_context
 
     with rc_context(_RC):
@@ -47,7 +47,7 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, sizes in inches."""
+    """Return an empty figure; sizes in inches."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -68,7 +68,7 @@ def add_grid(axis: Axes) -> None:
 
 
 def hide_ticks(axis: Axes) -> None:
-    """Take the ticks off a panel that is an image, and give it its whole frame."""
+    """Remove the ticks of an image panel, and draw its whole frame."""
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(True)
@@ -76,15 +76,15 @@ def hide_ticks(axis: Axes) -> None:
 
 @dataclass(frozen=True)
 class QueryView:
-    """Where one query token attends in one layer.
+    """Attention of one query token in one layer.
 
     Args:
         name: The layer's name.
         token: Row and column of the query on the grid of this layer.
         grid_size: The grid of the queries.
         attention: Weights of the keys on their grid, ``[rows, columns]``.
-        restored: The same with the convolution, mean over the sampled channels; None where there is none.
-        rank: Rank of the whole matrix, where a picture tells it.
+        restored: The same with the convolution, mean over the sampled channels; None without one.
+        rank: Rank of the whole matrix, for pictures that show it.
     """
 
     name: str
@@ -103,7 +103,7 @@ class MatrixView:
         name: The layer's name.
         head: Index of the head.
         attention: ``[N, M]``.
-        convolution: ``[N, M]``; None where there is none.
+        convolution: ``[N, M]``; None without one.
     """
 
     name: str
@@ -115,12 +115,12 @@ class MatrixView:
 def view_query(
     attention: CapturedAttention, query: tuple[int, int], grid_size: Grid, *, head: int, channels: int = 4
 ) -> QueryView | None:
-    """Return where a query token attends; None for a layer of windows, or one whose keys lie on no grid that is known.
+    """Return the attention of a query token; None for a layer of windows, or one whose keys lie on no known grid.
 
     Args:
         attention: From :func:`flatten_transformer.analysis.capture`.
         query: Row and column on ``grid_size``; a layer with another grid shows the token at the same place of the image.
-        grid_size: What ``query`` counts.
+        grid_size: Grid of ``query``.
         head: Index of the head.
         channels: See :func:`flatten_transformer.analysis.measure`.
     """
@@ -145,19 +145,19 @@ def view_matrix(attention: CapturedAttention, *, head: int, channels: int = 4) -
 
 
 def singular_values(matrix: Tensor) -> Sequence[float]:
-    """Return the singular values of ``[N, M]``, the largest first and set to 1."""
+    """Return the singular values of ``[N, M]``, largest first, divided by the largest."""
     values = torch.linalg.svdvals(matrix)
     return (values / values[0].clamp_min(torch.finfo(values.dtype).tiny)).tolist()
 
 
 def draw_queries(image: np.ndarray[Any, Any], views: Sequence[QueryView], title: str, *, restored: bool = False) -> bytes:
-    """Draw the image and where its query attends in each layer, in a grid of panels; returns a PNG.
+    """Draw the image and the attention of its query in each layer, in a grid of panels; returns a PNG.
 
     Args:
-        image: What the model saw, ``[height, width]`` grey or ``[height, width, 3]``, 0 to 1.
+        image: Input of the model, ``[height, width]`` grey or ``[height, width, 3]``, 0 to 1.
         views: One for each layer.
         title: Title of the picture.
-        restored: Show the attention with the convolution, not alone.
+        restored: Include the convolution.
     """
     maps = [view.restored if restored and view.restored is not None else view.attention for view in views]
     signed = any(bool((weights < 0).any()) for weights in maps)
@@ -189,7 +189,7 @@ def _show_image(panel: Axes, image: np.ndarray[Any, Any], view: QueryView) -> No
 
 
 def _show_weights(panel: Axes, view: QueryView, weights: Tensor, signed: bool) -> Any:
-    """Show the weights of one layer, scaled to their largest magnitude, which stands below."""
+    """Show the weights of one layer, divided by their largest magnitude, which is printed below."""
     peak = float(weights.abs().max())
     panel.axis("on")
     scale: dict[str, Any] = {"cmap": DIVERGING, "vmin": -1} if signed else {"cmap": SEQUENTIAL, "vmin": 0}
@@ -212,7 +212,7 @@ def _outline(panel: Axes, token: tuple[float, float], size: tuple[float, float])
 
 
 def draw_matrix(view: MatrixView, title: str) -> bytes:
-    """Draw the matrix of one head, with its convolution where there is one, and the singular values (float64); a PNG.
+    """Draw the matrix of one head, with its convolution if there is one, and the singular values (float64); returns a PNG.
 
     Args:
         view: From :func:`view_matrix`.
@@ -257,7 +257,7 @@ def _show_singular_values(panel: Axes, matrices: dict[str, Tensor]) -> None:
 
 
 def draw_angles(angles: Angles, title: str) -> bytes:
-    """Draw how f_p moves the cosines of queries and keys whose largest entries coincide, and of the others; a PNG.
+    """Draw how f_p moves the cosines of queries and keys whose largest entries coincide, and of the others; returns a PNG.
 
     Args:
         angles: From :func:`flatten_transformer.analysis.measure_angles`.

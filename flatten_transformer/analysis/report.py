@@ -1,4 +1,4 @@
-"""The report of an analysis: one HTML file that needs nothing else, and its numbers as JSON."""
+"""Report of an analysis: one self-contained HTML file, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ the largest entries coincide / down where they differ.</p>
 
 
 def write_report(folder: Path, image: Path, studies: Sequence[Study], pictures: Mapping[str, bytes], options: Options) -> Path:
-    """Write ``report.html``, ``numbers.json`` and the pictures into a folder, each file whole or not at all.
+    """Write ``report.html``, ``numbers.json`` and the pictures into a folder, each file atomically.
 
     Args:
         folder: Made if it is missing.
@@ -68,7 +68,7 @@ def write_report(folder: Path, image: Path, studies: Sequence[Study], pictures: 
 
 
 def to_json(image: Path, studies: Sequence[Study], options: Options) -> dict[str, Any]:
-    """Return all numbers, by model, layer and head, with what they were measured with."""
+    """Return all numbers by model, layer and head, with options and versions."""
     return {
         "image": str(image),
         "options": asdict(options),
@@ -87,7 +87,7 @@ def to_json(image: Path, studies: Sequence[Study], options: Options) -> dict[str
 
 
 def to_html(image: Path, studies: Sequence[Study], pictures: Mapping[str, bytes], options: Options) -> str:
-    """Return the report, pictures inside."""
+    """Return the report with its pictures embedded."""
     title = escape(f"Attention on {image.name}")
     models = "".join(f"<li><b>{escape(study.model.label)}</b>: {escape(study.model.about)}</li>" for study in studies)
     figures = "".join(_figure(name.partition(":")[2], content) for name, content in pictures.items())
@@ -101,7 +101,7 @@ def to_html(image: Path, studies: Sequence[Study], pictures: Mapping[str, bytes]
 
 
 def escape(text: str) -> str:
-    """Return text for HTML: neither markup nor control characters, nor what is no character at all."""
+    """Return text for HTML, without markup, control characters or invalid ones."""
     return escape_html(printable(text))
 
 

@@ -1,4 +1,4 @@
-"""Select a layer, a head, channels and a query token, or say which there are."""
+"""Selection of a layer, a head, channels and a query token; errors list the choices."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from flatten_transformer.analysis.capture import CapturedAttention, Grid
 
 
 def check_index(name: str, index: int, count: int) -> None:
-    """Raise ValueError unless there is an element of this index; the message says which there are."""
+    """Raise ValueError unless there is an element of this index; the message gives the range."""
     if not 0 <= index < count:
         raise ValueError(f"there is no {name} {index}: {name} must be 0 to {count - 1}")
 
 
 def select_layer(attentions: Sequence[CapturedAttention], block: int) -> CapturedAttention:
-    """Return the attention of an index; negative ones count from the last.
+    """Return the attention at an index; negative ones count from the last.
 
     Raises:
-        ValueError: If there is no such; the message lists what exists.
+        ValueError: If there is none; the message lists what exists.
     """
     if not -len(attentions) <= block < len(attentions):
         names = ", ".join(f"{index} {attention.name}" for index, attention in enumerate(attentions))
@@ -30,10 +30,10 @@ def select_layer(attentions: Sequence[CapturedAttention], block: int) -> Capture
 
 
 def parse_query(text: str) -> tuple[int, int]:
-    """Return row and column of a query token, as written on the command line.
+    """Parse row and column of a query token from the command line.
 
     Raises:
-        ValueError: If it is written otherwise.
+        ValueError: If the text is malformed.
 
     Example:
         >>> parse_query("3,12")
@@ -46,21 +46,21 @@ def parse_query(text: str) -> tuple[int, int]:
 
 
 def finest_grid(attentions: Sequence[CapturedAttention]) -> Grid | None:
-    """Return the largest grid of tokens that an attention over the whole image has; None if there is none."""
+    """Return the largest token grid of an attention over the whole image; None if there is none."""
     grids = [attention.grid_size for attention in attentions if attention.windows == 1 and attention.grid_size is not None]
     return max(grids, key=lambda grid: torch.Size(grid).numel(), default=None)
 
 
 def select_query(query: tuple[int, int] | None, image: Tensor, grid_size: Sequence[int]) -> tuple[int, int]:
-    """Return row and column of the query token: the one asked for, or that with the most ink, of colour images the centre.
+    """Return row and column of the query token: the requested one, or the one with the most ink, in colour images the centre.
 
     Args:
-        query: What was asked for, if anything.
+        query: Requested row and column, if any.
         image: ``[channels, height, width]``.
         grid_size: The grid of the tokens.
 
     Raises:
-        ValueError: If there is no such token; the message says which there are.
+        ValueError: If there is no such token; the message gives the range.
     """
     rows, columns = grid_size
     if query is None:
@@ -71,7 +71,7 @@ def select_query(query: tuple[int, int] | None, image: Tensor, grid_size: Sequen
 
 
 def token_at(attention: CapturedAttention, query: tuple[int, int], grid_size: Sequence[int]) -> int | None:
-    """Return the index of the token of an attention that lies where ``query`` does on ``grid_size``; None: it has no grid."""
+    """Return the index of an attention's token at the place of ``query`` on ``grid_size``; None if it has no grid."""
     if attention.windows > 1 or attention.grid_size is None:
         return None
     row, column = (place * own // size for place, own, size in zip(query, attention.grid_size, grid_size, strict=True))

@@ -1,4 +1,4 @@
-"""Study one model on one image: the numbers of every layer, and what its pictures show."""
+"""Study of one model on one image: the numbers of every layer, and the data of its pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Options:
         query: Row and column of the query token; None chooses one.
         block: Index of the layer whose matrix and angles are shown; negative counts from the last.
         head: Index of the head that pictures show.
-        top_k: How many weights of a row count for its top-k mass.
+        top_k: Weights of a row that count for its top-k mass.
         channels: Channels of each head that are sampled, at most.
         max_tokens: Attentions with more tokens are left out.
 
@@ -49,9 +49,9 @@ class Study:
     Args:
         model: The model and its image.
         layers: Numbers, one for each attention.
-        angles: What focusing does to angles, by the name of the layer; focused layers alone.
+        angles: Effect of focusing on angles, by layer name; focused layers only.
         query: Row and column of the query token.
-        queries: Where it attends, in the layers that attend to the whole image.
+        queries: Its attention, in the layers over the whole image.
         matrix: Matrices of the chosen layer and head.
     """
 
@@ -68,7 +68,7 @@ def study_model(model: AnalyzedModel, options: Options) -> Study:
 
     Args:
         model: The model and its image.
-        options: Layer, head, query, and how much is sampled.
+        options: Layer, head, query and sampling.
 
     Raises:
         ValueError: If there is no such layer, head or query, or all layers are too large; the message lists what exists.
@@ -87,7 +87,7 @@ def study_model(model: AnalyzedModel, options: Options) -> Study:
         raise ValueError(f"no attention of {model.label} has the whole image on a grid: leave query out")
     numbers = {"top_k": options.top_k, "channels": options.channels, "max_tokens": options.max_tokens}
     layers = tuple(measure(attention, **numbers) for attention in attentions)
-    angles = {attention.name: found for attention in small if (found := measure_angles(attention)) is not None}
+    angles = {attention.name: result for attention in small if (result := measure_angles(attention)) is not None}
     matrix = view_matrix(selected, head=options.head, channels=options.channels)
     return Study(model, layers, angles, query, tuple(queries), matrix)
 

@@ -9,7 +9,7 @@ from typing import Any
 from flatten_transformer.data.image_folder import SUFFIXES, find_images
 from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.model_file import load_model
-from flatten_transformer.tasks.registry import Kind, task_spec
+from flatten_transformer.tasks.registry import TaskName, task_spec
 from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.stopping import raise_on_termination
 
@@ -17,7 +17,7 @@ from flatten_transformer.utils.stopping import raise_on_termination
 def predict(
     images: list[Path],
     checkpoint: Path,
-    task: Kind | None = None,
+    task: TaskName | None = None,
     top_k: int | None = None,
     csv: Path | None = None,
     output: Path | None = None,

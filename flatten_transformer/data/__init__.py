@@ -1,1 +1,1 @@
-"""Data modules and the embedded data; import from the modules, so that nothing heavy loads unasked."""
+"""Data formats, readers and the base data module; import from the submodules to keep imports light."""

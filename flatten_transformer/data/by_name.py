@@ -1,4 +1,4 @@
-"""Data sets by name: the embedded digits, a folder of images or of tar files, Hugging Face's, and torchvision's."""
+"""Classification data sets by name: digits, image folders, tar shards, Hugging Face and torchvision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMATS: dict[str, Format] = {module.FORMAT.names[0].partition("/")[0]: module.F
 
 
 class DataSet(NamedTuple):
-    """Names of the classes, the images of each split, and what is in none."""
+    """Class names, the images of each split, and the files left out."""
 
     class_names: Sequence[str]
     sources: Mapping[Split, Source]
@@ -24,7 +24,7 @@ class DataSet(NamedTuple):
 
 
 def image_defaults(name: str) -> ImageDefaults:
-    """Return what a model sees of a data set's images unless it is told otherwise: 224 pixels in colour for most.
+    """Return the default image size, channels and statistics of a data set: 224 pixels, RGB and ImageNet's for most.
 
     Args:
         name: As for :func:`open_data_set`.
@@ -38,18 +38,17 @@ def image_defaults(name: str) -> ImageDefaults:
 
 
 def open_data_set(name: str, root: str | Path | None, *, download: bool, val_share: float, img_size: int) -> DataSet:
-    """Find a data set; what is wrong with it is said here, before anything is trained.
+    """Open a data set by name; any problem with it is raised here, before training starts.
 
     Args:
-        name: ``"digits"``, ``"folder"``, ``"wds"`` or ``"wds/<beginning of the files' names>"``, ``"hfds/<name>"`` or
-            ``"torch/<name>"``.
-        root: Folder of the data; None for the digits, which are embedded, and where the system has it elsewhere.
-        download: Fetch what ``root`` lacks; torchvision's data sets only.
-        val_share: Share of the training images that is kept for validation where the data set has none of its own.
-        img_size: Side of the digits in pixels; other images are opened as large as they are.
+        name: ``"digits"``, ``"folder"``, ``"wds"`` or ``"wds/<file name prefix>"``, ``"hfds/<name>"`` or ``"torch/<name>"``.
+        root: Data folder; None for the embedded digits, or for the system's own copy.
+        download: Fetch missing files into ``root``; torchvision's data sets only.
+        val_share: Share of the training images held out for validation if the data set has no validation split.
+        img_size: Side of the digits in pixels; other images keep their size.
 
     Raises:
-        ValueError: If there is no such data set, or it is not as it should be.
+        ValueError: If the data set is unknown or malformed.
         FileNotFoundError: If ``root`` is missing.
 
     Example:
@@ -60,13 +59,13 @@ def open_data_set(name: str, root: str | Path | None, *, download: bool, val_sha
     prefix, _, rest = name.partition("/")
     if prefix.lower() in ("tfds", "hfids"):
         raise ValueError(f"{name!r} is a stream, which cannot be shuffled or resumed: export it to a folder of images or shards")
-    kept = FORMATS.get(prefix.lower())
-    if kept is None or kept.takes_rest not in (None, bool(rest)):
+    format_ = FORMATS.get(prefix.lower())
+    if format_ is None or format_.takes_rest not in (None, bool(rest)):
         raise ValueError(
             f"no data set {name!r}: {did_you_mean(name, [title for each in FORMATS.values() for title in each.names])}"
         )
-    if download and not kept.downloads:
+    if download and not format_.downloads:
         raise ValueError(f"download serves torchvision's data sets, such as torch/cifar10, not {name!r}: leave it out")
-    found = kept.open(Request(name, rest, None if root is None else Path(root), download, img_size))
-    train, val = (found.train, found.val) if found.val else split_off(found.train, val_share)
-    return DataSet(found.class_names, {"train": train, "val": val, "test": found.test or val}, found.left_out)
+    splits = format_.open(Request(name, rest, None if root is None else Path(root), download, img_size))
+    train, val = (splits.train, splits.val) if splits.val else split_off(splits.train, val_share)
+    return DataSet(splits.class_names, {"train": train, "val": val, "test": splits.test or val}, splits.left_out)

@@ -1,4 +1,4 @@
-"""Lists of class names: a text file with a name a line."""
+"""Class-name files: one name per line."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from flatten_transformer.utils.printable import printable
 
-MOST = 8192  # classes: pixels are counted for each pair of them, in half a gibibyte
+MAX_CLASSES = 8192  # a confusion matrix of this many classes takes half a gibibyte
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def read_class_names(file: Path) -> list[str]:
-    r"""Return the names in a list; that of number 0 stands first.
+    r"""Return the names in a class list, class 0 first.
 
     Args:
-        file: A text file in UTF-8, a name a line; empty lines at its end do not count.
+        file: UTF-8 text, one name per line; trailing empty lines are ignored.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no such list; the message names the line.
+        ValueError: If the list is malformed; the message names the line.
 
     Example:
         >>> file = getfixture("tmp_path") / "classes.txt"
@@ -32,8 +32,8 @@ def read_class_names(file: Path) -> list[str]:
     names = [line.strip() for line in read_text(file).split("\n")]
     while names and not names[-1]:
         names.pop()
-    if not 2 <= len(names) <= MOST:
-        cure = "it takes two to tell apart" if len(names) < 2 else f"{MOST} are the most that can be judged"
+    if not 2 <= len(names) <= MAX_CLASSES:
+        cure = "it takes two to tell apart" if len(names) < 2 else f"{MAX_CLASSES} are the most that can be judged"
         raise ValueError(f"{file} names {len(names)} classes, but {cure}: write a name a line")
     seen: dict[str, int] = {}
     for number, name in enumerate(names):
@@ -49,10 +49,10 @@ def read_class_names(file: Path) -> list[str]:
 
 
 def read_text(file: Path) -> str:
-    """Return a text file, with or without a byte-order mark, whatever its line ends.
+    """Read a text file, with or without a byte-order mark, with any line endings.
 
     Raises:
-        ValueError: If it is not in UTF-8.
+        ValueError: If it is not UTF-8.
     """
     try:
         return file.read_text("utf-8-sig")

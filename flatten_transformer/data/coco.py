@@ -1,4 +1,4 @@
-"""COCO's annotation files: read, checked, and packed so that many processes can share them."""
+"""Read and check COCO annotation files; store them packed, to be shared between worker processes."""
 
 # n objects of an image.
 
@@ -17,7 +17,7 @@ from flatten_transformer.data.coco_boxes import Box, check_area, check_box, chec
 from flatten_transformer.data.coco_json import brief, is_id, load_coco, read_categories, read_images, unique
 from flatten_transformer.data.coco_masks import check_mask, check_unit, encode
 
-_LEAST = 0.01  # pixels: torchvision refuses boxes without a side, and float32 can lose a shorter one
+_MIN_SIDE_PX = 0.01  # torchvision rejects empty boxes, and float32 can lose a shorter side
 _CROWDS = "crowds"
 
 
@@ -31,7 +31,7 @@ class CocoObject(NamedTuple):
 
 
 class CocoImage(NamedTuple):
-    """One image, and what there is to learn of it: crowds and boxes without area are left out."""
+    """One image and its training objects; crowds and empty boxes are left out."""
 
     image_id: int
     file_name: str
@@ -42,15 +42,15 @@ class CocoImage(NamedTuple):
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What an annotation file says.
+    """Contents of an annotation file.
 
     Args:
-        path: The file.
-        class_names: Name of each class, K, in the order of their ids.
-        category_ids: COCO's id of each class; there may be holes.
-        images: One entry an image, in the order of the file.
-        truth: What the evaluation compares with: the same annotations, and the crowds, each with its area.
-        left_out: Names of the annotations that are not learned from, by the reason.
+        path: Annotation file.
+        class_names: K names, ordered by category id.
+        category_ids: COCO category id of each class; ids may have gaps.
+        images: One entry per image, in file order.
+        truth: Ground truth for evaluation: the same annotations plus crowds, each with its area.
+        left_out: Annotations not used for training, by reason.
     """
 
     path: Path
@@ -62,10 +62,10 @@ class CocoFile:
 
 
 class Packed(Sequence[Any]):
-    """A list in one block of memory: processes that read it share it, where they would copy a list of objects bit by bit.
+    """A list pickled into one block of memory, which forked workers share instead of copying object by object.
 
     Args:
-        items: What can be pickled.
+        items: Picklable items.
 
     Example:
         >>> packed = Packed(["a", (1, 2)])
@@ -90,18 +90,18 @@ class Packed(Sequence[Any]):
 
 
 def read_coco(path: Path, *, masks: bool) -> CocoFile:
-    """Read an annotation file, and check everything in it.
+    """Read an annotation file and validate every entry.
 
-    Boxes are cut to their image. Left out are boxes without area there and, where masks are wanted, objects whose mask has
-    none; crowds are not learned from, but judged by as COCO's tool does.
+    Boxes are clipped to their image. Boxes left empty by that and, with masks, objects with an empty mask are left out.
+    Crowds are not trained on, but evaluated as COCO's tool does.
 
     Args:
-        path: A JSON file in COCO's format.
-        masks: Every object must have a mask; without, no mask is looked at.
+        path: JSON file in COCO's format.
+        masks: Require a mask for every object; if False, masks are ignored.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a file, or an entry is not as it must be; the message holds its id.
+        ValueError: If the file or an entry is malformed; the message holds the entry's id.
 
     Example:
         >>> import json
@@ -115,25 +115,25 @@ def read_coco(path: Path, *, masks: bool) -> CocoFile:
     content = load_coco(path)
     names = read_categories(path, content["categories"])
     images = read_images(path, content["images"])
-    found = _annotations(path, content["annotations"], images, names, masks)
+    annotations = _annotations(path, content["annotations"], images, names, masks)
     labels = {category: label for label, category in enumerate(names)}
     objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
     left_out: dict[str, list[str]] = {}
-    for entry, box, reason in found:
+    for entry, box, reason in annotations:
         if reason:
             left_out.setdefault(reason, []).append(f"annotation {entry['id']}")
         else:
             each = CocoObject(entry["id"], box, labels[entry["category_id"]], entry.get("segmentation"))
             objects[entry["image_id"]].append(each)
     packed = [CocoImage(key, im["file_name"], im["height"], im["width"], objects[key]) for key, im in images.items()]
-    judged = [entry for entry, _, reason in found if reason in (None, _CROWDS)]
+    evaluated = [entry for entry, _, reason in annotations if reason in (None, _CROWDS)]
     categories = [{"id": category, "name": name} for category, name in names.items()]
-    truth = {"images": list(images.values()), "annotations": judged, "categories": categories}
+    truth = {"images": list(images.values()), "annotations": evaluated, "categories": categories}
     return CocoFile(path, list(names.values()), list(names), Packed(packed), truth, left_out)
 
 
 class _Annotation(NamedTuple):
-    """An annotation as the evaluation reads it, its box within the image, and why it is not learned from, if so."""
+    """An annotation as the evaluation reads it, its clipped box, and why training leaves it out, if it does."""
 
     entry: dict[str, Any]
     box: Box
@@ -143,27 +143,27 @@ class _Annotation(NamedTuple):
 def _annotations(
     path: Path, entries: Sequence[Any], images: Mapping[int, Any], names: Mapping[int, str], masks: bool
 ) -> list[_Annotation]:
-    found = []
+    checked = []
     for annotation in unique(path, "annotation", entries):
         where, image_id, category_id = f"{path}: annotation {annotation['id']}", *map(annotation.get, ("image_id", "category_id"))
         if not is_id(image_id) or image_id not in images:
             raise ValueError(f"{where} is of image {brief(image_id)}, which the file does not list")
         if not is_id(category_id) or category_id not in names:
             raise ValueError(f"{where} has the unknown category_id {brief(category_id)}: list it in categories")
-        found.append(_checked(where, annotation, images[image_id], masks))
-    _check_boxes(path, [each.entry for each in found if each.reason != _CROWDS], images)
-    return found
+        checked.append(_check_annotation(where, annotation, images[image_id], masks))
+    _check_boxes(path, [each.entry for each in checked if each.reason != _CROWDS], images)
+    return checked
 
 
 def _check_boxes(path: Path, entries: Sequence[Mapping[str, Any]], images: Mapping[int, Mapping[str, Any]]) -> None:
-    """Look at the boxes of a file all together."""
+    """Check the boxes of a file against each other."""
     if entries:
-        shown = [images[entry["image_id"]] for entry in entries]
-        sizes = np.array([(image["width"], image["height"]) for image in shown], dtype=np.float64)
+        listed = [images[entry["image_id"]] for entry in entries]
+        sizes = np.array([(image["width"], image["height"]) for image in listed], dtype=np.float64)
         check_meaning(path, [entry["id"] for entry in entries], np.array([entry["bbox"] for entry in entries]), sizes)
 
 
-def _checked(where: str, annotation: Mapping[str, Any], image: Mapping[str, Any], masks: bool) -> _Annotation:
+def _check_annotation(where: str, annotation: Mapping[str, Any], image: Mapping[str, Any], masks: bool) -> _Annotation:
     numbers, crowd, area = check_box(where, annotation.get("bbox")), annotation.get("iscrowd", 0), annotation.get("area")
     if type(crowd) not in (int, bool) or crowd not in (0, 1):
         raise ValueError(f"{where} has iscrowd {brief(crowd)}: write 0, or 1 for a crowd")
@@ -171,7 +171,7 @@ def _checked(where: str, annotation: Mapping[str, Any], image: Mapping[str, Any]
     if masks:
         entry["segmentation"] = check_mask(where, annotation.get("segmentation"), image["height"], image["width"])
         check_unit(where, entry["segmentation"], numbers)
-    box = _within(numbers, image)
+    box = _clipped(numbers, image)
     reason = _reason(entry, box, masks)
     if reason in (None, _CROWDS):
         entry["area"] = _area(where, entry, image) if area is None else check_area(where, area)
@@ -179,22 +179,22 @@ def _checked(where: str, annotation: Mapping[str, Any], image: Mapping[str, Any]
 
 
 def _area(where: str, entry: Mapping[str, Any], image: Mapping[str, Any]) -> float:
-    """Return the area of the mask in pixels, or of the box where there is none."""
+    """Return the area of the mask in pixels, or of the box if there is no mask."""
     if entry.get("segmentation"):
         return float(rle.area(encode(entry["segmentation"], image["height"], image["width"])))
     return check_area(where, entry["bbox"][2] * entry["bbox"][3])
 
 
-def _within(numbers: Sequence[float], image: Mapping[str, Any]) -> Box:
-    """Return left, top, right and bottom of what an image holds of a box."""
+def _clipped(numbers: Sequence[float], image: Mapping[str, Any]) -> Box:
+    """Clip a box to its image; return left, top, right and bottom."""
     left, top, width, height = numbers
     right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
     return max(left, 0.0), max(top, 0.0), float(right), float(bottom)
 
 
 def _reason(entry: Mapping[str, Any], box: Box, masks: bool) -> str | None:
-    """Return why an object is not learned from, if so."""
-    if min(box[2] - box[0], box[3] - box[1]) < _LEAST:
+    """Return why training leaves an object out; None if it does not."""
+    if min(box[2] - box[0], box[3] - box[1]) < _MIN_SIDE_PX:
         return "boxes without area in their image"
     if masks and not entry["segmentation"]:
         return "masks without area"

@@ -1,4 +1,4 @@
-"""Boxes of COCO's annotation files: checked one by one, and then all together for numbers that mean something else."""
+"""Validate COCO boxes: each by itself, then all together to detect other conventions (normalised, corners, centres)."""
 
 # N boxes of a file.
 
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 
 from flatten_transformer.data.coco_json import brief
 
-_FARTHEST = 1e11  # pixels; beyond it a number is no place in an image
-_LARGEST = 1e10  # pixels; the evaluation passes over larger objects without a word
-_WANTED = "write left, top, width and height in pixels"
+_MAX_COORDINATE_PX = 1e11  # beyond it, a number is no position in an image
+_MAX_AREA_PX = 1e10  # the evaluation silently ignores larger objects
+_EXPECTED = "write left, top, width and height in pixels"
 Box = tuple[float, float, float, float]
 Rows = NDArray[np.float64]
 
 
 def check_box(where: str, numbers: Any) -> Box:
-    """Return the four numbers of a box.
+    """Check a box and return its four numbers.
 
     Args:
-        where: Names the file and the annotation, for the message.
-        numbers: As in COCO's files.
+        where: File and annotation, for the message.
+        numbers: ``bbox`` as in the file.
 
     Raises:
-        ValueError: If they are not four numbers.
+        ValueError: If it is not a list of four numbers.
 
     Example:
         >>> check_box("annotation 1", [1, 2, 3.5, 4])
@@ -41,40 +41,40 @@ def check_box(where: str, numbers: Any) -> Box:
 
 
 def check_area(where: str, area: Any) -> float:
-    """Return the area of an object.
+    """Check the area of an object and return it.
 
     Args:
-        where: Names the file and the annotation, for the message.
-        area: In pixels.
+        where: File and annotation, for the message.
+        area: Area in pixels, as in the file.
 
     Raises:
-        ValueError: If it is no area that COCO's evaluation counts.
+        ValueError: If COCO's evaluation would not count such an area.
 
     Example:
         >>> check_area("annotation 1", 12)
         12.0
     """
-    if not (_is_number(area) and 0 <= area <= _LARGEST):
+    if not (_is_number(area) and 0 <= area <= _MAX_AREA_PX):
         cure = "correct it, or leave the area out"
-        raise ValueError(f"{where} has an area that is no number of pixels in 0 … {_LARGEST:.0e}, {brief(area)}: {cure}")
+        raise ValueError(f"{where} has an area that is no number of pixels in 0 … {_MAX_AREA_PX:.0e}, {brief(area)}: {cure}")
     return float(area)
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -_FARTHEST < value < _FARTHEST
+    return type(value) in (int, float) and -_MAX_COORDINATE_PX < value < _MAX_COORDINATE_PX
 
 
 def check_meaning(path: Path, ids: Sequence[int], boxes: Rows, sizes: Rows) -> None:
-    """Raise an error if the boxes of a file make sense only as something else than left, top, width and height.
+    """Raise if the boxes of a file only make sense in a convention other than left, top, width and height.
 
     Args:
-        path: Of the file, for the message.
-        ids: Of the N annotations.
-        boxes: Their four numbers, ``[N, 4]``.
-        sizes: Width and height of their images, ``[N, 2]``.
+        path: Annotation file, for the message.
+        ids: N annotation ids.
+        boxes: ``[N, 4]``.
+        sizes: Image width and height of each box, ``[N, 2]``.
 
     Raises:
-        ValueError: If they are shares of their images, or right and bottom or a centre stand where others belong.
+        ValueError: If they look normalised, or like corners or centres.
 
     Example:
         >>> check_meaning(Path("a.json"), [7], np.array([[0.1, 0.2, 0.3, 0.4]]), np.array([[640.0, 480.0]]))  # doctest: +ELLIPSIS
@@ -89,13 +89,13 @@ def check_meaning(path: Path, ids: Sequence[int], boxes: Rows, sizes: Rows) -> N
 
 
 def _are_shares(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
-    """Return which boxes lie within 0 … 1, if more than one in ten do: the first pixel holds no objects."""
+    """Mark boxes within 0 … 1 if more than one in ten are: no object fits into the first pixel."""
     wrong = np.asarray(((boxes >= 0) & (boxes <= 1)).all(1) & (boxes[:, 2:] > 0).all(1) & (sizes > 2).all(1))
     return wrong & bool(wrong.mean() > 0.1)
 
 
 def _are_parts(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
-    """Return all boxes if they fill 0 … 100 or 0 … 1000 and no more of larger images."""
+    """Mark all boxes if they fill exactly 0 … 100 or 0 … 1000 of larger images."""
     reach = (boxes[:, :2] + boxes[:, 2:]).max(0)
     for whole in (100, 1000):
         fills = ((reach <= whole * 1.01) & (reach > whole * 0.9)).all()
@@ -105,29 +105,29 @@ def _are_parts(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
 
 
 def _stick_out(boxes: Rows, sizes: Rows, share: float) -> NDArray[np.bool_]:
-    """Return which boxes leave their image on the right or below by more than a share of its side, and two pixels."""
+    """Mark boxes that exceed their image on the right or below by a share of its side plus two pixels."""
     return np.asarray((boxes[:, :2] + boxes[:, 2:] > (1 + share) * sizes + 2).any(1))
 
 
 def _are_corners(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
-    """Return which boxes stick out, if many do, and nearly all fit as left, top, right and bottom."""
+    """Mark boxes that stick out if many do and nearly all fit as left, top, right and bottom."""
     fit = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, 2:] <= sizes + 2).all(1)
     wrong = fit & _stick_out(boxes, sizes, 0.1)
     return wrong & bool(wrong.mean() >= 0.3 and fit.mean() >= 0.95)
 
 
 def _are_centres(boxes: Rows, sizes: Rows) -> NDArray[np.bool_]:
-    """Return which boxes stick out, if some do, and all fit around a centre: of boxes that are right, some touch left or top."""
+    """Mark boxes that stick out if some do and all fit around a centre: some correct boxes would touch the left or top edge."""
     halves = boxes[:, 2:] / 2
     fit = (boxes[:, :2] - halves >= -1).all() and (boxes[:, :2] + halves <= sizes + 1).all()
     wrong = _stick_out(boxes, sizes, 0.02)
     return wrong & bool(fit and len(boxes) >= 3 and wrong.mean() >= 0.02)
 
 
-_CUT = f"{_WANTED}; if they are that, cut them to their images"
+_CUT = f"{_EXPECTED}; if they are that, cut them to their images"
 _MISTAKES: tuple[tuple[Callable[[Rows, Rows], NDArray[np.bool_]], str], ...] = (
-    (_are_shares, f"lie within 0 … 1: {_WANTED}, not shares of the image"),
-    (_are_parts, f"fill 0 … 100 or 0 … 1000 of larger images: {_WANTED}, not parts in a hundred or a thousand"),
+    (_are_shares, f"lie within 0 … 1: {_EXPECTED}, not shares of the image"),
+    (_are_parts, f"fill 0 … 100 or 0 … 1000 of larger images: {_EXPECTED}, not parts in a hundred or a thousand"),
     (_are_corners, f"stick out of their images, but nearly all boxes fit as left, top, right and bottom: {_CUT}"),
     (_are_centres, f"stick out of their images, but all boxes fit around a centre, x and y: {_CUT}"),
 )

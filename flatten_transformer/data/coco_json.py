@@ -1,4 +1,4 @@
-"""The JSON of COCO's annotation files: read, and each entry looked at by itself."""
+"""Parse the JSON of COCO annotation files and validate each entry."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any, TypeGuard
 from flatten_transformer.utils.printable import printable
 
 _LISTS = ("images", "annotations", "categories")
-_WANTED = 'a COCO annotation file is a JSON object with the lists "images", "annotations" and "categories"'
-_MOST_PIXELS = 2**31  # of an image: run lengths are counted in 32 bits
-_IDS = range(-(2**63), 2**63)  # that tensors and the evaluation can hold
+_EXPECTED = 'a COCO annotation file is a JSON object with the lists "images", "annotations" and "categories"'
+_MAX_PIXELS = 2**31  # run lengths have 32 bits
+_IDS = range(-(2**63), 2**63)  # 64 bits, as in tensors and the evaluation
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 60
 
 
 def brief(value: Any) -> str:
-    """Return what an error says of a value from a file: on one line, and short.
+    """Return a short one-line repr of a value, for error messages.
 
     Example:
         >>> brief(["a", 10**400])
@@ -35,52 +35,52 @@ def load_coco(path: Path) -> dict[str, list[Any]]:
     """Return the three lists of an annotation file.
 
     Args:
-        path: A JSON file in COCO's format.
+        path: JSON file in COCO's format.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a file.
+        ValueError: If it is not a COCO annotation file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no annotation file {path}: check data.root, or name the file itself")
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_without_twins)
+        content = json.loads(path.read_bytes(), object_pairs_hook=_reject_duplicates)
     except (ValueError, RecursionError, MemoryError) as error:
         reason = str(error) or "it does not fit into memory"
-        raise ValueError(f"{path} cannot be read as JSON ({reason}): {_WANTED}") from None
+        raise ValueError(f"{path} cannot be read as JSON ({reason}): {_EXPECTED}") from None
     for key in _LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{path} has no list {key!r}: {_WANTED}")
+            raise ValueError(f"{path} has no list {key!r}: {_EXPECTED}")
     if not (content["images"] and content["categories"]):
         raise ValueError(f"{path} lists no {'categories' if content['images'] else 'images'}: there is nothing to learn")
     return {key: content[key] for key in _LISTS}
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of the file, in which no key stands twice: Python would take the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; reject duplicate keys, of which Python would take the last."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
         twin = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {brief(twin)} stands twice in the object with the id {brief(found.get('id'))}")
-    return found
+        raise ValueError(f"the key {brief(twin)} stands twice in the object with the id {brief(result.get('id'))}")
+    return result
 
 
 def is_id(value: Any) -> TypeGuard[int]:
-    """Tell whether a value can be an id: a whole number of 64 bits, and neither true nor false."""
+    """Return whether a value is a valid id: a 64-bit integer, not a bool."""
     return type(value) is int and value in _IDS
 
 
 def unique(path: Path, kind: str, entries: Sequence[Any]) -> Sequence[dict[str, Any]]:
-    """Return the entries, each with an id of its own.
+    """Check that every entry has a unique id; return the entries.
 
     Args:
-        path: Of the file, for the message.
-        kind: Of the entries, for the message.
-        entries: A list of the file.
+        path: Annotation file, for the message.
+        kind: Kind of entry, for the message.
+        entries: One of the file's lists.
 
     Raises:
-        ValueError: If an entry is no object, has no id, or that of another.
+        ValueError: If an entry is not an object, or its id is missing or a duplicate.
     """
     seen: set[int] = set()
     for number, entry in enumerate(entries):
@@ -94,14 +94,14 @@ def unique(path: Path, kind: str, entries: Sequence[Any]) -> Sequence[dict[str, 
 
 
 def read_categories(path: Path, entries: Sequence[Any]) -> dict[int, str]:
-    """Return the names of the classes by their ids, in the order of the ids.
+    """Return class names by category id, in id order.
 
     Args:
-        path: Of the file, for the message.
-        entries: Its list of categories.
+        path: Annotation file, for the message.
+        entries: The file's categories.
 
     Raises:
-        ValueError: If one is not as it must be; the message holds its id.
+        ValueError: If an entry is malformed; the message holds its id.
     """
     names: dict[str, int] = {}
     for entry in unique(path, "category", entries):
@@ -120,11 +120,11 @@ def read_images(path: Path, entries: Sequence[Any]) -> dict[int, dict[str, Any]]
     """Return the images by their ids, each with ``id``, ``file_name``, ``height`` and ``width`` alone.
 
     Args:
-        path: Of the file, for the message.
-        entries: Its list of images.
+        path: Annotation file, for the message.
+        entries: The file's images.
 
     Raises:
-        ValueError: If one is not as it must be; the message holds its id.
+        ValueError: If an entry is malformed; the message holds its id.
     """
     return {entry["id"]: _image(f"{path}: image {entry['id']}", entry) for entry in unique(path, "image", entries)}
 
@@ -136,7 +136,7 @@ def _image(where: str, entry: dict[str, Any]) -> dict[str, Any]:
     if _CONTROL.search(name) or not _can_be_encoded(name):
         raise ValueError(f"{where} has the file_name {brief(name)}, which names no file: it holds control characters")
     sides = [entry.get(side) for side in ("height", "width")]
-    if not (all(type(side) is int and side > 0 for side in sides) and sides[0] * sides[1] <= _MOST_PIXELS):  # type: ignore[operator]
+    if not (all(type(side) is int and side > 0 for side in sides) and sides[0] * sides[1] <= _MAX_PIXELS):  # type: ignore[operator]
         raise ValueError(f"{where} ({printable(name)}) has no height and width in pixels, got {brief(sides)}")
     return {"id": entry["id"], "file_name": name, "height": sides[0], "width": sides[1]}
 

@@ -1,4 +1,4 @@
-"""Masks of COCO's annotation files: checked, so that nothing reaches the decoder in C that it could stumble over."""
+"""Validate COCO masks before they reach the C decoder, which does not check its input."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 
 from flatten_transformer.data.coco_json import brief
 
-_LONGEST = 2_000_000  # pixels of an outline: rasterising takes 120 bytes for each
-_DIGITS = 7  # characters that a run length of 32 bits takes
+_MAX_OUTLINE_PX = 2_000_000  # rasterising takes 120 bytes per pixel of an outline
+_MAX_CHARACTERS = 7  # of a run length of 32 bits
 _REPAIR = "correct or remove it"
 
 
 def check_mask(where: str, segmentation: Any, height: int, width: int) -> Any:
-    """Return the polygons that have three corners or more, or a run-length encoding; None where no pixel is left.
+    """Return polygons with at least three corners, or a run-length encoding; None if the mask is empty.
 
     Args:
-        where: Names the file and the annotation, for the message.
-        segmentation: As in COCO's files.
-        height: Of the image.
-        width: Of the image.
+        where: File and annotation, for the message.
+        segmentation: As in the file.
+        height: Image height.
+        width: Image width.
 
     Raises:
-        ValueError: If it is neither, or broken.
+        ValueError: If it is neither, or malformed.
 
     Example:
         >>> check_mask("annotation 1", [[0, 0, 3, 0, 3, 3], [1, 1, 2, 2]], 4, 4)
@@ -44,22 +44,22 @@ def check_mask(where: str, segmentation: Any, height: int, width: int) -> Any:
 
 
 def check_unit(where: str, segmentation: Any, box: Sequence[float]) -> None:
-    """Raise an error if polygons are in shares of the image, though their box is in pixels.
+    """Raise if polygons are normalised while their box is in pixels.
 
     Args:
-        where: Names the file and the annotation, for the message.
+        where: File and annotation, for the message.
         segmentation: From :func:`check_mask`.
         box: Left, top, width, height.
 
     Raises:
-        ValueError: If the polygons lie in the first pixel, and the box does not.
+        ValueError: If the polygons lie within 0 … 1 and the box does not.
     """
     if isinstance(segmentation, list) and min(box[2:]) > 2 and max(map(max, segmentation)) <= 1:
         raise ValueError(f"{where} has polygons within 0 … 1, but a larger box: write pixels, not shares of the image")
 
 
 def _has_corners(where: str, polygon: Any, side: int) -> bool:
-    """Tell whether a polygon has three corners or more; raise an error if it is broken."""
+    """Return whether a polygon has at least three corners; raise if it is malformed."""
     if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
         raise ValueError(f"{where} has a polygon that holds something besides numbers, {brief(polygon)}: {_REPAIR}")
     if len(polygon) % 2:
@@ -67,10 +67,10 @@ def _has_corners(where: str, polygon: Any, side: int) -> bool:
     if not polygon:
         return False
     low, high = min(polygon), max(polygon)
-    if not (low >= -side and high <= 2 * side) or sum(polygon) != sum(polygon):  # one that is no number is unlike itself
+    if not (low >= -side and high <= 2 * side) or sum(polygon) != sum(polygon):  # NaN != NaN
         raise ValueError(f"{where} has a polygon far outside its image, {brief(polygon)}: {_REPAIR}")
-    if len(polygon) * (high - low) > _LONGEST and _outline(polygon) > _LONGEST:
-        raise ValueError(f"{where} has a polygon whose outline is longer than {_LONGEST:,} pixels: {_REPAIR}")
+    if len(polygon) * (high - low) > _MAX_OUTLINE_PX and _outline(polygon) > _MAX_OUTLINE_PX:
+        raise ValueError(f"{where} has a polygon whose outline is longer than {_MAX_OUTLINE_PX:,} pixels: {_REPAIR}")
     return len(polygon) >= 6
 
 
@@ -95,7 +95,7 @@ def _run_lengths(where: str, segmentation: dict[str, Any], height: int, width: i
 
 
 def _runs(counts: Any) -> NDArray[np.int64] | None:
-    """Return the run lengths of a mask, or None where there are none that 32 bits could hold."""
+    """Return the run lengths of a mask, or None if they are malformed."""
     if isinstance(counts, str) and counts.isascii():
         return _decompress(np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - ord("0"))
     if isinstance(counts, list) and set(map(type, counts)) == {int} and max(counts) < 2**32 and min(counts) >= 0:
@@ -104,31 +104,31 @@ def _runs(counts: Any) -> NDArray[np.int64] | None:
 
 
 def _decompress(digits: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Return the run lengths of COCO's text: six bits a character, five of a number, the lowest first, and "goes on".
+    """Decode COCO's compressed run lengths: six bits per character, five of payload (lowest first) and a continuation bit.
 
-    From the fourth number on each is the difference to the last but one.
+    From the fourth run on, each is stored as the difference to the last but one.
     """
     if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
         return None
     ends = np.flatnonzero(digits & 32 == 0)
     starts = np.append(0, ends[:-1] + 1)
     lengths = ends - starts + 1
-    if lengths.max() > _DIGITS:
+    if lengths.max() > _MAX_CHARACTERS:
         return None
-    places = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((digits & 31) << places, starts)
+    shifts = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((digits & 31) << shifts, starts)
     runs -= np.where(digits[ends] & 16, 1, 0) << (5 * lengths)  # the highest bit is the sign
     runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
     return runs
 
 
 def encode(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Return the compressed run-length encoding of polygons, or of another such encoding.
+    """Return the compressed run-length encoding of polygons or of uncompressed runs.
 
     Args:
         segmentation: From :func:`check_mask`.
-        height: Of the image.
-        width: Of the image.
+        height: Image height.
+        width: Image width.
 
     Example:
         >>> encode([[0, 0, 3, 0, 3, 3, 0, 3]], height=4, width=4)

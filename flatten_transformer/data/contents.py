@@ -1,4 +1,4 @@
-"""What a data set holds: the classes by name, the images of each split, and what is left out, as numbers and as tables."""
+"""Summary of a data set: class names, images per split and class, files left out; as numbers and as tables."""
 
 # K classes.
 
@@ -14,22 +14,22 @@ from rich.text import Text
 from flatten_transformer.data.source import LeftOut, Split
 from flatten_transformer.utils.printable import printable
 
-_MOST = 20  # classes that are all shown
-_ENDS = 6  # of more classes, so many at the beginning and at the end
-_NAMED = 3  # of what is left out for one reason
+_MAX_ROWS = 20  # up to here, all classes are shown
+_END_ROWS = 6  # beyond it, this many at either end
+_EXAMPLES = 3  # files named for each reason
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a data set holds.
+    """Class names, image counts and left-out files of a data set.
 
     Args:
         class_names: K names.
-        images: How many images each split has.
-        counts: Of each split, how many images, or objects, each class has, K numbers; a split may lack where that would
-            mean to read every image.
-        counted: What ``counts`` counts: images or objects.
-        left_out: What no split uses, and why.
+        images: Images per split.
+        counts: Images (or objects) per class for each split, K numbers; a split is absent where counting would mean reading
+            every image.
+        counted: Unit of ``counts``: images or objects.
+        left_out: Files that no split uses, by reason.
 
     Example:
         >>> contents = Contents(["cat", "dog"], {"train": 5}, {"train": [2, 3]}, left_out=[LeftOut("hidden", [".git/"])])
@@ -44,12 +44,12 @@ class Contents:
     left_out: Sequence[LeftOut] = ()
 
     def line(self, split: Split) -> str:
-        """Return the sizes of a split in a line."""
+        """Return a one-line summary of a split."""
         left_out = sum(len(each.names) for each in self.left_out)
         return f"{self.images[split]:,} {split} images of {len(self.class_names)} classes, {left_out or 'nothing'} left out"
 
     def tables(self) -> Group:
-        """Return tables for rich to print: classes and splits, and what is left out."""
+        """Return rich tables of classes and splits, and of left-out files."""
         return Group(self._classes(), self._left_out())
 
     def _classes(self) -> Table:
@@ -67,17 +67,17 @@ class Contents:
         return table
 
     def _rows(self) -> list[tuple[str, list[str]]]:
-        """Return a row for each class, or, of many, those at both ends, and the smallest and the largest class."""
-        rows = [(printable(name), self._numbers(label)) for label, name in enumerate(self.class_names)]
+        """Return a row per class; with many classes, both ends plus the smallest and the largest class."""
+        rows = [(printable(name), self._counts(label)) for label, name in enumerate(self.class_names)]
         blank = [""] * len(self.images)
-        if len(rows) <= _MOST:
+        if len(rows) <= _MAX_ROWS:
             return rows
         counts = next(iter(self.counts.values()))
         extremes = {"fewest": counts.index(min(counts)), "most": counts.index(max(counts))}
-        found = [(f"{title}: {rows[label][0]}", rows[label][1]) for title, label in extremes.items()]
-        return [*rows[:_ENDS], (f"… {len(rows) - 2 * _ENDS} more classes …", blank), *rows[-_ENDS:], *found]
+        extreme_rows = [(f"{title}: {rows[label][0]}", rows[label][1]) for title, label in extremes.items()]
+        return [*rows[:_END_ROWS], (f"… {len(rows) - 2 * _END_ROWS} more classes …", blank), *rows[-_END_ROWS:], *extreme_rows]
 
-    def _numbers(self, label: int) -> list[str]:
+    def _counts(self, label: int) -> list[str]:
         return [f"{self.counts[split][label]:,}" if split in self.counts else "" for split in self.images]
 
     def _left_out(self) -> Table | Text:
@@ -88,17 +88,17 @@ class Contents:
         table.add_column("reason", overflow="fold")
         table.add_column("such as", overflow="fold")
         for reason, names in self.left_out:
-            shown = ", ".join(printable(name) for name in names[:_NAMED])
-            table.add_row(f"{len(names):,}", _text(printable(reason)), _text(shown + ", …" * (len(names) > _NAMED)))
+            shown = ", ".join(printable(name) for name in names[:_EXAMPLES])
+            table.add_row(f"{len(names):,}", _text(printable(reason)), _text(shown + ", …" * (len(names) > _EXAMPLES)))
         return table
 
 
 def _text(text: str) -> Text:
-    """Return text in which rich looks for no markup."""
+    """Return text that rich does not parse for markup."""
     return Text(text, overflow="fold")
 
 
 def _shortened(names: Sequence[str]) -> list[str]:
-    if len(names) <= _MOST:
+    if len(names) <= _MAX_ROWS:
         return list(names)
-    return [*names[:_ENDS], f"… {len(names) - 2 * _ENDS} more …", *names[-_ENDS:]]
+    return [*names[:_END_ROWS], f"… {len(names) - 2 * _END_ROWS} more …", *names[-_END_ROWS:]]

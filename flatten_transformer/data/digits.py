@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: 1,797 real images of 8 × 8 pixels, no download."""
+"""scikit-learn's handwritten digits: 1,797 real images of 8 × 8 pixels, no download."""
 
 # n images of the split.
 
@@ -10,17 +10,17 @@ from PIL import Image
 from flatten_transformer.data.source import Format, ImageDefaults, Request, Source, Split, Splits
 
 CLASS_NAMES = tuple("0123456789")
-_SPLIT_SEED = 0  # never another: a model trained on one split must not be tested on its training images
+_SPLIT_SEED = 0  # fixed: another seed would move training images into the test split
 
 
 class Digits(Source):
-    """The digits of one split (train 1,257, val 180, test 360) as grey images, light on dark.
+    """The digits of one split (train 1,257, val 180, test 360) as greyscale images, light on dark.
 
-    The splits are disjoint, hold the ten classes in equal shares, and are the same in every run.
+    The splits are disjoint, stratified by class, and the same in every run.
 
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``.
-        size: Side of the images in pixels; the original 8 × 8 are enlarged bicubically, once.
+        size: Side of the images in pixels; the 8 × 8 originals are upsampled bicubically, once.
 
     Example:
         >>> digits = Digits("test", size=32)
@@ -30,7 +30,7 @@ class Digits(Source):
     """
 
     def __init__(self, split: Split, size: int = 8) -> None:
-        from sklearn.datasets import load_digits  # slow to import, and not needed to use a model
+        from sklearn.datasets import load_digits  # slow to import, not needed for inference
 
         data = load_digits()
         indices = split_indices(data.target)[split]
@@ -43,10 +43,10 @@ class Digits(Source):
 
 
 def split_indices(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[Split, list[int]]:
-    """Return which images belong to train (70 %), val (10 %) and test (20 %), every class in these shares.
+    """Return the image indices of train (70 %), val (10 %) and test (20 %), stratified by class.
 
     Args:
-        labels: The class of each image, ``[images]``.
+        labels: Class of each image, ``[images]``.
     """
     from sklearn.model_selection import train_test_split
 
@@ -59,7 +59,7 @@ def open_digits(request: Request) -> Splits:
     """Return the three splits.
 
     Raises:
-        ValueError: If they are looked for in a folder.
+        ValueError: If a root is given.
     """
     if (root := request.root) is not None:
         raise ValueError(f"the digits are embedded and take no root, got {root}: for your own images add --data.dataset folder")

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, or of a folder in its layout, by the library `datasets`."""
+"""Hugging Face data sets, from the Hub or a local folder, loaded by `datasets`."""
 
 # n images.
 
@@ -11,18 +11,18 @@ from typing import Any
 from PIL import Image
 
 from flatten_transformer.data.image_files import decode_image
-from flatten_transformer.data.source import Format, LeftOut, Part, Source, Split, Splits
-from flatten_transformer.data.split_names import USUAL, split_of
+from flatten_transformer.data.source import Format, LeftOut, Source, Split, Splits, Subset
+from flatten_transformer.data.split_names import STANDARD_NAMES, split_of
 
 
 class HuggingFaceImages(Source):
     """The images of one split.
 
     Args:
-        rows: n rows, a ``datasets.Dataset``.
-        image: Name of the column with the images, not decoded.
-        label: Name of the column with their classes.
-        title: What the split is called.
+        rows: ``datasets.Dataset`` of n rows.
+        image: Image column, not decoded.
+        label: Class column.
+        title: Display name of the split.
     """
 
     def __init__(self, rows: Any, image: str, label: str, title: str) -> None:
@@ -37,24 +37,23 @@ class HuggingFaceImages(Source):
         return decode_image(file, self.name(index)), self.labels[index]
 
     def name(self, index: int) -> str:
-        """Return the number of the image, its file where it has one, and where it is from."""
+        """Return the index, split and, if known, file of an image."""
         path = self.rows[index][self.image]["path"]
         return f"image {index} of {self._title}" + (f" ({path})" if path else "")
 
 
 def open_hugging_face(name: str, cache: Path | None) -> Splits:
-    """Find a data set of the Hugging Face Hub.
+    """Open a data set of the Hugging Face Hub.
 
-    The images are in its first column of images, the classes in its first column of class labels. Its splits are train,
-    validation and test, or called alike; other splits, and images whose labels are withheld, are left out. No code that
-    comes with a data set is run.
+    Images come from the first image column, classes from the first class-label column. Splits are train, validation and
+    test, or close variants of these names; other splits and unlabelled images are left out. A data set's own code is never run.
 
     Args:
-        name: Its name in the Hub, such as ``uoft-cs/cifar10``, or a folder that ``datasets.load_dataset`` can read.
-        cache: Where it is kept; None for Hugging Face's own cache.
+        name: Hub name, such as ``uoft-cs/cifar10``, or a folder that ``datasets.load_dataset`` can read.
+        cache: Cache folder; None for Hugging Face's own.
 
     Raises:
-        ValueError: If `datasets` is not installed, or the data set is not there or has no images with classes.
+        ValueError: If `datasets` is not installed, or the data set is missing or has no labelled images.
     """
     try:
         import datasets
@@ -71,7 +70,7 @@ def open_hugging_face(name: str, cache: Path | None) -> Splits:
     features = found[splits["train"]].features
     image = _column(name, features, datasets.Image)
     label = _column(name, features, datasets.ClassLabel)
-    found = found.cast_column(image, datasets.Image(decode=False))  # the errors of a damaged image are ours to say
+    found = found.cast_column(image, datasets.Image(decode=False))  # decoded later, so that a damaged image raises our error
     left_out = [LeftOut("split that is not used", [title]) for title in found if title not in splits.values()]
     sources: dict[Split, Source | None] = {}
     for split, title in splits.items():
@@ -85,8 +84,8 @@ def open_hugging_face(name: str, cache: Path | None) -> Splits:
 
 
 def _splits(titles: list[str]) -> dict[Split, str]:
-    """Return what a data set calls the splits, the usual names first."""
-    found = {split: title for split, usual in USUAL.items() for title in usual if title in titles}
+    """Map our splits to the data set's split names, standard names first."""
+    found = {split: title for split, names in STANDARD_NAMES.items() for title in names if title in titles}
     for title in titles:
         split = split_of(title)
         if split:
@@ -95,12 +94,12 @@ def _splits(titles: list[str]) -> dict[Split, str]:
 
 
 def _labelled(images: HuggingFaceImages, classes: int) -> tuple[Source | None, list[str]]:
-    """Return the images of a split that have a label, and the names of the others; None for the first if there is none."""
+    """Return the labelled images of a split, None if there are none, and the names of the unlabelled ones."""
     indices = [index for index, label in enumerate(images.labels) if label is not None and 0 <= label < classes]
     if len(indices) == len(images):
         return (images if indices else None), []
     rest = sorted(set(range(len(images))) - set(indices))
-    return (Part(images, indices) if indices else None), [f"image {index}" for index in rest]
+    return (Subset(images, indices) if indices else None), [f"image {index}" for index in rest]
 
 
 def _column(name: str, features: Any, kind: type) -> str:

@@ -1,4 +1,4 @@
-"""Opening image files, whoever made them: which formats, how large, and one kind of error for all that can be wrong."""
+"""Open untrusted image files: a fixed set of formats, a size limit, and one error type for anything wrong with them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from typing import BinaryIO
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.ImageFile import ImageFile
 
-MAX_PIXELS = 89_478_485  # from here on Pillow warns; at twice as many it refuses
-WHITE = "flatten_white"  # in Image.info: the value that is white in the file, where the file says so
-DEEP = "flatten_deep"  # in Image.info: the file has 16 bits a colour, of which Pillow keeps the upper 8
+MAX_PIXELS = 89_478_485  # Pillow warns above this, and refuses twice as many
+WHITE = "flatten_white"  # key in Image.info: the white value, if the file states it
+DEEP = "flatten_deep"  # key in Image.info: 16 bits per colour, of which Pillow keeps the upper 8
 
-# Pillow would try all of its forty, among them PostScript, which starts Ghostscript.
+# Pillow would try all of its forty formats, including PostScript, which runs Ghostscript.
 _FORMATS = {
     "BMP": (".bmp",),
     "GIF": (".gif",),
@@ -36,12 +36,12 @@ _FORMATS = {
     "HEIF": (".heic", ".heif"),
 }
 _HEIF_PLUGINS = [name for name in ("pillow_heif", "pi_heif") if find_spec(name)]
-_HAS = {"AVIF": find_spec("PIL.AvifImagePlugin") is not None and features.check("avif"), "HEIF": bool(_HEIF_PLUGINS)}
-SUFFIXES = tuple(suffix for name, suffixes in _FORMATS.items() if _HAS.get(name, True) for suffix in suffixes)
-UNREAD = {suffix: name for name, suffixes in _FORMATS.items() if not _HAS.get(name, True) for suffix in suffixes}
+_AVAILABLE = {"AVIF": find_spec("PIL.AvifImagePlugin") is not None and features.check("avif"), "HEIF": bool(_HEIF_PLUGINS)}
+SUFFIXES = tuple(suffix for name, suffixes in _FORMATS.items() if _AVAILABLE.get(name, True) for suffix in suffixes)
+UNSUPPORTED = {suffix: name for name, suffixes in _FORMATS.items() if not _AVAILABLE.get(name, True) for suffix in suffixes}
 
-_METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # they would turn the image again
-_TURNS = {
+_METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # would rotate the image a second time
+_ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -50,15 +50,15 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PILLOWS_LIMIT = threading.Lock()
+_PILLOW_LIMIT_LOCK = threading.Lock()
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Return the image in a file, upright and fully read; of an animation the first frame.
+    """Return the image in a file, upright and fully decoded; the first frame of an animation.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not an image, or a damaged or too large one, or holds floating-point values.
+        ValueError: If it is not an image, damaged, too large, or floating-point.
     """
     try:
         return decode_image(Path(path), str(path))
@@ -69,19 +69,19 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def decode_image(file: Path | BinaryIO, name: str) -> Image.Image:
-    """Return the image in a file or in bytes, upright and fully read; of an animation the first frame.
+    """Decode an image from a file or bytes, upright and complete; the first frame of an animation.
 
-    Its format is one of those that training means: AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WebP, and HEIF where
-    `pillow-heif` is installed. The environment variable ``FLATTEN_MAX_PIXELS`` changes how large it may be.
+    Supported formats are AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WebP, and HEIF if `pillow-heif` is installed. The
+    environment variable ``FLATTEN_MAX_PIXELS`` sets the size limit.
 
     Args:
-        file: A path, or bytes such as ``io.BytesIO``.
-        name: What an error calls it.
+        file: Path or binary stream, such as ``io.BytesIO``.
+        name: Image name for error messages.
 
     Raises:
         FileNotFoundError: If there is no such file.
         IsADirectoryError: If it is a folder.
-        ValueError: If it is not an image, or a damaged or too large one, or holds floating-point values.
+        ValueError: If it is not an image, damaged, too large, or floating-point.
     """
     limit = max_pixels()
     try:
@@ -95,17 +95,17 @@ def decode_image(file: Path | BinaryIO, name: str) -> Image.Image:
         raise ValueError(f"{name} is not an image that Pillow can read: give it a PNG, JPEG, WebP or TIFF") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has far more than {limit:,} pixels: {_allow()}") from None
-    except Exception as error:  # decoders raise what they like: struct.error, KeyError, SyntaxError, MemoryError
+    except Exception as error:  # decoders raise anything: struct.error, KeyError, SyntaxError, MemoryError
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} cannot be read as an image ({reason}): save it anew or leave it out") from None
 
 
 class _RefusedError(ValueError):
-    """An image that is refused with a reason of its own."""
+    """An image rejected with its own message."""
 
 
 def max_pixels() -> int:
-    """Return how many pixels an image may have: ``FLATTEN_MAX_PIXELS``, or 89,478,485, from where on Pillow warns.
+    """Return the pixel limit of an image: ``FLATTEN_MAX_PIXELS``, or 89,478,485, Pillow's warning threshold.
 
     Raises:
         ValueError: If the variable is not a positive number.
@@ -117,21 +117,21 @@ def max_pixels() -> int:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file for reading, unless it is a pipe, a device or a socket, which could make us wait for ever.
+    """Open a regular file for reading; reject pipes, devices and sockets, which could block forever.
 
     Raises:
         OSError: If it cannot be opened.
-        ValueError: If it is none that holds data.
+        ValueError: If it is not a regular file.
     """
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says so itself
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder raises its own error
         raise _RefusedError(f"{path} is a pipe or a device: save what comes out of it in a file")
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 def _decode(file: BinaryIO, name: str, limit: int) -> Image.Image:
     size = file.seek(0, os.SEEK_END)
-    if size > 8 * limit:  # some decoders read the whole file; 8 bytes hold a pixel of the deepest
+    if size > 8 * limit:  # some decoders read the whole file; the deepest pixel takes 8 bytes
         raise _RefusedError(f"{name} has {size:,} bytes, more than an image of {limit:,} pixels needs: {_allow(size // 8)}")
     file.seek(0)
     with _no_warnings(), _raised_limit(limit), Image.open(file, formats=_formats()) as image:
@@ -142,8 +142,8 @@ def _decode(file: BinaryIO, name: str, limit: int) -> Image.Image:
             raise _RefusedError(
                 f"{name} is a floating-point image, which has no fixed range: save it with 8 or 16 bits a channel"
             )
-        turn = _turn(image)
-        upright = image.copy() if turn is None else image.transpose(turn)
+        transpose = _orientation(image)
+        upright = image.copy() if transpose is None else image.transpose(transpose)
     for key in _METADATA:
         upright.info.pop(key, None)
     upright.info.update(depth)
@@ -165,15 +165,15 @@ def _check_size(image: Image.Image, name: str, limit: int) -> None:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return the names of the formats that are read, and make Pillow know HEIF where its plugin is installed."""
+    """Return the supported Pillow formats; register the HEIF plugin if one is installed."""
     for plugin in _HEIF_PLUGINS[:1]:
         import_module(plugin).register_heif_opener()
-    return tuple(name for name in _FORMATS if _HAS.get(name, True))
+    return tuple(name for name in _FORMATS if _AVAILABLE.get(name, True))
 
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Silence Pillow about what does not keep an image from being read, such as odd metadata."""
+    """Silence Pillow's warnings about harmless flaws, such as odd metadata."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
@@ -181,11 +181,11 @@ def _no_warnings() -> Iterator[None]:
 
 @contextmanager
 def _raised_limit(limit: int) -> Iterator[None]:
-    """Let Pillow read as much as we do; it has one limit for the whole program, so that it is put back."""
+    """Raise Pillow's process-wide pixel limit to ours for the duration of the block."""
     if Image.MAX_IMAGE_PIXELS is None or limit <= 2 * Image.MAX_IMAGE_PIXELS:
         yield
         return
-    with _PILLOWS_LIMIT:
+    with _PILLOW_LIMIT_LOCK:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limit
         try:
             yield
@@ -193,16 +193,16 @@ def _raised_limit(limit: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return what makes a photograph upright; a sound picture may have damaged EXIF data."""
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """Return the transpose that makes an image upright; damaged EXIF data count as none."""
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # it depends on the tag and the format which
+        return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # which one depends on tag and format
         return None
 
 
 def _depth(image: Image.Image, file: BinaryIO) -> dict[str, int | bool]:
-    """Return what only the file can say of 16 bits, to be kept in ``Image.info``."""
+    """Return what the file states about 16-bit values, to be kept in ``Image.info``."""
     args = image.tile[0].args if isinstance(image, ImageFile) and image.tile else ""
     rawmode = str(args[0] if isinstance(args, tuple) and args else args)
     white = _white(image, rawmode, file)
@@ -211,9 +211,9 @@ def _depth(image: Image.Image, file: BinaryIO) -> dict[str, int | bool]:
 
 
 def _white(image: Image.Image, rawmode: str, file: BinaryIO) -> int:
-    """Return the value that the file calls white, 0 where it does not say."""
+    """Return the white value stated by the file, 0 if it states none."""
     if image.format == "PPM" and image.mode == "I":
-        return 65535  # Pillow has scaled it by what the file says
+        return 65535  # already scaled by Pillow
     if rawmode == "I;12":
         return 4095
     if image.format == "PNG" and ";16" in rawmode:
@@ -224,8 +224,8 @@ def _white(image: Image.Image, rawmode: str, file: BinaryIO) -> int:
 
 
 def _significant_bits(file: BinaryIO) -> int:
-    """Return the least number in a PNG's chunk sBIT, 0 where there is none; the place in the file stays as it is."""
-    place = file.tell()
+    """Return the smallest number in a PNG's sBIT chunk, 0 if it has none; restore the file position."""
+    position = file.tell()
     try:
         file.seek(8)
         while len(head := file.read(8)) == 8:
@@ -238,11 +238,11 @@ def _significant_bits(file: BinaryIO) -> int:
             file.seek(length + 4, os.SEEK_CUR)
         return 0
     finally:
-        file.seek(place)
+        file.seek(position)
 
 
 def _max_sample_value(image: Image.Image) -> int:
-    """Return a TIFF's MaxSampleValue where it is all ones in binary, a depth; else it is but the brightest pixel's."""
+    """Return a TIFF's MaxSampleValue if it is all ones in binary, hence a depth and not merely the brightest pixel."""
     tags = getattr(image, "tag_v2", {})
     value = tags.get(281, 0)
     value = value[0] if isinstance(value, tuple) and value else value

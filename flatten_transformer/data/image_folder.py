@@ -1,4 +1,4 @@
-"""A folder of images, one folder a class, as most people keep their own data."""
+"""Image folders with one folder per class, optionally below one folder per split."""
 
 # n images.
 
@@ -13,14 +13,14 @@ from PIL import Image
 from flatten_transformer.data.image_files import SUFFIXES as SUFFIXES
 from flatten_transformer.data.image_files import read_image
 from flatten_transformer.data.source import Format, Source, Split, Splits
-from flatten_transformer.data.split_names import mentioned_split, piece_of, split_of
-from flatten_transformer.data.walk import MADE_HERE, Identity, Walk, Without, identities, look, tell, walk
+from flatten_transformer.data.split_names import fold_of, mentioned_split, split_of
+from flatten_transformer.data.walk import MADE_HERE, Excluded, Identity, Walk, group_by_reason, identities, list_folder, walk
 
 _LOOSE = "image in no class folder"
 _BESIDE = "in a folder beside the splits"
 _FLAT = "in a split without class folders"
 _EMPTY = "class folder without images"
-_TWICE = "file that counts already under another name"
+_DUPLICATE = "file that counts already under another name"
 _IN_TRAIN = "file that is among the training images too"
 
 
@@ -29,7 +29,7 @@ class ImageFiles(Source):
 
     Args:
         files: n paths.
-        labels: The class of each, n numbers.
+        labels: n class numbers.
     """
 
     def __init__(self, files: Sequence[Path], labels: Sequence[int]) -> None:
@@ -45,10 +45,10 @@ class ImageFiles(Source):
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the image files in a folder and the folders in it, sorted by path; hidden ones are left out.
+    """Return the image files in a folder and its subfolders, sorted by path; hidden ones are left out.
 
     Args:
-        folder: Where to look; links are followed, but to no folder twice. What this library made is left out.
+        folder: Searched recursively, following links but entering no folder twice; outputs of this library are skipped.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -61,19 +61,19 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def open_folder(root: Path) -> Splits:
-    """Find classes and images in ``root/train/<class>/``, ``root/val/<class>/`` and ``root/test/<class>/``.
+    """Open classes and images in ``root/train/<class>/``, ``root/val/<class>/`` and ``root/test/<class>/``.
 
-    The splits may be called in other usual ways, such as ``Training_Set`` or ``validation``. Without a folder for
-    training, the classes are the folders in ``root`` itself. A file counts once, whatever links lead to it. What is in no
-    split is told in ``left_out``; what cannot be meant is refused.
+    Common variants of the split names, such as ``Training_Set`` or ``validation``, are recognised. Without a training
+    folder, the classes are the folders in ``root`` itself. A file counts once, however many links lead to it. Files in no
+    split are listed in ``left_out``; ambiguous layouts are rejected.
 
     Args:
-        root: The folder.
+        root: Data folder.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it has fewer than two classes, a class has no image to learn from, a class is in ``val`` or
-            ``test`` alone, or if it is not clear what is a split and what a class.
+        ValueError: If there are fewer than two classes, a class has no training image or occurs only in ``val`` or
+            ``test``, or splits and classes cannot be told apart.
 
     Example:
         >>> root = getfixture("tmp_path")
@@ -88,7 +88,7 @@ def open_folder(root: Path) -> Splits:
         raise FileNotFoundError(f"no folder {root}: check data.root")
     if not root.is_dir():
         raise ValueError(f"{root} is a file: data.root must be a folder with one folder of images a class")
-    folders = look(root).folders
+    folders = list_folder(root).folders
     splits = _splits(root, folders)
     train = splits.get("train", root)
     classes, left_out = _classes(train, splits)
@@ -96,40 +96,40 @@ def open_folder(root: Path) -> Splits:
     if train != root:
         left_out += _beside(root, [folder for folder in folders if folder not in splits.values()])
     for split in splits.keys() - {"train"}:
-        walks[split], more = _judged(splits[split], list(classes), train)
+        walks[split], more = _evaluation_split(splits[split], list(classes), train)
         left_out += more
-    images, more = _once(walks)
+    images, more = _deduplicate(walks)
     for split, folder in splits.items():
         if not images[split].labels:
             besides = f" besides those of {train}" if any(each.reason == _IN_TRAIN for each in more) else ""
             raise ValueError(f"{folder} holds no image ({', '.join(SUFFIXES)}){besides}: add some, or remove it")
-    return Splits(list(classes), images["train"], images.get("val"), images.get("test"), tell(root, left_out + more))
+    return Splits(list(classes), images["train"], images.get("val"), images.get("test"), group_by_reason(root, left_out + more))
 
 
 def _splits(root: Path, folders: Sequence[Path]) -> dict[Split, Path]:
-    """Return the folders that are splits: those that are called so and have class folders."""
+    """Return the split folders: those named like one that contain class folders."""
     named = [(folder, split) for folder in folders if (split := split_of(folder.name))]
-    found: dict[Split, Path] = {}
+    splits: dict[Split, Path] = {}
     flat: dict[Path, Split] = {}
     for folder, split in named:
-        if not look(folder).folders:
+        if not list_folder(folder).folders:
             flat[folder] = split
-        elif split in found:
-            raise ValueError(f"{found[split]} and {folder} are both the split {split}: merge them, or move one elsewhere")
+        elif split in splits:
+            raise ValueError(f"{splits[split]} and {folder} are both the split {split}: merge them, or move one elsewhere")
         else:
-            found[split] = folder
-    if "train" in found:
-        return found
-    _check_flat(root, flat, alone=not found)
-    if "val" in found:
+            splits[split] = folder
+    if "train" in splits:
+        return splits
+    _check_flat(root, flat, alone=not splits)
+    if "val" in splits:
         missing = f"put the images to learn from into {root}/train"
-        raise ValueError(f"{root} has class folders in {found['val'].name} but none in train: {missing}")
-    _check_mentions(root, [folder for folder in folders if folder not in found.values()])
-    return found
+        raise ValueError(f"{root} has class folders in {splits['val'].name} but none in train: {missing}")
+    _check_mentions(root, [folder for folder in folders if folder not in splits.values()])
+    return splits
 
 
 def _check_flat(root: Path, flat: dict[Path, Split], alone: bool) -> None:
-    """Refuse folders that are called like splits and have no class folders, except for trains among other vehicles."""
+    """Reject folders named like splits without class folders, except a lone class ``train`` among other vehicles."""
     if not flat or (alone and len(flat) == 1 and next(iter(flat)).name.lower() == "train"):
         return
     folder = next(iter(flat))
@@ -140,9 +140,9 @@ def _check_flat(root: Path, flat: dict[Path, Split], alone: bool) -> None:
 
 
 def _check_mentions(root: Path, folders: Sequence[Path]) -> None:
-    """Refuse folders that seem to be splits by names which say more: all of them, or some with classes in common."""
-    mentions = {folder: split for folder in folders if (split := mentioned_split(folder.name) or piece_of(folder.name))}
-    inside = {folder: {each.name for each in look(folder).folders} for folder in mentions}
+    """Reject folders whose names merely mention splits or folds, if all do or if two of them share classes."""
+    mentions = {folder: split for folder in folders if (split := mentioned_split(folder.name) or fold_of(folder.name))}
+    inside = {folder: {each.name for each in list_folder(folder).folders} for folder in mentions}
     pairs = [(a, b) for a in mentions for b in mentions if mentions[a] < mentions[b]]
     for one, other in pairs:
         if len(mentions) == len(folders) or inside[one] & inside[other]:
@@ -150,18 +150,18 @@ def _check_mentions(root: Path, folders: Sequence[Path]) -> None:
             raise ValueError(f"{one.name} and {other.name} in {root} seem to be splits, not classes: {cure}")
 
 
-def _classes(train: Path, splits: dict[Split, Path]) -> tuple[dict[str, Walk], list[Without]]:
-    """Return what lies in the folder of each class, and what is left out in and beside them."""
-    listing = look(train)
-    left_out = [*listing.left_out, *(Without(_LOOSE, str(image.path)) for image in listing.images)]
+def _classes(train: Path, splits: dict[Split, Path]) -> tuple[dict[str, Walk], list[Excluded]]:
+    """Return the contents of each class folder, and the files left out in and beside them."""
+    listing = list_folder(train)
+    left_out = [*listing.left_out, *(Excluded(_LOOSE, str(image.path)) for image in listing.images)]
     walks = {folder.name: walk(folder) for folder in listing.folders if folder not in splits.values()}
-    for name in [name for name, found in walks.items() if _holds_only_what_was_made(found)]:
+    for name in [name for name, found in walks.items() if _holds_only_outputs(found)]:
         left_out += walks.pop(name).left_out
     _check_classes(train, walks)
     return walks, left_out + [each for found in walks.values() for each in found.left_out]
 
 
-def _holds_only_what_was_made(found: Walk) -> bool:
+def _holds_only_outputs(found: Walk) -> bool:
     return not found.images and any(each.reason == MADE_HERE for each in found.left_out)
 
 
@@ -169,13 +169,13 @@ def _check_classes(train: Path, walks: dict[str, Walk]) -> None:
     layout = f"put the images of each class into a folder of its name, such as {train}/cat/1.jpg"
     if not walks:
         raise ValueError(f"{train} {'has no class folders' if any(train.iterdir()) else 'is empty'}: {layout}")
-    if len(walks) == 1 and any(split_of(folder.name) for folder in look(train / next(iter(walks))).folders):
+    if len(walks) == 1 and any(split_of(folder.name) for folder in list_folder(train / next(iter(walks))).folders):
         raise ValueError(f"{train} has no splits or class folders, but {train / next(iter(walks))} has: set data.root to that")
     if len(walks) == 1:
         raise ValueError(f"{train} has one class, {next(iter(walks))!r}, but it takes two to tell apart: {layout}")
     alike: dict[str, str] = {}
     for name, found in walks.items():
-        other = alike.setdefault(_plain(name), name)
+        other = alike.setdefault(_normalised(name), name)
         if other != name:
             raise ValueError(f"the classes {other!a} and {name!a} in {train} look the same: merge or rename them")
         if not found.images:
@@ -185,14 +185,14 @@ def _check_classes(train: Path, walks: dict[str, Walk]) -> None:
         _check_inside(train / name, found)
 
 
-def _plain(name: str) -> str:
-    """Return what is left of a name without case, form of Unicode and spaces; letters may be classes of their own."""
+def _normalised(name: str) -> str:
+    """Normalise Unicode form, spaces and case of a class name; single letters keep their case."""
     normal = " ".join(unicodedata.normalize("NFKC", name).split())
     return normal if len(normal) == 1 else normal.casefold()
 
 
 def _check_inside(folder: Path, found: Walk) -> None:
-    """Refuse a class whose folders are splits: what is kept for the test would be learned."""
+    """Reject a class folder that contains splits: its test images would be trained on."""
     parts = {parent.relative_to(folder).parts[0] for parent in {image.path.parent for image in found.images} - {folder}}
     splits = {split: name for name in sorted(parts) if (split := split_of(name))}
     if splits.keys() - {"train"}:
@@ -201,47 +201,45 @@ def _check_inside(folder: Path, found: Walk) -> None:
         raise ValueError(f"class folder {folder} has a folder {name}, whose images would be learned: {cure}")
 
 
-def _beside(root: Path, folders: Sequence[Path]) -> list[Without]:
-    """Return what is left out in a folder with splits: loose files, and other folders."""
-    listing = look(root)
-    left_out = [*listing.left_out, *(Without(_LOOSE, str(image.path)) for image in listing.images)]
+def _beside(root: Path, folders: Sequence[Path]) -> list[Excluded]:
+    """Return the files left out beside the splits: loose images and other folders."""
+    listing = list_folder(root)
+    left_out = [*listing.left_out, *(Excluded(_LOOSE, str(image.path)) for image in listing.images)]
     for folder in folders:
         found = walk(folder)
-        if _holds_only_what_was_made(found):
+        if _holds_only_outputs(found):
             left_out += found.left_out
         else:
             reason = _FLAT if split_of(folder.name) else _BESIDE
-            left_out += [Without(reason, str(image.path)) for image in found.images] or [Without(reason, f"{folder}/")]
+            left_out += [Excluded(reason, str(image.path)) for image in found.images] or [Excluded(reason, f"{folder}/")]
     return left_out
 
 
-def _judged(folder: Path, class_names: Sequence[str], train: Path) -> tuple[dict[str, Walk], list[Without]]:
-    """Return what lies in the class folders of ``folder``, which must be among those of ``train``, though some may lack."""
-    listing = look(folder)
-    left_out = [*listing.left_out, *(Without(_LOOSE, str(image.path)) for image in listing.images)]
+def _evaluation_split(folder: Path, class_names: Sequence[str], train: Path) -> tuple[dict[str, Walk], list[Excluded]]:
+    """Return the contents of the class folders of an evaluation split, a subset of the classes of ``train``."""
+    listing = list_folder(folder)
+    left_out = [*listing.left_out, *(Excluded(_LOOSE, str(image.path)) for image in listing.images)]
     walks: dict[str, Walk] = {}
     for path in listing.folders:
         found = walk(path)
         left_out += found.left_out
         if not found.images:
-            left_out += [] if _holds_only_what_was_made(found) else [Without(_EMPTY, f"{path}/")]
+            left_out += [] if _holds_only_outputs(found) else [Excluded(_EMPTY, f"{path}/")]
         elif path.name in class_names:
             walks[path.name] = found
         else:
-            raise ValueError(f"{folder} has the class {_unknown(path.name, class_names)}, which {train} lacks: {_CURE} {train}")
+            unknown = _describe_unknown(path.name, class_names)
+            raise ValueError(f"{folder} has the class {unknown}, which {train} lacks: rename it, or add it to {train}")
     return {name: walks[name] for name in class_names if name in walks}, left_out
 
 
-_CURE = "rename it, or add it to"
-
-
-def _unknown(name: str, class_names: Sequence[str]) -> str:
-    like = next((other for other in class_names if _plain(other) == _plain(name)), None)
+def _describe_unknown(name: str, class_names: Sequence[str]) -> str:
+    like = next((other for other in class_names if _normalised(other) == _normalised(name)), None)
     return repr(name) if like is None else f"{name!a}, which is not quite {like!a}"
 
 
-def _once(walks: dict[Split, dict[str, Walk]]) -> tuple[dict[Split, ImageFiles], list[Without]]:
-    """Return the images of each split, each file once and none both in training and elsewhere, and what that leaves out.
+def _deduplicate(walks: dict[Split, dict[str, Walk]]) -> tuple[dict[Split, ImageFiles], list[Excluded]]:
+    """Return the images of each split, each file once and no training image elsewhere, and the files this leaves out.
 
     Raises:
         ValueError: If a file is in two classes.
@@ -252,27 +250,27 @@ def _once(walks: dict[Split, dict[str, Walk]]) -> tuple[dict[Split, ImageFiles],
     ]
     known: dict[Split, dict[Identity, tuple[str, Path]]] = {split: {} for split in walks}
     kept: dict[Split, ImageFiles] = {split: ImageFiles([], []) for split in walks}
-    left_out: list[Without] = []
+    left_out: list[Excluded] = []
     for (split, name, image), identity in zip(placed, identities([image for _, _, image in placed]), strict=True):
-        reason = identity and _counted(split, name, image.path, identity, known)
+        reason = identity and _duplicate_reason(split, name, image.path, identity, known)
         if reason:
-            left_out.append(Without(reason, str(image.path)))
+            left_out.append(Excluded(reason, str(image.path)))
         else:
             kept[split].files.append(image.path)
             kept[split].labels.append(numbers[name])
     return kept, left_out
 
 
-def _counted(
+def _duplicate_reason(
     split: Split, name: str, path: Path, identity: Identity, known: dict[Split, dict[Identity, tuple[str, Path]]]
 ) -> str | None:
-    """Return why a file must not count again, and note it where it counts."""
+    """Return why a file is a duplicate, or None after recording it as new."""
     if split != "train" and identity in known["train"]:
         return _IN_TRAIN
     other, first = known[split].setdefault(identity, (name, path))
     if other != name:
         raise ValueError(f"{first} and {path} are one file, which cannot be both {other!r} and {name!r}: remove one")
-    return None if first == path else _TWICE
+    return None if first == path else _DUPLICATE
 
 
 FORMAT = Format(("folder",), False, lambda request: open_folder(request.folder))

@@ -1,4 +1,4 @@
-"""A file of a mask, and the numbers in it."""
+"""Read the class numbers in a mask file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from flatten_transformer.data.preprocessing import read_image
 
 _LOSSY = (b"\xff\xd8\xff", b"RIFF", b"\xff\x0a")  # JPEG, WebP, JPEG XL
-_STRETCHED = {2: 85, 4: 17}  # what Pillow multiplies grey of so few bits by
+_STRETCHED = {2: 85, 4: 17}  # Pillow's factor for greyscale by bit depth
 
 
 def read_mask(path: Path) -> NDArray[Any]:
-    """Return the numbers in a mask, ``[height, width]``: the indices of a palette, or values of grey of 1 to 16 bits.
+    """Return the numbers in a mask, ``[height, width]``: palette indices, or greyscale values of 1 to 16 bits.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not an image, or one in colour, with transparency, or in a format that changes values.
+        ValueError: If it is not an image, is in colour, has transparency, or is lossily compressed.
     """
     mask, head = read_image(path), _head(path)
     if head.startswith(_LOSSY) or head[4:8] == b"ftyp":
@@ -41,6 +41,6 @@ def _head(path: Path) -> bytes:
 
 
 def _stretch(head: bytes) -> int:
-    """Return by what Pillow multiplies the values of a PNG in grey."""
+    """Return the factor by which Pillow scales the values of a greyscale PNG."""
     is_grey_png = head.startswith(b"\x89PNG\r\n\x1a\n") and head[25:26] == b"\0"
     return _STRETCHED.get(head[24], 1) if is_grey_png else 1

@@ -1,4 +1,4 @@
-"""Folders of images and of masks that say the class of each pixel: ADE20K's, and your own."""
+"""Folders of images and segmentation masks: ADE20K's, and a generic layout for custom data."""
 
 # n images of a split, K classes.
 
@@ -18,21 +18,21 @@ from torchvision import tv_tensors
 
 from flatten_transformer.data.class_list import read_class_names, read_text
 from flatten_transformer.data.image_folder import SUFFIXES, find_images
-from flatten_transformer.data.inside import check_place
 from flatten_transformer.data.mask_file import read_mask
 from flatten_transformer.data.mask_numbers import Numbering
 from flatten_transformer.data.preprocessing import read_image
+from flatten_transformer.data.safe_paths import check_inside
 from flatten_transformer.data.source import Split
-from flatten_transformer.data.split_names import USUAL
+from flatten_transformer.data.split_names import STANDARD_NAMES
 
 
 class MaskedImages:
-    """Images with the class of each pixel, read from files when they are asked for.
+    """Images and their segmentation masks, read from files on access.
 
     Args:
-        pairs: n files of images, each with that of its mask.
-        numbering: What the numbers in the masks mean.
-        folders: Where links among the files may lead to; None for anywhere.
+        pairs: n pairs of image file and mask file.
+        numbering: Meaning of the numbers in the masks.
+        folders: Folders that links may lead to; None for any.
     """
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], numbering: Numbering, folders: Sequence[Path] | None = None) -> None:
@@ -44,13 +44,13 @@ class MaskedImages:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, tv_tensors.Mask]:
-        """Return an image and its mask, ``[height, width]``, int64; IGNORED where there is no class.
+        """Return an image and its mask, ``[height, width]``, int64; IGNORED for pixels without a class.
 
         Raises:
             ValueError: If a file cannot be used; the message names it.
         """
         image_file, mask_file = self.pairs[index]
-        check_place(image_file, self._folders)
+        check_inside(image_file, self._folders)
         image, classes = read_image(image_file), self.classes(index)
         if (image.height, image.width) != classes.shape:
             sizes = f"{classes.shape[1]} × {classes.shape[0]} pixels, its image {image.width} × {image.height}"
@@ -58,13 +58,13 @@ class MaskedImages:
         return image, tv_tensors.Mask(torch.from_numpy(classes))
 
     def classes(self, index: int) -> NDArray[np.int64]:
-        """Return the class of each pixel of a mask, ``[height, width]``; IGNORED where there is none.
+        """Return the class map of a mask, ``[height, width]``; IGNORED for pixels without a class.
 
         Raises:
             ValueError: If the file cannot be used; the message names it.
         """
         mask_file = self.pairs[index][1]
-        check_place(mask_file, self._folders)
+        check_inside(mask_file, self._folders)
         numbers = read_mask(mask_file)
         try:
             return self.numbering.classes_of(numbers)
@@ -77,7 +77,7 @@ class MaskedImages:
 
 
 class MaskFolder(NamedTuple):
-    """What a folder holds: the names of the classes, and the images of each split."""
+    """Class names and the images of each split."""
 
     class_names: list[str]
     splits: Mapping[Split, MaskedImages]
@@ -91,22 +91,22 @@ def open_mask_folder(
     *,
     outside_links: bool = False,
 ) -> MaskFolder:
-    """Find images in ``root/images/<split>/``, masks in ``root/masks/<split>/``, class names in ``root/classes.txt``.
+    """Open images in ``root/images/<split>/``, masks in ``root/masks/<split>/``, class names in ``root/classes.txt``.
 
-    The splits are ``train``, ``val`` (or ``valid``, ``validation``) and ``test``. Without a validation folder a share of
-    the training images takes its place; without a test folder the validation images do. A mask is a PNG of its image's
-    name; line k of ``classes.txt`` names the class of number k, counted from 0.
+    The splits are ``train``, ``val`` (or ``valid``, ``validation``) and ``test``. Without a validation folder, a share of
+    the training images is held out; without a test folder, the validation images are used. A mask is a PNG with the name
+    of its image; line k of ``classes.txt``, counted from 0, names class k.
 
     Args:
-        root: The folder.
-        ignore_index: The number in the masks that means no class; None for no number.
-        val_share: Share of the training images kept for validation, at random but always the same.
-        mask_values: The number of each class in the masks, in the order of ``classes.txt``; None for 0, 1 and so on.
-        outside_links: Follow links among the files that lead out of ``root``.
+        root: Data folder.
+        ignore_index: Mask value without a class; None if there is none.
+        val_share: Share of the training images held out for validation, drawn with a fixed seed.
+        mask_values: Mask value of each class, in the order of ``classes.txt``; None for 0, 1 and so on.
+        outside_links: Follow links that lead out of ``root``.
 
     Raises:
         FileNotFoundError: If the folder or a part of it is missing.
-        ValueError: If it is not as it should be; the message names the file.
+        ValueError: If the layout or a file is malformed; the message names the file.
 
     Example:
         >>> from flatten_transformer.data.scenes import SceneSettings, write_scenes
@@ -120,7 +120,7 @@ def open_mask_folder(
     numbering = _numbering(root, names, ignore_index, mask_values)
     folders = {path.name for path in _folder(root / "images").iterdir() if path.is_dir()}
     train = _pairs(root, "images", "masks", "train")
-    val_folder = next((name for name in USUAL["val"] if name in folders), None)
+    val_folder = next((name for name in STANDARD_NAMES["val"] if name in folders), None)
     train, val = (train, _pairs(root, "images", "masks", val_folder)) if val_folder else _split_off(train, val_share)
     test = _pairs(root, "images", "masks", "test") if "test" in folders else val
     allowed = None if outside_links else _allowed(root, "images", "masks")
@@ -130,8 +130,8 @@ def open_mask_folder(
 
 def _numbering(root: Path, names: Sequence[str], ignore_index: int | None, values: Sequence[int] | None) -> Numbering:
     if values is not None and not (len(set(values)) == len(values) == len(names) and min(values) >= 0):
-        wanted = f"a number for each of the {len(names)} classes of {root / 'classes.txt'}, no two alike, from 0 on"
-        raise ValueError(f"mask_values must hold {wanted}, got {list(values)}")
+        expected = f"a number for each of the {len(names)} classes of {root / 'classes.txt'}, no two alike, from 0 on"
+        raise ValueError(f"mask_values must hold {expected}, got {list(values)}")
     numbering = Numbering(len(names), ignore_index, values=values)
     if ignore_index is not None and ignore_index in numbering.numbers:
         name = names[list(numbering.numbers).index(ignore_index)]
@@ -141,24 +141,24 @@ def _numbering(root: Path, names: Sequence[str], ignore_index: int | None, value
 
 
 def _allowed(root: Path, images: str, masks: str) -> list[Path]:
-    """Return where links among the files may lead to: into the data set, the parts of which may be links themselves."""
+    """Return the folders that links may lead to: the data set, whose parts may be links themselves."""
     return [root, *(path for kind in (images, masks) for path in (root / kind, *(root / kind).glob("*")) if path.is_dir())]
 
 
 def open_ade20k(root: Path, *, outside_links: bool = False) -> MaskFolder:
-    """Find ADE20K's 150 classes as its authors publish them, in ``ADEChallengeData2016``.
+    """Open ADE20K with its 150 classes in the official layout, ``ADEChallengeData2016``.
 
-    That is ``images/`` and ``annotations/``, both with ``training/`` and ``validation/``. The numbers 1 … 150 in the
-    masks are the classes, 0 is none. The names come from ``objectInfo150.txt`` beside them; without it they are
-    numbers. There are no masks of the test images, so the validation images take their place.
+    ``images/`` and ``annotations/`` each hold ``training/`` and ``validation/``. Mask values 1 … 150 are the classes, 0 is
+    none. Class names come from ``objectInfo150.txt``; without it, classes are numbered. The test masks are not public, so
+    the validation images stand in for them.
 
     Args:
-        root: The folder.
-        outside_links: Follow links among the files that lead out of ``root``.
+        root: Data folder.
+        outside_links: Follow links that lead out of ``root``.
 
     Raises:
         FileNotFoundError: If the folder or a part of it is missing.
-        ValueError: If an image has no mask, or the list of names is not as it should be.
+        ValueError: If an image has no mask, or the class list is malformed.
     """
     numbering = Numbering(150, zero_is_no_class=True)
     names = _ade20k_names(_folder(root) / "objectInfo150.txt", numbering.classes)
@@ -177,16 +177,16 @@ def _folder(path: Path) -> Path:
 
 
 def _pairs(root: Path, images: str, masks: str, split: str) -> list[tuple[Path, Path]]:
-    """Return each image of a split with its mask."""
+    """Return the pairs of image and mask of a split."""
     folder = _folder(root / images / split)
-    found = find_images(folder)
-    if not found:
+    images_found = find_images(folder)
+    if not images_found:
         raise ValueError(f"{folder} holds no image ({', '.join(SUFFIXES)}): put the images of this split there, or remove it")
-    pairs = [(path, root / masks / split / path.relative_to(folder).with_suffix(".png")) for path in found]
-    lonely = [pair for pair in pairs if not pair[1].is_file()]
-    if lonely:
-        image, mask = lonely[0]
-        more = f" and {len(lonely) - 1} more images" if len(lonely) > 1 else ""
+    pairs = [(path, root / masks / split / path.relative_to(folder).with_suffix(".png")) for path in images_found]
+    without_mask = [pair for pair in pairs if not pair[1].is_file()]
+    if without_mask:
+        image, mask = without_mask[0]
+        more = f" and {len(without_mask) - 1} more images" if len(without_mask) > 1 else ""
         others = sorted(mask.parent.glob(f"{glob.escape(mask.stem)}.*"))
         cure = f"save {others[0].name} as PNG" if others else "add it, or leave the image out"
         raise ValueError(f"the image {image}{more} has no mask {mask}: {cure}")
@@ -206,7 +206,7 @@ def _split_off(pairs: Sequence[tuple[Path, Path]], share: float) -> tuple[list[t
 
 
 def _ade20k_names(file: Path, count: int) -> list[str]:
-    """Return the first word for each class; the file lists synonyms in its last column, the number in its first."""
+    """Return the first synonym of each class; the first column is the class number, the last lists synonyms."""
     if not file.is_file():
         return [f"class {number}" for number in range(1, count + 1)]
     rows = [line.split("\t") for line in read_text(file).split("\n")[1:] if line.strip()]

@@ -1,4 +1,4 @@
-"""What the numbers in masks mean, and a look at those of a whole split before anything is trained."""
+"""Meaning of the numbers in masks, and a sanity check of the masks of a split before training."""
 
 # K classes.
 
@@ -12,31 +12,31 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED = -1  # the class of pixels that nothing is learned from and nothing is judged by
+IGNORED = -1  # class of pixels that neither loss nor metrics count
 
 
 class Numbering(NamedTuple):
-    """What the numbers in the masks of a data set mean."""
+    """Meaning of the numbers in the masks of a data set."""
 
     classes: int  # K
-    ignore_index: int | None = 255  # the number that means no class, if one does
-    zero_is_no_class: bool = False  # so that the classes are 1 … K, as ADE20K's
-    values: Sequence[int] | None = None  # the number of each class, where they do not count up
+    ignore_index: int | None = 255  # value without a class, if any
+    zero_is_no_class: bool = False  # classes are 1 … K, as in ADE20K
+    values: Sequence[int] | None = None  # value of each class, if not consecutive
 
     @property
     def numbers(self) -> Sequence[int]:
-        """The number of each class, K of them."""
+        """Mask value of each class, K numbers."""
         first = int(self.zero_is_no_class)
         return range(first, first + self.classes) if self.values is None else self.values
 
     def classes_of(self, numbers: NDArray[np.generic]) -> NDArray[np.int64]:
-        """Return the class of each pixel, int64, IGNORED where there is none.
+        """Return the class of each pixel, int64; IGNORED for pixels without one.
 
         Args:
-            numbers: Of a mask, ``[height, width]``.
+            numbers: Mask values, ``[height, width]``.
 
         Raises:
-            ValueError: If a number means nothing; the message holds it.
+            ValueError: If a value is unknown; the message holds it.
 
         Example:
             >>> Numbering(2, zero_is_no_class=True).classes_of(np.array([[0, 1, 2, 255]])).tolist()
@@ -45,17 +45,17 @@ class Numbering(NamedTuple):
             [[0, 1]]
         """
         wide = numbers.astype(np.int64)
-        found = self._places(wide)
-        nothing = (wide == 0) & self.zero_is_no_class
+        classes = self._lookup(wide)
+        ignored = (wide == 0) & self.zero_is_no_class
         if self.ignore_index is not None:
-            nothing |= wide == self.ignore_index
-        unknown = wide[((found < 0) | (found >= self.classes)) & ~nothing]
+            ignored |= wide == self.ignore_index
+        unknown = wide[((classes < 0) | (classes >= self.classes)) & ~ignored]
         if unknown.size:
             raise ValueError(f"the class number {unknown[0]} is in {unknown.size} pixels, but {self._meaning()}")
-        return np.where(nothing, IGNORED, found)
+        return np.where(ignored, IGNORED, classes)
 
-    def _places(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return which class each number is, out of range where it is none."""
+    def _lookup(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the class of each value, out of range if it has none."""
         if self.values is None:
             return numbers - int(self.zero_is_no_class)
         order = np.argsort(self.values)
@@ -71,26 +71,26 @@ class Numbering(NamedTuple):
         return f"the classes are {shown} and {none} means none: add the class to the list, or repair the mask{other}"
 
 
-class Seen(NamedTuple):
-    """What some masks hold."""
+class MaskCounts(NamedTuple):
+    """How many masks hold each class."""
 
-    masks: int  # that were looked at
-    holding: NDArray[np.int64]  # how many of them hold each class, [K]
-    ignoring: int  # how many hold pixels of no class
+    masks: int  # masks counted
+    holding: NDArray[np.int64]  # masks that hold each class, [K]
+    ignoring: int  # masks that hold ignored pixels
 
 
-def look(count: int, classes_of: Callable[[int], NDArray[np.int64]], classes: int, limit_s: float) -> Seen:
-    """Count the masks that hold each class, in any order, until the time is over.
+def count_masks(count: int, classes_of: Callable[[int], NDArray[np.int64]], classes: int, limit_s: float) -> MaskCounts:
+    """Count the masks that hold each class, in random order, until the time limit.
 
     Args:
-        count: How many masks there are.
-        classes_of: Returns the class of each pixel of a mask by its number.
+        count: Number of masks.
+        classes_of: Maps a mask's index to its class map.
         classes: K.
-        limit_s: Seconds after which no further mask is looked at.
+        limit_s: Time limit in seconds.
 
     Example:
-        >>> look(2, lambda index: np.array([[0, 2, 2, IGNORED]]), classes=3, limit_s=60)
-        Seen(masks=2, holding=array([2, 0, 2]), ignoring=2)
+        >>> count_masks(2, lambda index: np.array([[0, 2, 2, IGNORED]]), classes=3, limit_s=60)
+        MaskCounts(masks=2, holding=array([2, 0, 2]), ignoring=2)
     """
     holding, start, done = np.zeros(classes + 1, np.int64), time.monotonic(), 0
     for index in random.Random(0).sample(range(count), count):
@@ -98,37 +98,37 @@ def look(count: int, classes_of: Callable[[int], NDArray[np.int64]], classes: in
             break
         holding += np.bincount(classes_of(index).ravel() - IGNORED, minlength=classes + 1) > 0
         done += 1
-    return Seen(done, holding[1:], int(holding[0]))
+    return MaskCounts(done, holding[1:], int(holding[0]))
 
 
-def check_seen(where: str, seen: Seen, names: Sequence[str], numbering: Numbering, *, train: bool) -> None:
-    """Raise an error if masks hold one class alone where they should hold more.
+def check_mask_counts(where: str, counts: MaskCounts, names: Sequence[str], numbering: Numbering, *, train: bool) -> None:
+    """Raise if masks hold a single class where there should be more.
 
-    Masks in black and white, 0 and 255, look like that, as 255 usually means no class. Other masks to judge by may hold one
+    Black-and-white masks (0 and 255) look like that, since 255 usually means no class. Other evaluation masks may hold one
     class by chance.
 
     Args:
-        where: Names the masks, for the message.
-        seen: From :func:`look`.
-        names: Of the K classes.
-        numbering: What numbers mean; where it lists the numbers of the classes, the number of no class is not doubted.
-        train: The masks are those to learn from, all of them.
+        where: Description of the masks, for the message.
+        counts: From :func:`count_masks`.
+        names: K class names.
+        numbering: Meaning of the numbers; explicit ``values`` rule out the black-and-white mix-up.
+        train: The counts cover all training masks.
 
     Raises:
-        ValueError: If so.
+        ValueError: If they do.
     """
-    there = [int(label) for label in np.flatnonzero(seen.holding)]
-    if len(there) > 1:
+    present = [int(label) for label in np.flatnonzero(counts.holding)]
+    if len(present) > 1:
         return
-    doubtful = seen.ignoring > 0 and numbering.values is None and len(names) == 2
-    if doubtful and there:
-        none, missing = numbering.ignore_index, 1 - there[0]
+    suspicious = counts.ignoring > 0 and numbering.values is None and len(names) == 2
+    if suspicious and present:
+        none, missing = numbering.ignore_index, 1 - present[0]
         values = [none if label == missing else numbering.numbers[label] for label in range(2)]
         right = "" if train else f"; if all is right, --data.mask_values '{list(numbering.numbers)}'"
         raise ValueError(
-            f"{where} hold {numbering.numbers[there[0]]} and {none} alone, and {none} means no class, so {names[missing]!r} is "
+            f"{where} hold {numbering.numbers[present[0]]} and {none} alone, and {none} means no class, so {names[missing]!r} is "
             f"nowhere: if {none} is that class, add --data.mask_values '{values}' --data.ignore_index null{right}"
         )
-    if train or doubtful:
-        held = f"the class {names[there[0]]!r} alone" if there else "no class at all"
+    if train or suspicious:
+        held = f"the class {names[present[0]]!r} alone" if present else "no class at all"
         raise ValueError(f"{where} hold {held}: there is nothing to tell apart; are their numbers those of the classes?")

@@ -1,4 +1,4 @@
-"""What every data module shares: batches whose size does not depend on how many devices there are."""
+"""Base data module: batches of a fixed total size, whatever the number of devices."""
 
 # n images of a split.
 
@@ -17,35 +17,35 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from flatten_transformer.data.contents import Contents
 from flatten_transformer.data.reading import OnBadImage, Reading
-from flatten_transformer.data.signals import leave_signals_to_parent
 from flatten_transformer.data.source import LeftOut, Split
+from flatten_transformer.data.worker_signals import leave_signals_to_parent
 
 SPLITS: Mapping[str, Sequence[Split]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}  # by stage
 
 
 class Share(NamedTuple):
-    """What one device does for one optimizer step."""
+    """One device's part of an optimizer step."""
 
-    images: int  # at once
-    times: int  # before the optimizer steps
+    images: int  # per micro-batch
+    micro_batches: int  # per optimizer step
 
 
 def share_batch(batch_size: int, devices: int, device_batch_size: int | None) -> Share:
-    """Divide the images of one optimizer step among devices, in pieces of one size.
+    """Split the batch of an optimizer step over devices into micro-batches of equal size.
 
     Args:
-        batch_size: Images a step, over all devices.
-        devices: How many there are.
-        device_batch_size: Images that a device can hold at once; None for any number.
+        batch_size: Images per step, over all devices.
+        devices: Number of devices.
+        device_batch_size: Images that fit on a device at once; None for no limit.
 
     Raises:
-        ValueError: If the images cannot be divided evenly among the devices.
+        ValueError: If the batch cannot be divided evenly among the devices.
 
     Example:
         >>> share_batch(1024, devices=8, device_batch_size=None)
-        Share(images=128, times=1)
+        Share(images=128, micro_batches=1)
         >>> share_batch(1024, devices=1, device_batch_size=96)
-        Share(images=64, times=16)
+        Share(images=64, micro_batches=16)
     """
     each, rest = divmod(batch_size, devices)
     if rest or not each:
@@ -59,29 +59,29 @@ def share_batch(batch_size: int, devices: int, device_batch_size: int | None) ->
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles so that an epoch's order follows from seed and epoch alone, and so do the random numbers of its loader.
+    """Shuffle by seed and epoch alone; seed the loader's workers the same way.
 
     Args:
         dataset: n images.
-        devices: How many share them.
-        rank: Which device this is.
-        seed: Of the run.
-        epoch: The one to begin with.
+        devices: Number of devices.
+        rank: Rank of this device.
+        seed: Seed of the run.
+        epoch: First epoch.
     """
 
     def __init__(self, dataset: Dataset[Any], devices: int, rank: int, seed: int, epoch: int) -> None:
         super().__init__(dataset, devices, rank, shuffle=True, seed=seed)
-        self.generator = torch.Generator()  # by which a DataLoader seeds its processes
+        self.generator = torch.Generator()  # seeds the workers of a DataLoader
         self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next."""
+        """Set the next epoch."""
         super().set_epoch(epoch)
         self.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank))
 
 
 class EpochLoader(DataLoader[Any]):
-    """Begins its first epoch behind the batches that a resumed training has seen; they are drawn, as they were, and dropped."""
+    """Skip the batches that a resumed epoch has already seen; they are drawn and dropped, to keep the random state."""
 
     first_batch = 0
 
@@ -97,11 +97,11 @@ class EpochLoader(DataLoader[Any]):
         yield from batches
 
     def after_seen(self) -> None:
-        """Do what must be done between the batches that were seen and the others; a training sets it."""
+        """Hook between skipped and new batches; training assigns it."""
 
 
 def epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    """Return a seed for one epoch on one device.
+    """Return the seed of one epoch on one device.
 
     Example:
         >>> len({epoch_seed(seed, epoch, rank) for seed in (0, 1) for epoch in (0, 1) for rank in (0, 1)})
@@ -113,29 +113,29 @@ def epoch_seed(seed: int, epoch: int, rank: int) -> int:
 class DataModule(LightningDataModule):
     """Images for training, validation and test.
 
-    A subclass sets ``class_names`` and ``preprocessing``, and opens splits in :meth:`_open`. It passes the arguments below on as
-    ``**shared: Any``: jsonargparse finds them here, with their defaults, which it would lose to an ``Unpack[TypedDict]``.
+    A subclass sets ``class_names`` and ``preprocessing`` and opens splits in :meth:`_open`. It forwards the arguments below as
+    ``**shared: Any``, which jsonargparse resolves with their defaults; it would lose those with an ``Unpack[TypedDict]``.
 
     Args:
-        on_bad_image: What is done with an image, or its mask, that cannot be used: ``"raise"`` stops with its name, ``"skip"``
-            takes the next one in its place; a line at the end of the epoch says which. A detector is judged without it, all
-            else with the image in its place, so repair or remove the file before you publish a number.
-        mean: Subtracted from the values in 0 … 1, one number a channel; None for the data set's own, or ImageNet's.
-        std: Divides the difference, one number a channel; None as for ``mean``.
-        batch_size: Images of one optimizer step, over all devices.
-        device_batch_size: Images that one device takes at once; what is left of its share follows before the optimizer
-            steps. None for its whole share. Lower it when memory runs out: the training stays the same.
-        num_workers: Processes a device that load images besides the main one; 0 is best for data that lie in memory.
+        on_bad_image: Handling of unusable images and masks: ``"raise"`` stops and names the file, ``"skip"`` substitutes the
+            next image and lists the skipped ones at the end of the epoch. Detection metrics omit a skipped image, all others
+            count its substitute, so repair or remove the file before publishing a number.
+        mean: Subtracted from values in 0 … 1, one number per channel; None for the data set's own, or ImageNet's.
+        std: Divides the difference, one number per channel; None as for ``mean``.
+        batch_size: Images per optimizer step, over all devices.
+        device_batch_size: Micro-batch size of a device, whose gradients are accumulated over its share of the batch; None for
+            the whole share. Lower it when memory runs out: training stays the same.
+        num_workers: Loader processes per device; 0 is best for data held in memory.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
     class_names: Sequence[str]
-    preprocessing: Any  # a dataclass, kept in the file of a model
+    preprocessing: Any  # a dataclass, saved in the model file
     left_out: Sequence[LeftOut] = ()
-    counted = "images"  # what ``counts`` counts
-    drop_last = False  # leave out what does not fill a batch in training, for models that take statistics over it
+    counted = "images"  # unit of ``counts``
+    drop_last = False  # drop the last partial training batch, for models with batch statistics
 
     def __init__(
         self,
@@ -150,13 +150,13 @@ class DataModule(LightningDataModule):
         super().__init__()
         if on_bad_image not in get_args(OnBadImage):
             raise ValueError(f"on_bad_image must be raise or skip, got {on_bad_image!r}")
-        for name, value, least in (
+        for name, value, minimum in (
             ("batch_size", batch_size, 1),
             ("device_batch_size", device_batch_size, 1),
             ("num_workers", num_workers, 0),
         ):
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {value}")
         self.on_bad_image = on_bad_image
         self.mean = mean
         self.std = std
@@ -170,7 +170,7 @@ class DataModule(LightningDataModule):
 
     @abstractmethod
     def _open(self, split: Split) -> Reading:
-        """Return the images of a split, as its loader takes them."""
+        """Return the data set of a split."""
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test) needs."""
@@ -179,19 +179,19 @@ class DataModule(LightningDataModule):
                 self._datasets[split] = self._open(split)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training must draw its images by."""
+        """Return the state a resumed training needs to draw the same images."""
         assert self.trainer
         loop: Any = self.trainer.fit_loop
         return {"seed": self.seed, "epoch": loop.epoch_progress.current.processed, "batch": self.batches_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Draw images as the training did that is resumed."""
+        """Restore the image order of the resumed training."""
         self.seed, self.first_epoch = state_dict["seed"], state_dict["epoch"]
         self.first_batch = state_dict.get("batch", 0)
 
     @property
     def batches_seen(self) -> int:
-        """Batches of an epoch that has begun and not ended; 0 between two."""
+        """Batches seen in the current epoch; 0 between epochs."""
         assert self.trainer
         loop: Any = self.trainer.fit_loop
         epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
@@ -208,32 +208,32 @@ class DataModule(LightningDataModule):
         return int(self.preprocessing.in_chans)
 
     def names(self, batch: Any) -> list[str]:
-        """Return what an error calls the images of a training batch: their files, where they have any."""
+        """Return the names of the images in a training batch, for error messages."""
         source = self._datasets["train"].source
         return [source.name(int(index)) for index in batch[2]]
 
     def image(self, split: Split, index: int) -> Image.Image:
-        """Return an image of a split that is open, as it is in its file."""
+        """Return an image of an open split, as stored in its file."""
         image: Image.Image = self._datasets[split].source[index][0]
         return image
 
     def skipped(self, split: Split) -> list[str]:
-        """Return the names of the images of a split that could not be used and were skipped so far."""
+        """Return the names of the images of a split skipped so far."""
         return self._datasets[split].skipped_names() if split in self._datasets else []
 
     def count(self, split: Split) -> int:
-        """Return how many images a split has that is open."""
+        """Return the number of images in an open split."""
         return len(self._datasets[split])
 
     def counts(self, split: Split) -> Sequence[int] | None:
-        """Return how many images each class has in a split that is open, objects in detection; None where it is unknown."""
+        """Return images (objects in detection) per class in an open split; None if unknown."""
         return None
 
     def contents(self, *splits: Split) -> Contents:
-        """Return what splits that are open hold, and what is left out: what a training prints before it starts.
+        """Return the contents of open splits and the files left out, as printed before training.
 
         Args:
-            splits: Such as ``"train"`` and ``"val"``.
+            splits: Split names, such as ``"train"`` and ``"val"``.
 
         Example:
             >>> from flatten_transformer.tasks.classification.data import ImageData
@@ -249,7 +249,7 @@ class DataModule(LightningDataModule):
 
     @property
     def share(self) -> Share:
-        """What each device does for one optimizer step."""
+        """This device's part of an optimizer step."""
         return share_batch(self.batch_size, self._world_size, self.device_batch_size)
 
     @property
@@ -263,31 +263,30 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return this device's shuffled, augmented batches.
 
-        The order of an epoch follows from the seed and its number alone, and a step sees the same images however many
-        devices share them.
+        The order depends on seed and epoch alone, and a step sees the same images whatever the number of devices.
         """
         dataset, options = self._loading("train")
         order = EpochSampler(dataset, self._world_size, self._rank, self.seed, self.first_epoch)
-        # A process that lives on would draw other augmentations than one started anew after a resume.
+        # no persistent workers: they would draw other augmentations than those restarted by a resume
         loader = EpochLoader(dataset, sampler=order, generator=order.generator, drop_last=self.drop_last, **options)
         loader.first_batch = self.first_batch
         return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return this device's validation batches, in order, each image once."""
-        return self._in_turn("val")
+        return self._sequential("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return this device's test batches, in order, each image once."""
-        return self._in_turn("test")
+        return self._sequential("test")
 
-    def _in_turn(self, split: Split) -> DataLoader[Any]:
+    def _sequential(self, split: Split) -> DataLoader[Any]:
         dataset, options = self._loading(split)
-        in_turn = range(self._rank, len(dataset), self._world_size)
-        return DataLoader(dataset, sampler=in_turn, persistent_workers=self.num_workers > 0, **options)
+        sampler = range(self._rank, len(dataset), self._world_size)
+        return DataLoader(dataset, sampler=sampler, persistent_workers=self.num_workers > 0, **options)
 
     def _loading(self, split: Split) -> tuple[Reading, dict[str, Any]]:
-        """Return the images of a split, and the options that all loaders share."""
+        """Return the data set of a split and the options common to all loaders."""
         dataset: Reading = self._datasets[split]
         options = {"batch_size": self.share.images, "num_workers": self.num_workers, "collate_fn": dataset.collate}
         return dataset, {**options, "worker_init_fn": leave_signals_to_parent}

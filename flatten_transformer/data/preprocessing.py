@@ -1,4 +1,4 @@
-"""From an image file to the tensor a model wants; training, evaluation and prediction share it."""
+"""Image modes and channel statistics, shared by the preprocessing of all tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -18,68 +18,20 @@ from flatten_transformer.data.image_files import decode_image as decode_image
 from flatten_transformer.data.image_files import read_image as read_image
 
 Transform = Callable[[Image.Image], Tensor]
-Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of values in 0 … 1, one number a channel
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of values in 0 … 1, per channel
 IMAGENET: Statistics = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 _MODES = {1: "L", 3: "RGB"}
 _STRIP = 2**22  # pixels
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """What is done to an image before a model sees it, outside training.
-
-    Args:
-        img_size: Side in pixels of what the model sees, the centre of the image, bicubically resized.
-        in_chans: 1 for grey, 3 for colour.
-        mean: Subtracted from the values in 0 … 1; one number a channel.
-        std: Divides the difference; one number a channel.
-        crop_pct: Share of the image's shorter side that is kept; 0.9 for 224 resizes it to 248.
-
-    Raises:
-        ValueError: If a number is out of range or ``mean`` and ``std`` do not fit ``in_chans``.
-
-    Example:
-        >>> Preprocessing(img_size=32, in_chans=1, mean=(0.5,), std=(0.5,))(Image.new("RGBA", (8, 12))).shape
-        torch.Size([1, 32, 32])
-    """
-
-    img_size: int
-    in_chans: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    crop_pct: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.img_size < 1:
-            raise ValueError(f"img_size must be at least 1, got {self.img_size}")
-        check_channels(self)
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must lie in 0 … 1, above 0, got {self.crop_pct}")
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return ``[in_chans, img_size, img_size]``, float32, of an image of any mode and size."""
-        return self.transform()(to_mode(image, self.in_chans))
-
-    def transform(self) -> Transform:
-        """Return timm's evaluation transform, from a PIL image of the right mode to a tensor."""
-        transform: Transform = create_transform(
-            (self.in_chans, self.img_size, self.img_size),
-            interpolation="bicubic",
-            mean=tuple(self.mean),
-            std=tuple(self.std),
-            crop_pct=self.crop_pct,
-        )
-        return transform
-
-
-@dataclass(frozen=True)
 class Normalisation:
-    """What is done to pixels before a detector or a segmenter sees them.
+    """Normalise pixels for a detector or segmenter.
 
     Args:
         in_chans: 1 for grey, 3 for colour.
-        mean: Subtracted from the values in 0 … 1; one number a channel.
-        std: Divides the difference; one number a channel.
+        mean: Subtracted from values in 0 … 1; one number per channel.
+        std: Divides the difference; one number per channel.
 
     Raises:
         ValueError: If a number is out of range.
@@ -93,7 +45,7 @@ class Normalisation:
         check_channels(self)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Return values around 0, float32, of pixels in 0 … 255, ``[C, height, width]`` both."""
+        """Normalise pixels in 0 … 255 to float32, ``[C, height, width]`` both."""
         values: Tensor = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std))
         return values
 
@@ -101,13 +53,13 @@ class Normalisation:
 def channel_statistics(
     in_chans: int, mean: Sequence[float] | None, std: Sequence[float] | None, own: Statistics = IMAGENET
 ) -> Statistics:
-    """Return ``mean`` and ``std`` where they are given, else those of the data set; for other channels, their average.
+    """Return ``mean`` and ``std``, or the data set's own where None, averaged if its channels do not match.
 
     Args:
         in_chans: 1 for grey, 3 for colour.
-        mean: One number a channel.
-        std: One number a channel.
-        own: Those of the data set.
+        mean: One number per channel.
+        std: One number per channel.
+        own: Statistics of the data set.
 
     Example:
         >>> channel_statistics(1, None, (0.5,), own=((0.25, 0.5, 0.75), (1.0, 1.0, 1.0)))
@@ -118,7 +70,7 @@ def channel_statistics(
 
 
 def check_channels(preprocessing: Any) -> None:
-    """Check ``in_chans``, ``mean`` and ``std`` of a frozen dataclass, and make the last two tuples.
+    """Check ``in_chans``, ``mean`` and ``std`` of a frozen dataclass; convert the last two to tuples.
 
     Raises:
         ValueError: If they are out of range or do not fit together.
@@ -130,21 +82,21 @@ def check_channels(preprocessing: Any) -> None:
         values = tuple(getattr(preprocessing, name))
         if len(values) != chans:
             raise ValueError(f"{name} must hold one number for each of in_chans={chans} channels, got {list(values)}")
-        object.__setattr__(preprocessing, name, values)  # equal, whether they come from YAML, JSON or Python
+        object.__setattr__(preprocessing, name, values)  # so that values from YAML, JSON and Python compare equal
     if min(preprocessing.std) <= 0:
         raise ValueError(f"std must be positive, got {list(preprocessing.std)}")
 
 
 def to_mode(image: Image.Image, in_chans: int) -> Image.Image:
-    """Return the image in grey (1) or RGB (3), transparent parts on white, as viewers show them, 16 bits scaled to 8.
+    """Convert an image to greyscale (1) or RGB (3): transparency on white, as viewers do, and 16 bits scaled to 8.
 
-    White is 65535, or what the file calls so: PNG's ``sBIT``, TIFF's ``MaxSampleValue`` and 12-bit TIFF, PPM's greatest
-    value. Cameras keep 10, 12 or 14 bits in 16 as well; where the file does not tell and the picture would be as good as
-    black, its brightest value below 4096, it is refused: by a guess one picture would be brighter than the next.
+    White is 65535 or the value stated by the file: PNG's ``sBIT``, TIFF's ``MaxSampleValue`` or 12-bit TIFF, PPM's maximum.
+    Cameras also store 10, 12 or 14 bits in 16; if the file does not state the depth and no value reaches 4096, the image is
+    rejected: guessing per image would make brightness inconsistent.
 
     Raises:
-        ValueError: If it is not known which value is white: that of floating-point values, of numbers below 0 or above
-            65535, and of 16 bits that all lie below 4096.
+        ValueError: If the white value is unknown: for floating-point values, numbers outside 0 … 65535, and 16-bit values
+            that all lie below 4096.
 
     Example:
         >>> to_mode(Image.new("I;16", (1, 1), 65535), in_chans=3).getpixel((0, 0))
@@ -155,7 +107,7 @@ def to_mode(image: Image.Image, in_chans: int) -> Image.Image:
     if image.height <= rows:
         return _convert(image, in_chans, white)
     flat = Image.new(_MODES[in_chans], image.size)
-    for top in range(0, image.height, rows):  # what is in between takes several times the memory of an image
+    for top in range(0, image.height, rows):  # in strips: the intermediates take several times the memory of the image
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         flat.paste(_convert(strip, in_chans, white), (0, top))
     return flat
@@ -180,27 +132,27 @@ def _to_eight_bits(image: Image.Image, white: int) -> Image.Image:
 
 
 def _white(image: Image.Image) -> int:
-    """Return the value that is white in an image of 16 bits, and see to it that an image has a range at all."""
+    """Return the white value of an image; raise if its range is unknown."""
     if image.mode == "F":
         raise ValueError("a floating-point image has no fixed range: save it with 8 or 16 bits a channel")
-    said, deep = image.info.get(WHITE, 0), image.info.get(DEEP, False)
+    stated, deep = image.info.get(WHITE, 0), image.info.get(DEEP, False)
     if not (deep or image.mode.startswith("I")):
         return 255
     low, high = _extrema(image)
     if low < 0 or high > 65535:
         raise ValueError(f"its values reach from {low} to {high}, which is no fixed range: save it with 8 or 16 bits a channel")
-    if high < 4096 and (deep or (high > 0 and not said)) and said != 65535:
+    if high < 4096 and (deep or (high > 0 and not stated)) and stated != 65535:
         raise ValueError(
             f"its 16 bits hold no value above {high}, so that it would be black, and the file does not say which is white: "
             f"save it with 8 bits, or scaled to 0 … 65535, or, if grey, with its depth (PNG: sBIT, TIFF: MaxSampleValue)"
         )
-    return said if said and high <= said else 65535
+    return stated if stated and high <= stated else 65535
 
 
 def _extrema(image: Image.Image) -> tuple[int, int]:
-    """Return the least and greatest value of an image of 16 bits; of colours only the upper 8 bits are known."""
+    """Return the minimum and maximum of a 16-bit image; only the upper 8 bits of colours are known."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
         return int(values.min()), int(values.max())
     bands = image.getextrema()[: 1 if image.mode in ("L", "LA") else 3]
-    return 0, max(int(high) for _, high in bands) * 256 + 255  # type: ignore[misc]  # one pair a band
+    return 0, max(int(high) for _, high in bands) * 256 + 255  # type: ignore[misc]  # one pair per band

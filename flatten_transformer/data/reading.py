@@ -13,14 +13,14 @@ from torch.utils.data import Dataset, default_collate
 
 from flatten_transformer.data.preprocessing import Transform, to_mode
 
-Labelled = tuple[Tensor, int, int]  # an image, its class and its number in the source
+Labelled = tuple[Tensor, int, int]  # image, class, index in the source
 OnBadImage = Literal["raise", "skip"]
 
 
 class BadImageError(ValueError):
-    """An image that cannot be used.
+    """An unusable image.
 
-    A loader's process wraps the message of an error into its traceback; of that the message alone is kept.
+    A loader process wraps the message into its traceback; only the message is kept.
 
     Example:
         >>> str(BadImageError("Caught BadImageError in process 0. Traceback … BadImageError: a.jpg is not an image"))
@@ -32,27 +32,27 @@ class BadImageError(ValueError):
 
 
 class Source(Protocol):
-    """Images, each with what is to be learned of it."""
+    """Images with their targets."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]: ...
 
     def name(self, index: int) -> str:
-        """Return what an error calls the image."""
+        """Return the name of an image for error messages."""
 
 
 class Reading(Dataset[Any]):
-    """The images of a source in the right mode, and what is done with those that cannot be used.
+    """Images of a source in the right mode; unusable ones raise or are skipped.
 
     Args:
-        source: n images, each with what is to be learned of it.
+        source: n images with their targets.
         in_chans: C, 1 for grey, 3 for colour.
-        on_bad_image: ``"skip"`` puts the next image that can be used in the place of one that cannot and notes it in
-            ``skipped``, ``[n]``, which the processes of a loader share.
+        on_bad_image: ``"skip"`` substitutes the next usable image for an unusable one and marks the latter in ``skipped``,
+            ``[n]``, which the loader processes share.
 
     Raises:
-        BadImageError: On access, if an image cannot be used and is not to be skipped, or none can.
+        BadImageError: On access, if an image is unusable and must not be skipped, or if none is usable.
     """
 
     def __init__(self, source: Source, in_chans: int, on_bad_image: OnBadImage = "raise") -> None:
@@ -69,7 +69,7 @@ class Reading(Dataset[Any]):
         return default_collate(samples)
 
     def read(self, index: int) -> tuple[Image.Image, Any, int]:
-        """Return an image, what is to be learned of it, and its number in the source, another if it was skipped."""
+        """Return an image, its target and its index in the source, which differs from ``index`` if that was skipped."""
         return self._read(index) if self.on_bad_image == "raise" else self._next_usable(index)
 
     def _read(self, index: int) -> tuple[Image.Image, Any, int]:
@@ -92,23 +92,23 @@ class Reading(Dataset[Any]):
         raise BadImageError(f"none of {len(self)} images can be used, nor {self.source.name(index)}: look at the files")
 
     def skipped_names(self) -> list[str]:
-        """Return the names of the images that could not be used so far."""
+        """Return the names of the images skipped so far."""
         return [self.source.name(int(index)) for index in self.skipped.nonzero()]
 
 
 class Transformed(Reading):
-    """The images of a source as tensors, ``[C, size, size]``, with their classes and numbers.
+    """Images of a source as tensors, ``[C, size, size]``, with class and index.
 
     Args:
-        source: n images and their classes.
-        transform: From an image in the right mode to a tensor.
+        source: n images with their classes.
+        transform: Maps an image in the right mode to a tensor.
         in_chans: C, 1 for grey, 3 for colour.
-        on_bad_image: As of :class:`Reading`.
+        on_bad_image: As for :class:`Reading`.
 
     Example:
         >>> from flatten_transformer.data.digits import Digits
-        >>> from flatten_transformer.data.preprocessing import Preprocessing
-        >>> digits = Transformed(Digits("test"), Preprocessing(16, 3, (0.5,) * 3, (0.5,) * 3), in_chans=3)
+        >>> from torchvision.transforms.v2.functional import pil_to_tensor
+        >>> digits = Transformed(Digits("test", size=16), pil_to_tensor, in_chans=3)
         >>> digits[0][0].shape
         torch.Size([3, 16, 16])
     """
@@ -118,5 +118,5 @@ class Transformed(Reading):
         self.transform = transform
 
     def __getitem__(self, index: int) -> Labelled:
-        image, label, found = self.read(index)
-        return self.transform(image), label, found
+        image, label, index = self.read(index)
+        return self.transform(image), label, index

@@ -1,7 +1,7 @@
-"""Scenes of handwritten digits on photographs: boxes, instance masks and semantic maps, made from a seed.
+"""Synthetic scenes of handwritten digits on photographs: boxes, instance masks and semantic maps, from a seed.
 
-scikit-learn's digits, enlarged and coloured, cover parts of one another on crops of its two photographs. What is
-written are the formats of the trade: COCO JSON with run-length masks, and PNG masks with the number of a class a pixel.
+scikit-learn's digits, enlarged and coloured, partly cover each other on crops of its two photographs. They are written as
+COCO JSON with run-length masks and as PNG masks of class numbers.
 """
 
 # n instances of a scene.
@@ -25,30 +25,30 @@ from flatten_transformer.data import digits
 from flatten_transformer.data.source import Split
 from flatten_transformer.utils.atomic_file import draft_of, naming
 
-SCENES = Path("runs", "scenes")  # where data modules write them unless they are told where
-CLASS_NAMES = ("background", *digits.CLASS_NAMES)  # of the semantic maps; the detector's are the digits alone
-# Which columns of the photographs, of 640, are the background of which split: no scene is tested on what was learned.
+SCENES = Path("runs", "scenes")  # default folder of the data modules
+CLASS_NAMES = ("background", *digits.CLASS_NAMES)  # of the semantic maps; detection has the digits alone
+# Columns (of 640) of the photographs used as background by each split, so that splits share no background.
 _COLUMNS: Mapping[Split, tuple[int, int]] = {"train": (0, 352), "val": (352, 480), "test": (480, 640)}
-_KEPT = 0.8  # of each digit's own pixels stays visible
-_TRIES = 20  # to place a digit so
+_KEPT = 0.8  # least visible share of each digit
+_TRIES = 20  # at placing a digit
 _SHARPNESS = 3  # of the edges of an enlarged digit
-_CONTRAST = 100  # of a colour to what is behind it: their distance in 0 … 255
+_CONTRAST = 100  # least distance of a colour to its background, in 0 … 255
 Bits = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What a folder of scenes is made from; equal settings give equal scenes.
+    """Settings of a folder of scenes; equal settings give equal scenes.
 
     Args:
-        train: Scenes to learn from.
-        val: Scenes to choose by.
-        test: Scenes to judge by.
-        height: Of a scene in pixels.
-        width: Of a scene in pixels.
-        most: Digits of a scene at most; at least one.
-        seed: Of everything drawn at random.
+        train: Training scenes.
+        val: Validation scenes.
+        test: Test scenes.
+        height: Scene height in pixels.
+        width: Scene width in pixels.
+        most: Maximum number of digits in a scene; at least one.
+        seed: Random seed.
 
     Raises:
         ValueError: If a number is out of range.
@@ -63,32 +63,32 @@ class SceneSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("train", 1), ("val", 1), ("test", 1), ("height", 32), ("width", 32), ("most", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, minimum in (("train", 1), ("val", 1), ("test", 1), ("height", 32), ("width", 32), ("most", 1), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
 
 
 class Scene(NamedTuple):
-    """A scene and what is in it."""
+    """A scene with its masks and labels."""
 
     image: Pixels  # [height, width, 3]
-    masks: Bits  # [n, height, width]: what is visible of each digit; no pixel belongs to two
+    masks: Bits  # [n, height, width]: visible part of each digit, disjoint
     labels: list[int]  # the digits, n numbers from 0 to 9
 
     def semantic_map(self) -> Pixels:
         """Return the class of each pixel, ``[height, width]``: 0 for the background, 1 + digit elsewhere."""
-        found = np.zeros(self.image.shape[:2], np.uint8)
+        classes = np.zeros(self.image.shape[:2], np.uint8)
         for mask, label in zip(self.masks, self.labels, strict=True):
-            found[mask] = 1 + label
-        return found
+            classes[mask] = 1 + label
+        return classes
 
 
 def draw_scene(split: Split, index: int, settings: SceneSettings = SceneSettings()) -> Scene:
-    """Return one scene; each depends on the seed, the split and its number alone.
+    """Draw one scene, which depends on seed, split and index alone.
 
     Args:
-        split: Whose digits and whose part of the photographs.
-        index: Of the scene in its split.
+        split: Determines the digits and the part of the photographs.
+        index: Index of the scene in its split.
         settings: Size, seed and number of digits.
 
     Example:
@@ -100,24 +100,24 @@ def draw_scene(split: Split, index: int, settings: SceneSettings = SceneSettings
     image = _background(rng, split, settings)
     source = _digits(split)
     masks: list[Bits] = []
-    whole: list[int] = []  # pixels of each digit before others covered it
+    whole: list[int] = []  # pixels of each digit before occlusion
     labels: list[int] = []
     for _ in range(rng.integers(1, settings.most + 1)):
         small, label = source[int(rng.integers(len(source)))]
         for _ in range(_TRIES):
             alpha = _placed(rng, small, settings)
             mask = alpha > 0.5
-            left = [earlier & ~mask for earlier in masks]
-            if all(part.sum() >= _KEPT * size for part, size in zip(left, whole, strict=True)):
+            visible = [earlier & ~mask for earlier in masks]
+            if all(part.sum() >= _KEPT * size for part, size in zip(visible, whole, strict=True)):
                 image += alpha[:, :, None] * (_colour(rng, image[mask].mean(0)) - image)
-                masks, whole, labels = [*left, mask], [*whole, int(mask.sum())], [*labels, label]
+                masks, whole, labels = [*visible, mask], [*whole, int(mask.sum())], [*labels, label]
                 break
     return Scene(np.rint(image).astype(np.uint8), np.stack(masks), labels)
 
 
 @cache
 def _photographs() -> tuple[Image.Image, ...]:
-    from sklearn.datasets import load_sample_images  # slow to import, and not needed to use a model
+    from sklearn.datasets import load_sample_images  # slow to import, not needed for inference
 
     return tuple(Image.fromarray(pixels) for pixels in load_sample_images().images)
 
@@ -128,7 +128,7 @@ def _digits(split: Split) -> digits.Digits:
 
 
 def _background(rng: np.random.Generator, split: Split, settings: SceneSettings) -> NDArray[np.float64]:
-    """Return a crop of a photograph, mirrored or not, ``[height, width, 3]`` in 0 … 255."""
+    """Return a crop of a photograph, randomly mirrored, ``[height, width, 3]`` in 0 … 255."""
     photograph = _photographs()[rng.integers(2)]
     left, right = _COLUMNS[split]
     largest = min((right - left) / settings.width, photograph.height / settings.height)
@@ -142,7 +142,7 @@ def _background(rng: np.random.Generator, split: Split, settings: SceneSettings)
 
 
 def _placed(rng: np.random.Generator, digit: Image.Image, settings: SceneSettings) -> NDArray[np.float64]:
-    """Return how much of each pixel a digit covers, enlarged and put somewhere, ``[height, width]`` in 0 … 1."""
+    """Enlarge and place a digit at random; return its alpha, ``[height, width]`` in 0 … 1."""
     shorter = min(settings.height, settings.width)
     side = int(rng.integers(shorter * 3 // 10, shorter * 11 // 20))
     x, y = (int(rng.integers(0, length - side + 1)) for length in (settings.width, settings.height))
@@ -153,7 +153,7 @@ def _placed(rng: np.random.Generator, digit: Image.Image, settings: SceneSetting
 
 
 def _colour(rng: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return white, as the digits are, or a bright colour, unlike the mean of what is behind it; ``[3]`` in 0 … 255."""
+    """Return white or a bright colour that contrasts with the mean of the background; ``[3]`` in 0 … 255."""
     while True:
         saturation = 0.0 if rng.random() < 0.3 else rng.uniform(0.5, 1.0)
         colour = 255 * np.array(colorsys.hsv_to_rgb(rng.random(), saturation, rng.uniform(0.8, 1.0)))
@@ -162,14 +162,14 @@ def _colour(rng: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np
 
 
 def write_scenes(folder: Path, settings: SceneSettings = SceneSettings()) -> None:
-    """Write scenes into a folder, unless the same are there already; nobody ever meets half of them.
+    """Write scenes into a folder atomically, unless it already holds the same scenes.
 
-    The folder then holds ``images/<split>/`` and, beside it, ``masks/<split>/`` with PNGs of class numbers,
-    ``classes.txt`` with the name of each, and ``annotations/instances_<split>.json`` in COCO's format.
+    The folder then holds ``images/<split>/``, ``masks/<split>/`` with PNGs of class numbers, ``classes.txt`` with the class
+    names, and ``annotations/instances_<split>.json`` in COCO's format.
 
     Args:
-        folder: Where to; it must be new, or hold scenes of the same settings.
-        settings: What they are made from.
+        folder: Output folder; new, or holding scenes of the same settings.
+        settings: Size, number and seed.
 
     Raises:
         ValueError: If the folder holds something else.
@@ -193,7 +193,7 @@ def write_scenes(folder: Path, settings: SceneSettings = SceneSettings()) -> Non
             (draft / "scenes.json").write_text(made_from, "utf-8")
             draft.rename(folder)
     except OSError:
-        if not _is_there(folder, made_from):  # another process may have been quicker
+        if not _is_there(folder, made_from):  # another process may have been faster
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -237,7 +237,7 @@ def _annotation(mask: Bits, label: int) -> dict[str, Any]:
 
 
 def run_lengths(mask: Bits) -> list[int]:
-    """Return COCO's run lengths of a mask, ``[height, width]``: column by column, beginning with a run of zeros.
+    """Return COCO's run lengths of a mask, ``[height, width]``: column-major, starting with a run of zeros.
 
     Example:
         >>> run_lengths(np.array([[True, False], [True, True]]))

@@ -1,4 +1,4 @@
-"""Images in tar files, as WebDataset keeps them: read where they lie, in any order, nothing unpacked."""
+"""WebDataset shards: images in tar files, read in place with random access."""
 
 # n images.
 
@@ -17,16 +17,17 @@ from PIL import Image
 from flatten_transformer.data.image_files import SUFFIXES, decode_image, max_pixels, open_regular
 from flatten_transformer.data.source import Format, Source, Split, Splits
 from flatten_transformer.data.split_names import mentioned_split
-from flatten_transformer.data.walk import HIDDEN, Without, not_an_image, tell
+from flatten_transformer.data.walk import HIDDEN, Excluded, group_by_reason, not_an_image
 
 _CLASS_FILES = ("classnames.txt", "classes.txt")
-_MOST_OF_A_NAME = 1024  # bytes of a .cls
-_MOST_OF_A_HEADER = 2**20  # bytes of one that says what no plain header can
+_MAX_CLASS_BYTES = 1024  # bytes of a .cls
+_MAX_HEADER_BYTES = 2**20  # bytes of an extended header
+_MAX_NUMBERS_PER_CLASS = 10  # how sparse class numbers may be without a list of names
 _NOT_A_FILE = "in a tar file, but no plain file: a link, a device"
 
 
 class Member(NamedTuple):
-    """Where the bytes of an image lie, and what says its class."""
+    """Position of an image in a tar file, and its class."""
 
     shard: Path
     name: str
@@ -38,12 +39,12 @@ class Member(NamedTuple):
 class ShardImages(Source):
     """Images in tar files.
 
-    timm reads such files as a stream, which shuffles little, drops damaged images in silence and may repeat an image
-    or lose one when several processes read. Looking for each image keeps what holds for every other data set here.
+    timm streams such files: shuffling is limited, damaged images are dropped silently, and several workers may repeat or lose
+    images. Random access gives the guarantees of every other data set here.
 
     Args:
         members: n images.
-        labels: The class of each, n numbers.
+        labels: n class numbers.
     """
 
     def __init__(self, members: Sequence[Member], labels: Sequence[int]) -> None:
@@ -51,8 +52,8 @@ class ShardImages(Source):
         self.labels = labels
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        member, most = self.members[index], 8 * max_pixels()
-        if member.size > most:
+        member, limit = self.members[index], 8 * max_pixels()
+        if member.size > limit:
             raise ValueError(f"{self.name(index)} has {member.size:,} bytes, more than an image needs: leave it out")
         with open_regular(member.shard) as file:
             file.seek(member.offset)
@@ -60,70 +61,70 @@ class ShardImages(Source):
         return decode_image(BytesIO(content), self.name(index)), self.labels[index]
 
     def name(self, index: int) -> str:
-        """Return the path of the tar file and of the image in it."""
+        """Return the path of the tar file and the image in it."""
         return f"{self.members[index].shard}/{self.members[index].name}"
 
 
 def open_shards(root: Path, beginning: str = "") -> Splits:
-    """Find classes and images in the tar files of a folder and the folders in it.
+    """Open classes and images in the tar files of a folder and its subfolders.
 
-    An image is of the class that the file ``.cls`` of its name says, by number or word, or else of that of its folder in
-    the tar file. The tar files whose names, or folders', hold the word train, val or test, or what else these splits are
-    called, are of that split; those without any such word are for training. Numbers get names where the folder has a file
-    ``classnames.txt`` or ``classes.txt``, one name a line. Nothing but plain files is read, and nothing is unpacked.
+    The class of an image is the number or word in the ``.cls`` file of the same name, or else its folder in the tar file. A
+    tar file belongs to the split that its name or folder mentions (train, val, test or a variant), or else to training. Class
+    numbers are named by ``classnames.txt`` or ``classes.txt`` in the folder, one name per line. Only regular files are read;
+    nothing is unpacked.
 
     Args:
-        root: The folder.
-        beginning: Of the names of the tar files that are meant; empty for all.
+        root: Data folder.
+        beginning: Prefix of the tar files' names; empty for all.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there is no tar file, or one is not as it should be, or there are fewer than two classes.
+        ValueError: If there is no tar file, one is malformed, or there are fewer than two classes.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: check data.root, the folder of the .tar files")
     shards = sorted(path for path in root.rglob(f"{escape(beginning)}*.tar") if not (path.name.startswith(".") or path.is_dir()))
     if not shards:
         raise ValueError(f"{root} holds no file {beginning}*.tar: check data.root, the folder of the .tar files")
-    found: dict[Split, list[Member]] = {"train": [], "val": [], "test": []}
-    left_out: list[Without] = []
+    members: dict[Split, list[Member]] = {"train": [], "val": [], "test": []}
+    left_out: list[Excluded] = []
     _check_once(shards)
     for shard in shards:
-        found[_split(shard.relative_to(root))] += _members(shard, left_out)
-    if not found["train"]:
+        members[_split(shard.relative_to(root))] += _members(shard, left_out)
+    if not members["train"]:
         raise ValueError(f"{root} has no image to learn from: name the .tar files for training such as train-0000.tar")
-    class_names = _class_names(root, found["train"])
-    train, val, test = (_images(members, class_names) for members in found.values())
+    class_names = _class_names(root, members["train"])
+    train, val, test = (_images(each, class_names) for each in members.values())
     assert train is not None
-    return Splits(list(class_names.values()), train, val, test, tell(root, left_out))
+    return Splits(list(class_names.values()), train, val, test, group_by_reason(root, left_out))
 
 
 def _check_once(shards: Sequence[Path]) -> None:
     files: dict[tuple[int, int], Path] = {}
     for shard in shards:
-        found = shard.stat()
-        first = files.setdefault((found.st_dev, found.st_ino or id(shard)), shard)
+        stat = shard.stat()
+        first = files.setdefault((stat.st_dev, stat.st_ino or id(shard)), shard)
         if first is not shard:
             raise ValueError(f"{first} and {shard} are one file, whose images would count twice: remove one")
 
 
 def _split(path: Path) -> Split:
-    """Return the split that a tar file's name says, or else its folder's, or that one's."""
+    """Return the split mentioned by a tar file's name, or else by its nearest folder."""
     return next((split for name in (path.stem, *reversed(path.parent.parts)) if (split := mentioned_split(name))), "train")
 
 
 class _Headers(io.BufferedReader):
-    """A tar file of which headers are read, so that no number in it asks for all the memory there is."""
+    """A tar file read with bounded sizes, so that a forged header cannot exhaust memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return bytes, no more than a header may have."""
-        if size is None or not 0 <= size <= _MOST_OF_A_HEADER:
+        """Return ``size`` bytes; raise beyond the largest header."""
+        if size is None or not 0 <= size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return super().read(size)
 
 
-def _members(shard: Path, left_out: list[Without]) -> Iterator[Member]:
-    """Return the images of a tar file."""
+def _members(shard: Path, left_out: list[Excluded]) -> Iterator[Member]:
+    """Yield the images of a tar file."""
     files: dict[str, tarfile.TarInfo] = {}
     classes: dict[str, str] = {}
     with _Headers(open_regular(shard).detach()) as headers:
@@ -141,8 +142,8 @@ def _members(shard: Path, left_out: list[Without]) -> Iterator[Member]:
         yield Member(shard, name, file.offset_data, file.size, class_)
 
 
-def _plain_files(shard: Path, headers: _Headers, left_out: list[Without]) -> Iterator[tarfile.TarInfo]:
-    """Return the images and ``.cls`` of a tar file in their order."""
+def _plain_files(shard: Path, headers: _Headers, left_out: list[Excluded]) -> Iterator[tarfile.TarInfo]:
+    """Yield the images and ``.cls`` files of a tar file in order."""
     for file in _entries(shard, headers):
         path = PurePosixPath(file.name)
         reason = None
@@ -155,14 +156,14 @@ def _plain_files(shard: Path, headers: _Headers, left_out: list[Without]) -> Ite
         if reason is None:
             yield file
         elif not file.isdir():
-            left_out.append(Without(reason, f"{shard}/{file.name}"))
+            left_out.append(Excluded(reason, f"{shard}/{file.name}"))
 
 
 def _entries(shard: Path, headers: _Headers) -> Iterator[tarfile.TarInfo]:
-    """Return whatever a tar file lists, each further on in it than the one before.
+    """Yield the entries of a tar file, checking that their offsets increase.
 
     Raises:
-        ValueError: If it is damaged, or made to be.
+        ValueError: If it is damaged or forged.
     """
     end = -1
     try:
@@ -171,29 +172,29 @@ def _entries(shard: Path, headers: _Headers) -> Iterator[tarfile.TarInfo]:
                 if file.size < 0 or file.offset_data <= end:
                     raise tarfile.ReadError("a file that ends before it begins")
                 end = file.offset_data
-                tar.members.clear()  # type: ignore[attr-defined]  # documented, unannotated; they are of no more use
+                tar.members.clear()  # type: ignore[attr-defined]  # documented but unannotated; frees the entries read so far
                 yield file
             headers.seek(tar.offset)
-            if headers.read(tarfile.BLOCKSIZE).strip(b"\0"):  # what comes after it tarfile would pass over in silence
+            if headers.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile would silently ignore the rest
                 raise tarfile.ReadError("a damaged or truncated header")
-    except Exception as error:  # a damaged header raises what its numbers and letters bring about
+    except Exception as error:  # damaged headers raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{shard} is not a plain .tar file, or a damaged one ({reason}): pack it anew") from None
 
 
 def _key(name: str) -> str:
-    """Return what the files of one image have in common: all up to the first point of the file's own name."""
+    """Return the key shared by the files of one image: the path up to the first dot of the file name."""
     path = PurePosixPath(name)
     return str(path.with_name(path.name.partition(".")[0]))
 
 
 def _text(shard: Path, headers: _Headers, file: tarfile.TarInfo) -> str:
-    if file.size > _MOST_OF_A_NAME:
+    if file.size > _MAX_CLASS_BYTES:
         raise ValueError(f"{shard}/{file.name} has {file.size:,} bytes, where a number or the name of a class was wanted")
-    place = headers.tell()
+    position = headers.tell()
     headers.seek(file.offset_data)
     content = headers.read(file.size)
-    headers.seek(place)
+    headers.seek(position)
     try:
         return content.decode().strip()
     except UnicodeDecodeError:
@@ -203,30 +204,27 @@ def _text(shard: Path, headers: _Headers, file: tarfile.TarInfo) -> str:
 
 
 def _class_names(root: Path, members: Sequence[Member]) -> dict[str, str]:
-    """Return the name of each class by what the shards call it, in the order of the classes' numbers."""
-    kinds = {member.class_: member for member in members}
-    if len(kinds) < 2:
-        raise ValueError(f"{root} has one class, {next(iter(kinds))!r}, but it takes two to tell apart")
-    for kind, member in kinds.items():
-        if kind.startswith("-") and _is_number(kind[1:]):
+    """Map the shards' class keys to class names, in the order of class numbers."""
+    sample = {member.class_: member for member in members}
+    if len(sample) < 2:
+        raise ValueError(f"{root} has one class, {next(iter(sample))!r}, but it takes two to tell apart")
+    for class_, member in sample.items():
+        if class_.startswith("-") and _is_number(class_[1:]):
             raise ValueError(
-                f"{member.shard}/{member.name} is of the class {kind}, but classes are numbered from 0: leave it out"
+                f"{member.shard}/{member.name} is of the class {class_}, but classes are numbered from 0: leave it out"
             )
-    if not all(_is_number(kind) for kind in kinds):
-        return {kind: kind for kind in sorted(kinds)}
-    last = max(kinds, key=int)
+    if not all(_is_number(class_) for class_ in sample):
+        return {class_: class_ for class_ in sorted(sample)}
+    last = max(sample, key=int)
     file = next((root / name for name in _CLASS_FILES if (root / name).is_file()), None)
-    if file is None and int(last) >= _FEW * len(kinds):
-        where = f"{kinds[last].shard}/{kinds[last].name} is of the class {last}"
-        raise ValueError(f"{where}, but {root} has only {len(kinds)} classes: correct it, or name all in {root}/classnames.txt")
+    if file is None and int(last) >= _MAX_NUMBERS_PER_CLASS * len(sample):
+        where = f"{sample[last].shard}/{sample[last].name} is of the class {last}"
+        raise ValueError(f"{where}, but {root} has only {len(sample)} classes: correct it, or name all in {root}/classnames.txt")
     names = map(str, range(int(last) + 1)) if file is None else file.read_text("utf-8").split("\n")
     names = [name.strip() for name in names if name.strip()]
     if len(names) <= int(last):
         raise ValueError(f"{file} names {len(names)} classes, but the images have {int(last) + 1}: write one name a line")
     return {str(number): name for number, name in enumerate(names)}
-
-
-_FEW = 10  # so many times as many numbers as classes may a data set skip
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The labelled images of a split, and how a share of a split becomes the validation set."""
+"""Labelled image sources, the interface of a data format, and the validation hold-out."""
 
 # n images.
 
@@ -16,7 +16,7 @@ Split = Literal["train", "val", "test"]
 
 
 class Source(Dataset[tuple[Image.Image, int]]):
-    """Images with their classes: what every data set is made into.
+    """Labelled images, the common form of every data set.
 
     A subclass sets ``labels``, the class of each of its n images, and reads images in ``__getitem__``.
     """
@@ -27,16 +27,16 @@ class Source(Dataset[tuple[Image.Image, int]]):
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Return what an error calls the image."""
+        """Return the name of an image for error messages."""
         return f"image {index}"
 
 
-class Part(Source):
-    """Some of the images of a source, in the order of ``indices``.
+class Subset(Source):
+    """Images of a source selected by ``indices``, in their order.
 
     Args:
-        source: Where the images come from.
-        indices: Which of them.
+        source: All images.
+        indices: Selected indices.
     """
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
@@ -60,9 +60,9 @@ class LeftOut(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What a data set holds: names of the classes, the images of each split, and what is in none.
+    """Class names, the images of each split, and the files left out.
 
-    ``val`` is None where a share of ``train`` must do, ``test`` is None where the validation images must.
+    ``val`` is None if a share of ``train`` must be held out, ``test`` is None if ``val`` serves for both.
     """
 
     class_names: Sequence[str]
@@ -73,55 +73,55 @@ class Splits(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a user asks a format for."""
+    """Arguments of opening a data set."""
 
-    name: str  # of the data set, such as "wds/pets"
-    rest: str  # of the name, behind its slash
+    name: str  # such as "wds/pets"
+    rest: str  # of the name, after the slash
     root: Path | None
     download: bool
-    img_size: int  # pixels, for images that are drawn
+    img_size: int  # pixels, for formats that resize (digits)
 
     @property
     def folder(self) -> Path:
-        """The root, which must be given."""
+        """The root; raises ValueError if there is none."""
         if self.root is None:
             raise ValueError(f"the data set {self.name!r} needs a folder: add --data.root, such as --data.root data/")
         return self.root
 
 
 class ImageDefaults(NamedTuple):
-    """What a model sees of a data set's images unless it is told otherwise."""
+    """Default image size, channels and statistics of a data set."""
 
     img_size: int  # pixels
     in_chans: int
-    mean: Sequence[float]  # of values in 0 … 1, one number a channel, as std
+    mean: Sequence[float]  # of values in 0 … 1, per channel, as std
     std: Sequence[float]
 
 
 class Format(NamedTuple):
-    """A way in which labelled images are kept; one file defines it, and one line of ``data_sets.FORMATS`` makes it known."""
+    """A storage format of labelled images, defined in one module and registered in ``by_name._MODULES``."""
 
-    names: Sequence[str]  # that a message lists; all begin with the same word
-    takes_rest: bool | None  # whether a name goes on behind a slash; None for as you like
+    names: Sequence[str]  # shown in messages; all share one prefix
+    takes_rest: bool | None  # whether names continue after a slash; None for optional
     open: Callable[[Request], Splits]
     downloads: bool = False
-    defaults: Mapping[str, ImageDefaults] = {}  # of data sets by their whole names, where they are not ImageNet's
+    defaults: Mapping[str, ImageDefaults] = {}  # by full name, where they differ from ImageNet's
 
 
 def check_val_share(val_share: float) -> None:
-    """Raise ValueError unless a share of the training images can be kept for validation."""
+    """Raise ValueError unless ``val_share`` lies between 0 and 1."""
     if not 0 < val_share < 1:
         raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
 
 
-def split_off(source: Source, share: float) -> tuple[Part, Part]:
-    """Return a source without a share of each class, and that share, drawn at random but always the same.
+def split_off(source: Source, share: float) -> tuple[Subset, Subset]:
+    """Split off a share of each class, drawn with a fixed seed; return the rest and the share.
 
-    Of every class at least one image stays in the first part; of two images or more at least one goes to the second.
+    The rest keeps at least one image of every class; a class of two or more images gives at least one to the share.
 
     Args:
         source: All images.
-        share: Of the second part, between 0 and 1; rounded for each class.
+        share: Share between 0 and 1; rounded for each class.
 
     Raises:
         ValueError: If no class has an image to spare.
@@ -142,7 +142,7 @@ def split_off(source: Source, share: float) -> tuple[Part, Part]:
     if not chosen:
         raise ValueError("no class has a second image, so none can be kept for validation: add images, or a folder val")
     everything = range(len(source))
-    return Part(source, [i for i in everything if i not in chosen]), Part(source, sorted(chosen))
+    return Subset(source, [i for i in everything if i not in chosen]), Subset(source, sorted(chosen))
 
 
 def check_probabilities(**values: float) -> None:

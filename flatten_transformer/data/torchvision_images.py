@@ -1,4 +1,4 @@
-"""torchvision's data sets, opened by timm, and the packed files that MNIST and its like are published as."""
+"""torchvision data sets opened by timm, and the IDX files of MNIST and its relatives."""
 
 # n images.
 
@@ -20,24 +20,24 @@ from flatten_transformer.data.image_files import read_image
 from flatten_transformer.data.source import Format, ImageDefaults, Source, Splits
 from flatten_transformer.utils.suggest import did_you_mean
 
-TRAIN_AND_TEST = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist")  # these have no validation images
+TRAIN_AND_TEST = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist")  # no validation split
 TORCHVISION = (*(f"torch/{name}" for name in TRAIN_AND_TEST), "torch/imagenet", "torch/places365")
-_MOST_BYTES = 2**28  # five times the 60,000 images of MNIST
+_MAX_BYTES = 2**28  # five times the 60,000 images of MNIST
 _PACKED = {"torch/fashion_mnist": FashionMNIST, "torch/kmnist": KMNIST, "torch/mnist": MNIST}
 _INSTALLED = {"torch/fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}  # by Debian's dataset-fashion-mnist
 
 
 class TorchvisionImages(Source):
-    """A data set of torchvision, opened by timm.
+    """A torchvision data set, opened by timm.
 
     Args:
         name: timm's name, such as ``torch/cifar10``.
-        root: Its folder.
-        split: ``"train"`` or ``"validation"``, as timm understands them.
+        root: Data folder.
+        split: ``"train"`` or ``"validation"``, in timm's sense.
         download: Fetch what ``root`` lacks.
 
     Raises:
-        ValueError: If timm does not know it, or it is not there.
+        ValueError: If timm does not know the data set, or it is missing.
     """
 
     def __init__(self, name: str, root: Path, split: str, download: bool) -> None:
@@ -53,7 +53,7 @@ class TorchvisionImages(Source):
             raise ValueError(
                 f"{name} cannot be opened in {root} ({error}): check data.root, or add --data.download true"
             ) from None
-        if hasattr(self.dataset, "loader"):  # of image files: torchvision's own takes all of Pillow's formats
+        if hasattr(self.dataset, "loader"):  # torchvision's own loader accepts all of Pillow's formats
             self.dataset.loader = read_image
         self._title = f"{name} ({split})"
 
@@ -62,15 +62,15 @@ class TorchvisionImages(Source):
         return image, self.labels[index]
 
     def name(self, index: int) -> str:
-        """Return the number of the image and where it is from."""
+        """Return the index and source of an image."""
         return f"image {index} of {self._title}"
 
 
 class PackedImages(Source):
-    """Grey images in the files MNIST is published as, ``<part>-images-idx3-ubyte.gz`` and ``<part>-labels-idx1-ubyte.gz``.
+    """Greyscale images in MNIST's IDX files, ``<part>-images-idx3-ubyte.gz`` and ``<part>-labels-idx1-ubyte.gz``.
 
     Args:
-        root: Their folder.
+        root: Folder of the files.
         part: ``"train"`` or ``"t10k"``, the test images.
 
     Raises:
@@ -90,18 +90,18 @@ class PackedImages(Source):
         return Image.fromarray(self.images[index]), self.labels[index]
 
     def name(self, index: int) -> str:
-        """Return the number of the image and where it is from."""
+        """Return the index and source of an image."""
         return f"image {index} of {self._title}"
 
 
 def _unpack(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return the array in an IDX file: two zeros, 8 for bytes, the number of axes, their sizes, the bytes."""
+    """Return the array in an IDX file: two zero bytes, 8 (uint8), number of axes, sizes, data."""
     try:
         with gzip.open(path) as file:
             axes = file.read(4)[3]
             shape = np.frombuffer(file.read(4 * axes), ">u4", count=axes).tolist()
             size = math.prod(shape)
-            if size > _MOST_BYTES:
+            if size > _MAX_BYTES:
                 raise ValueError(f"it says that it holds {size:,} bytes")
             return np.frombuffer(file.read(size), np.uint8).reshape(shape)
     except FileNotFoundError:
@@ -111,16 +111,16 @@ def _unpack(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def open_torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
-    """Find a data set of torchvision.
+    """Open a torchvision data set.
 
     Args:
         name: timm's name, such as ``torch/cifar10``.
-        root: Its folder, in torchvision's layout or, for MNIST and its like, with the four files they are published as.
-            None for where a package of the system has put it.
+        root: Data folder in torchvision's layout or, for MNIST and its relatives, with the four published files; None for
+            the system's own copy.
         download: Fetch what ``root`` lacks.
 
     Raises:
-        ValueError: If timm does not know it, or it is not there.
+        ValueError: If timm does not know the data set, or it is missing.
     """
     if root is None:
         root = _installed(name)
@@ -128,10 +128,10 @@ def open_torchvision(name: str, root: Path | None, *, download: bool) -> Splits:
         class_names: Sequence[str] = _PACKED[name].classes
         return Splits(class_names, PackedImages(root, "train"), None, PackedImages(root, "t10k"))
     train = TorchvisionImages(name, root, "train", download)
-    judged = TorchvisionImages(name, root, "validation", download)
+    evaluated = TorchvisionImages(name, root, "validation", download)
     if name.removeprefix("torch/") in TRAIN_AND_TEST:  # the test images must not choose the checkpoint
-        return Splits(train.class_names, train, None, judged)
-    return Splits(train.class_names, train, judged, None)
+        return Splits(train.class_names, train, None, evaluated)
+    return Splits(train.class_names, train, evaluated, None)
 
 
 def _installed(name: str) -> Path:

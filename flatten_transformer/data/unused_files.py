@@ -1,4 +1,4 @@
-"""Files in the folders of a data set that none of its splits uses."""
+"""List the files of a data set that no split uses."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from flatten_transformer.data.source import LeftOut
 
 
 def unused_files(images: Path, masks: Path, used: Collection[Path]) -> Sequence[LeftOut]:
-    """Return the images and masks that belong to no split, and what is neither; hidden files do not count.
+    """Return images and masks in no split, and files that are neither; hidden files are ignored.
 
     Args:
-        images: Folder of the images of all splits.
-        masks: Folder of the masks of all splits.
-        used: The files of the splits.
+        images: Image folder of all splits.
+        masks: Mask folder of all splits.
+        used: Files used by the splits.
 
     Example:
         >>> root = getfixture("tmp_path")
@@ -26,17 +26,16 @@ def unused_files(images: Path, masks: Path, used: Collection[Path]) -> Sequence[
         >>> [(reason, len(names)) for reason, names in unused_files(root / "images", root / "masks", [])]
         [('images in no split', 1), ('masks of no image', 1), ('no images that can be read', 1)]
     """
-    found: dict[str, list[str]] = {"images in no split": [], "masks of no image": [], "no images that can be read": []}
-    kept = set(used)
+    unused: dict[str, list[str]] = {"images in no split": [], "masks of no image": [], "no images that can be read": []}
     for folder, reason in ((images, "images in no split"), (masks, "masks of no image")):
-        for path in sorted(set(_files(folder)) - kept):
+        for path in sorted(set(_files(folder)).difference(used)):
             is_image = path.name.lower().endswith(SUFFIXES)
-            found[reason if is_image else "no images that can be read"].append(str(path))
-    return [LeftOut(reason, names) for reason, names in found.items() if names]
+            unused[reason if is_image else "no images that can be read"].append(str(path))
+    return [LeftOut(reason, names) for reason, names in unused.items() if names]
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()  # links may lead in a circle
+    seen: set[str] = set()  # links may form a cycle
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         real = os.path.realpath(parent)

@@ -1,4 +1,4 @@
-"""Finding image files in folders: each file once, and a reason for whatever is left out."""
+"""Find image files in folders, each once, with a reason for every file left out."""
 
 # n images.
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flatten_transformer.data.image_files import SUFFIXES, UNREAD
+from flatten_transformer.data.image_files import SUFFIXES, UNSUPPORTED
 from flatten_transformer.data.source import LeftOut
 
 Identity = tuple[object, ...]
@@ -29,95 +29,94 @@ _RUN_FILES = {"checkpoints", "config.yaml", "hparams.yaml", "metrics.csv"}
 _OUTPUTS = (("detections.json",), ("overlays", "masks", "classes.txt"), ("report.html", "numbers.json"), ("scenes.json",))
 
 
-class Found(NamedTuple):
+class ImageFile(NamedTuple):
     """An image file."""
 
     path: Path
-    inode: int  # as its folder has it, 0 where a link led here
+    inode: int  # from the directory entry; 0 if reached through a link
 
 
-class Without(NamedTuple):
-    """A file or folder that is left out; a folder's path ends with a slash."""
+class Excluded(NamedTuple):
+    """A file or folder left out; folder paths end with a slash."""
 
     reason: str
     path: str
 
 
 class Walk(NamedTuple):
-    """What lies in a folder and the folders in it."""
+    """Recursive contents of a folder."""
 
-    images: list[Found]  # sorted by path
-    left_out: list[Without]
+    images: list[ImageFile]  # sorted by path
+    left_out: list[Excluded]
 
 
 class Listing(NamedTuple):
-    """What lies in a folder itself."""
+    """Direct contents of a folder."""
 
     folders: list[Path]
-    images: list[Found]
-    left_out: list[Without]
+    images: list[ImageFile]
+    left_out: list[Excluded]
 
 
 def walk(folder: Path) -> Walk:
-    """Find the images in a folder and the folders in it; links are followed, but no folder is looked into twice.
+    """Find images recursively; links are followed, but no folder is entered twice.
 
-    Left out are hidden files and folders, what is no image by its suffix, what is no file, and what this library made.
+    Hidden files and folders, files without an image suffix, special files, and outputs of this library are left out.
 
     Args:
-        folder: Where to look.
+        folder: Folder to search.
 
     Raises:
         OSError: If a folder cannot be read.
     """
-    found = Walk([], [])
-    seen = _above(folder)
-    waiting = [(folder, folder.is_symlink())]
-    while waiting:
-        parent, linked = waiting.pop()
-        listing = look(parent, seen, linked)
-        found.images.extend(listing.images)
-        found.left_out.extend(listing.left_out)
-        waiting += [(path, linked or path.is_symlink()) for path in reversed(listing.folders)]
-    found.images.sort()
-    return found
+    result = Walk([], [])
+    seen = _ancestors(folder)
+    pending = [(folder, folder.is_symlink())]
+    while pending:
+        parent, linked = pending.pop()
+        listing = list_folder(parent, seen, linked)
+        result.images.extend(listing.images)
+        result.left_out.extend(listing.left_out)
+        pending += [(path, linked or path.is_symlink()) for path in reversed(listing.folders)]
+    result.images.sort()
+    return result
 
 
-def look(folder: Path, seen: set[Identity] | None = None, linked: bool = False) -> Listing:
-    """Tell the folders and images in a folder from what is left out.
+def list_folder(folder: Path, seen: set[Identity] | None = None, linked: bool = False) -> Listing:
+    """List the folders and images in a folder, and the entries left out.
 
     Args:
-        folder: Where to look.
-        seen: Folders that count already, to which those found are added; by default those that ``folder`` lies in,
-            and none is added.
-        linked: A link led here.
+        folder: Folder to list.
+        seen: Folders already visited, extended by those found; by default the ancestors of ``folder``, not extended.
+        linked: The folder was reached through a link.
 
     Raises:
         OSError: If the folder cannot be read.
     """
-    found, above = Listing([], [], []), _above(folder) if seen is None else seen
+    listing, visited = Listing([], [], []), _ancestors(folder) if seen is None else seen
     with os.scandir(folder) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     for entry in listed:
         path, is_folder = folder / entry.name, entry.is_dir()
-        reason = _reason(entry) or (is_folder and _reason_of_folder(path, above))
+        reason = _reason(entry) or (is_folder and _reason_of_folder(path, visited))
         if reason:
-            found.left_out.append(Without(reason, f"{path}{'/' * is_folder}"))
+            listing.left_out.append(Excluded(reason, f"{path}{'/' * is_folder}"))
         elif is_folder:
-            found.folders.append(path)
+            listing.folders.append(path)
             if seen is not None:
                 seen.add(_identity(path))
         else:
-            found.images.append(Found(path, 0 if linked or entry.is_symlink() else entry.inode()))
-    return found
+            listing.images.append(ImageFile(path, 0 if linked or entry.is_symlink() else entry.inode()))
+    return listing
 
 
-def _above(folder: Path) -> set[Identity]:
-    """Return a folder and those that it lies in, by its path and by where links lead."""
+def _ancestors(folder: Path) -> set[Identity]:
+    """Return the identities of a folder and its ancestors, with links resolved and not."""
     return {_identity(place) for start in (folder.absolute(), folder.resolve()) for place in (start, *start.parents)}
 
 
 def _reason(entry: os.DirEntry[str]) -> str | None:
-    """Return why an entry of a folder is neither an image nor a folder that may hold some, or None if it is one."""
+    """Return why an entry is left out; None for an image or a folder that may hold some."""
     if entry.name.startswith(".") or entry.name in _OF_THE_SYSTEM:
         return HIDDEN
     if entry.is_dir():
@@ -130,7 +129,7 @@ def _reason(entry: os.DirEntry[str]) -> str | None:
 
 
 def _reason_of_folder(folder: Path, seen: set[Identity]) -> str | None:
-    return _LOOP if _identity(folder) in seen else _made(folder)
+    return _LOOP if _identity(folder) in seen else _made_here(folder)
 
 
 def not_an_image(name: str) -> str:
@@ -141,12 +140,12 @@ def not_an_image(name: str) -> str:
         'no image that is read, by its suffix .txt'
     """
     suffix = Path(name).suffix.lower()
-    cure = {"HEIF": ": pip install pillow-heif", "AVIF": ": pip install -U pillow"}.get(UNREAD.get(suffix, ""), "")
+    cure = {"HEIF": ": pip install pillow-heif", "AVIF": ": pip install -U pillow"}.get(UNSUPPORTED.get(suffix, ""), "")
     return f"{NOT_AN_IMAGE} {suffix}{cure}" if suffix else f"{NOT_AN_IMAGE}, which is missing"
 
 
-def _made(folder: Path) -> str | None:
-    """Return why a folder holds no data: it is a run's, or what a command writes."""
+def _made_here(folder: Path) -> str | None:
+    """Return why a folder holds no data: outputs of a run or command, or a Python environment."""
     if any(all((folder / name).exists() for name in output) for output in _OUTPUTS):
         return MADE_HERE
     if re.fullmatch(r"version_\d+", folder.name):
@@ -156,15 +155,15 @@ def _made(folder: Path) -> str | None:
 
 
 def _identity(folder: Path) -> Identity:
-    found = folder.stat()
-    return (found.st_dev, found.st_ino) if found.st_ino else (folder.resolve(),)
+    stat = folder.stat()
+    return (stat.st_dev, stat.st_ino) if stat.st_ino else (folder.resolve(),)
 
 
-def identities(images: Sequence[Found]) -> Iterator[Identity | None]:
-    """Return what is the same for two paths of one file, and for nothing else; None for a file that has but one path.
+def identities(images: Sequence[ImageFile]) -> Iterator[Identity | None]:
+    """Yield an identity shared exactly by the paths of one file; None for a file with a single path.
 
-    A folder's list says the inodes for nothing, where a million files ask for a million looks; but some file systems
-    say nonsense there, so that files which seem to be the same, and all where there are links, are looked at.
+    Directory listings give inodes without a ``stat`` per file, but some file systems report wrong ones. So files that appear
+    to be the same are checked by ``stat``, and all files if there are links.
 
     Args:
         images: n files.
@@ -174,15 +173,15 @@ def identities(images: Sequence[Found]) -> Iterator[Identity | None]:
         if counts[inode] == 1 and not counts[0]:
             yield None
         else:
-            found = path.stat()
-            yield (found.st_dev, found.st_ino, found.st_size) if found.st_ino else None
+            stat = path.stat()
+            yield (stat.st_dev, stat.st_ino, stat.st_size) if stat.st_ino else None
 
 
-def tell(root: Path, left_out: Iterable[Without]) -> list[LeftOut]:
-    """Return what is left out by reason, its names as seen from ``root``.
+def group_by_reason(root: Path, left_out: Iterable[Excluded]) -> list[LeftOut]:
+    """Group left-out paths by reason, relative to ``root``.
 
     Example:
-        >>> tell(Path("pets"), [Without("hidden", "pets/.git/"), Without("hidden", "pets/cat/._1.jpg")])
+        >>> group_by_reason(Path("pets"), [Excluded("hidden", "pets/.git/"), Excluded("hidden", "pets/cat/._1.jpg")])
         [LeftOut(reason='hidden', names=['.git/', 'cat/._1.jpg'])]
     """
     reasons: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Resize what is learned on one token grid to another."""
+"""Resize tensors from one token grid to another."""
 
 # M tokens of the learned grid, N tokens of the new one, C channels.
 

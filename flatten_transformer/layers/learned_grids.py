@@ -1,4 +1,4 @@
-"""Parameters that lie on a grid of tokens: a state dict says which grid, and what comes from another one is resized."""
+"""Parameters on a token grid: the state dict records the grid, and loading from another one resizes them."""
 
 # T tokens: prefix tokens, then those of the grid. C channels.
 
@@ -17,19 +17,18 @@ from torch import Tensor
 from flatten_transformer.layers.grid import resize_grid
 
 Grid = tuple[int, ...]
-GRIDS = "grids"  # of our entry in a module's part of state_dict()._metadata
+GRIDS = "grids"  # key of the entry in a module's part of state_dict()._metadata
 _CURE = "build the model with the img_size it was trained with, give it the tensors by load_state_dict, then call set_input_size"
-SQUARE = "square"  # stands there for a grid whose sides are known to be equal
-
+SQUARE = "square"  # the entry for a grid of equal sides, whatever their length
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class LearnsOnGrid:
-    """Mixed into a module, before its class: it learns on a grid of tokens.
+    """Mixin, before the module class, for modules that learn on a grid of tokens.
 
-    Its state dict says on which, in the metadata that PyTorch keeps beside the tensors (``state_dict()._metadata``): so
-    ``torch.save`` keeps it, and no key is added. ``load_state_dict`` resizes what was learned on another grid.
+    The state dict records the grid in the metadata that PyTorch keeps beside the tensors (``state_dict()._metadata``):
+    ``torch.save`` keeps it, and no key is added. ``load_state_dict`` resizes tensors from other grids.
 
     Example:
         >>> from flatten_transformer import FocusedLinearAttention
@@ -40,39 +39,39 @@ class LearnsOnGrid:
         <All keys matched successfully>
     """
 
-    fixed_axis: int | None = None  # along which the grid has one size wherever it is learned, as stripes have their width
+    fixed_axis: int | None = None  # the axis whose size never changes, such as the width of stripes
 
     def learned_grids(self) -> Mapping[str, Grid]:
-        """Return the grid of each tensor that lies on one, ``[1, T, C]`` or ``[T, C]``, by its name in the state dict."""
+        """Return the grid of each tensor on one, ``[1, T, C]`` or ``[T, C]``, by its name in the state dict."""
         return {}
 
     def fit_learned(
         self, tensors: MutableMapping[str, Tensor], prefix: str, known: Any = None, *, resuming: bool = False
     ) -> None:
-        """Resize, in place of those that came, what was learned on other grids.
+        """Replace tensors that were learned on other grids by resized ones.
 
         Args:
-            tensors: By name, with the prefix.
-            prefix: Of the names of this module.
-            known: The grids they come from, by name without the prefix; where it has none, see :func:`source_grid`.
-            resuming: Tensors that may have come from the grid of this module are taken to have.
+            tensors: Tensors by name, with the prefix.
+            prefix: Prefix of this module's names.
+            known: Source grids by name without the prefix; for missing ones see :func:`source_grid`.
+            resuming: Assume the grid of this module wherever it is possible.
 
         Raises:
-            ValueError: If a grid cannot be known.
+            ValueError: If a grid cannot be determined.
         """
         for leaf, grid in self.learned_grids().items():
             name, own = prefix + leaf, attrgetter(leaf)(self)
-            came = tensors.get(name)
+            tensor = tensors.get(name)
             first = own.shape[-2] - math.prod(grid)  # prefix tokens
-            if came is None or came.ndim != own.ndim or came.shape[-2] <= first:
-                continue  # what is of no use is reported by whoever loads
-            told = known.get(leaf) if isinstance(known, Mapping) else None
-            source = source_grid(name, came.shape[-2] - first, grid, told, fixed_axis=self.fixed_axis, resuming=resuming)
+            if tensor is None or tensor.ndim != own.ndim or tensor.shape[-2] <= first:
+                continue  # the loader reports unusable tensors
+            recorded = known.get(leaf) if isinstance(known, Mapping) else None
+            source = source_grid(name, tensor.shape[-2] - first, grid, recorded, fixed_axis=self.fixed_axis, resuming=resuming)
             if source != tuple(grid):
-                tensors[name] = _resize(came, first, source, grid)
+                tensors[name] = _resize(tensor, first, source, grid)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]  # of nn.Module
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]  # nn.Module's
         if hasattr(destination, "_metadata"):
             destination._metadata.setdefault(prefix[:-1], {})[GRIDS] = dict(self.learned_grids())
 
@@ -84,21 +83,21 @@ class LearnsOnGrid:
 
 
 def source_grid(name: str, count: int, own: Sequence[int], known: Any, *, fixed_axis: int | None, resuming: bool) -> Grid:
-    """Return the grid that so many tokens come from.
+    """Return the source grid of ``count`` tokens.
 
-    Weights come from squares unless somebody says otherwise, and a module's own checkpoint from its own grid. Where both
-    could be, or where only the first is left and the module's grid is no square, the log says what was taken.
+    Weights are assumed to come from squares, and a module's own checkpoint from its own grid. The choice is logged where
+    both are possible, or where only the square is and the module's grid is none.
 
     Args:
-        name: Of the tensor.
+        name: Tensor name.
         count: Tokens without prefix tokens.
-        own: The grid of the module that they are for.
-        known: The grid by what came with them, or ``"square"``; whatever does not fit is passed over.
+        own: The target module's grid.
+        known: The recorded grid, or ``"square"``; ignored if it does not fit.
         fixed_axis: See :class:`LearnsOnGrid`.
         resuming: See :meth:`LearnsOnGrid.fit_learned`.
 
     Raises:
-        ValueError: If it cannot be known.
+        ValueError: If it cannot be determined.
 
     Example:
         >>> source_grid("pos_embed", 64, (14, 14), (4, 16), fixed_axis=None, resuming=False)
@@ -128,19 +127,19 @@ def source_grid(name: str, count: int, own: Sequence[int], known: Any, *, fixed_
 def _warn(count: int, own: Grid, *, likely: Grid) -> None:
     if len(set(own)) == 1:
         return  # a square for a square is the rule, and a line has one length
-    _say_once(
+    _warn_once(
         f"encodings of {count} tokens come without their grid and are taken for {likely}, where the model has the grid {own}: "
         f"if they are of another, {_CURE}"
     )
 
 
-@lru_cache  # the blocks of a stage have the same to say
-def _say_once(text: str) -> None:
+@lru_cache  # the blocks of a stage share a message
+def _warn_once(text: str) -> None:
     _LOGGER.warning(text)
 
 
 def _is_grid(known: Any, axes: int) -> bool:
-    """Return whether this is a grid of so many axes: a file may say anything."""
+    """Return whether this is a grid of ``axes`` axes: a file may hold anything."""
     return isinstance(known, list | tuple) and len(known) == axes and all(type(size) is int and size > 0 for size in known)
 
 

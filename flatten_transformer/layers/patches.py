@@ -1,4 +1,4 @@
-"""Maps of any size made ready for a convolution over patches that do not overlap."""
+"""Padding of maps for convolutions over non-overlapping patches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def pad_to_patches(image: Tensor, patch_size: int, *, remainder: Literal["pad", 
     Args:
         image: ``[B, C, height, width]``.
         patch_size: Side of a patch.
-        remainder: What happens to rows and columns that fill no patch: ``"pad"`` fills them up, so that no pixel is lost;
-            ``"drop"`` leaves them to the convolution, which leaves them out, and pads only a map smaller than one patch.
+        remainder: Treatment of incomplete patches: ``"pad"`` completes them, so that no pixel is lost; ``"drop"`` leaves
+            them to the convolution, which drops them, and pads only a map smaller than one patch.
 
     Returns:
         The map, the same tensor where there is nothing to pad.
@@ -28,7 +28,7 @@ def pad_to_patches(image: Tensor, patch_size: int, *, remainder: Literal["pad", 
         torch.Size([1, 3, 4, 10])
     """
     bottom, right = (_padding(size, patch_size, remainder) for size in image.shape[2:])
-    # An exported graph with a free size must always pad; padding by nothing changes nothing.
+    # An exported graph with a free size must always pad; padding by zero is the identity.
     if torch.compiler.is_exporting() or bottom or right:
         return F.pad(image, (0, right, 0, bottom))
     return image
@@ -36,6 +36,6 @@ def pad_to_patches(image: Tensor, patch_size: int, *, remainder: Literal["pad", 
 
 def _padding(size: int, patch: int, remainder: str) -> int:
     if remainder == "drop":
-        return patch - size if size < patch else 0  # not max(): a graph with a free size would keep it
+        return patch - size if size < patch else 0  # not max(), which a graph with a free size would keep
     # not -size % patch: torch.compile cannot trace the modulo of a negative size that is free
     return (size + patch - 1) // patch * patch - size

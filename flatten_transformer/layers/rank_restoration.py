@@ -1,4 +1,4 @@
-"""Rank restoration in layers: its convolution, called or read, and values stretched to where outputs lie."""
+"""Rank restoration in layers: its convolution, and values stretched to the grid of the outputs."""
 
 # B batch, H heads, M value tokens, N output tokens, E channels per head.
 
@@ -19,7 +19,7 @@ from flatten_transformer.ops.rank_restoration import on_maps
 Stretch = Literal["grid", "tokens"]
 DepthwiseConvolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS: dict[int, type[DepthwiseConvolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_FORWARDS = {kind: kind.forward for kind in _CONVOLUTIONS.values()}  # as PyTorch has them
+_FORWARDS = {kind: kind.forward for kind in _CONVOLUTIONS.values()}  # PyTorch's own
 
 
 def depthwise_convolution(
@@ -47,10 +47,10 @@ def check_kernel_size(kernel_size: int) -> None:
 
 
 def convolve_values(convolution: nn.Module, value: Tensor, grid_size: Sequence[int]) -> Tensor:
-    """Call the convolution, whatever it has become, with the values as maps.
+    """Apply a convolution module to the values as maps.
 
     Args:
-        convolution: From :func:`depthwise_convolution`, or what somebody has put around it or in its place.
+        convolution: From :func:`depthwise_convolution`, or a wrapper or replacement of it.
         value: ``[B, H, M, E]``, grid tokens only.
         grid_size: One to three axes; their product is M.
 
@@ -58,7 +58,7 @@ def convolve_values(convolution: nn.Module, value: Tensor, grid_size: Sequence[i
         ``[B, H, M, E]``.
 
     Raises:
-        ValueError: If what it returns are no maps of that size.
+        ValueError: If it returns maps of another size.
 
     Example:
         >>> convolve_values(depthwise_convolution(8, 5, axes=2), torch.rand(2, 3, 12, 8), (3, 4)).shape
@@ -78,7 +78,7 @@ def convolve_values(convolution: nn.Module, value: Tensor, grid_size: Sequence[i
 
 
 def is_depthwise(convolution: nn.Module) -> bool:
-    """Return whether this is a convolution as :func:`depthwise_convolution` makes it, of any weights and with any hooks."""
+    """Return whether this is a convolution of :func:`depthwise_convolution`, with any weights and hooks."""
     kind = type(convolution)
     if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind] or "forward" in convolution.__dict__:
         return False
@@ -94,14 +94,14 @@ def is_depthwise(convolution: nn.Module) -> bool:
 
 
 def may_read(convolution: nn.Module, value: Tensor) -> bool:
-    """Return whether a fused kernel may read the weights instead of calling the convolution: whether nobody would notice.
+    """Return whether a fused kernel may read the weights instead of calling the convolution, unnoticed.
 
-    Not where it is hooked, subclassed, wrapped, parametrized or replaced, and not where the weights are elsewhere or no
+    Not if it is hooked, subclassed, wrapped, parametrized or replaced, nor if the weights are on another device or no
     plain tensors.
 
     Args:
-        convolution: Of the values.
-        value: What it would be called with; its channels come last.
+        convolution: The convolution of the values.
+        value: Its input, channels last.
 
     Example:
         >>> convolution, value = depthwise_convolution(8, 5, axes=2), torch.rand(2, 3, 12, 8)

@@ -1,4 +1,4 @@
-"""Windows on a token grid: cut out, padded where they do not fit, and put back."""
+"""Windows on a token grid: split, padded where they overhang, and joined."""
 
 # B batch, W windows of one grid, N tokens of one window, C channels.
 
@@ -12,13 +12,12 @@ from torch import Tensor
 
 
 class Windows(NamedTuple):
-    """How a grid of tokens is divided into windows, row by row; the last ones are padded where they overhang.
+    """Division of a token grid into windows, row by row; the last ones are padded where they overhang.
 
     Args:
         grid_size: Height and width of the grid.
         window_size: Height and width of a window.
-        shift: How far the grid is rolled up and left before it is cut, less than its size; what leaves it comes back at
-            the other end.
+        shift: How far the grid is rolled up and left before it is split, less than its size; tokens wrap around.
 
     Example:
         >>> windows = Windows((5, 6), (4, 4))
@@ -35,7 +34,7 @@ class Windows(NamedTuple):
     shift: tuple[int, int] = (0, 0)
 
     def split(self, x: Tensor) -> Tensor:
-        """Cut ``[B, height, width, C]`` into ``[B·W, N, C]``, zeros where a window overhangs."""
+        """Split ``[B, height, width, C]`` into ``[B·W, N, C]``, zeros where a window overhangs."""
         if self._is_whole():
             return x.flatten(1, 2)
         if any(self.shift):
@@ -46,7 +45,7 @@ class Windows(NamedTuple):
         return self._cut(x)
 
     def join(self, tokens: Tensor) -> Tensor:
-        """Put ``[B·W, N, C]`` back together as ``[B, height, width, C]``; what overhangs is dropped."""
+        """Join ``[B·W, N, C]`` into ``[B, height, width, C]``; padding is dropped."""
         if self._is_whole():
             return tokens.unflatten(1, self.grid_size)
         (height, width), (down, right) = self.grid_size, self._overhang()
@@ -68,7 +67,7 @@ class Windows(NamedTuple):
         """Return which pairs of a window may attend, ``[W, N, N]`` (query, key); None: all of them.
 
         Padding is no key, and tokens that the shift brought together from opposite ends do not meet. A padded
-        query attends to everything: nobody reads it, and a row without keys would be NaN.
+        query attends to everything: its output is dropped, and a row without keys would be NaN.
         """
         padded, shifted = any(self._overhang()), any(self.shift)
         if not (padded or shifted):
@@ -85,7 +84,7 @@ class Windows(NamedTuple):
         return allowed
 
     def _is_whole(self) -> bool:
-        """Return whether one window is the grid; said apart, because free sizes are costly to divide when compiling."""
+        """Return whether one window is the whole grid: a shortcut, as free sizes are costly to divide when compiling."""
         return self.window_size == self.grid_size and not any(self.shift)
 
     def _overhang(self) -> tuple[int, int]:
@@ -95,7 +94,7 @@ class Windows(NamedTuple):
         return -height % window_height, -width % window_width
 
     def _inside(self, device: torch.device) -> Tensor:
-        """Return what is not padding, ``[W, N]``."""
+        """Return where tokens are no padding, ``[W, N]``."""
         down, right = self._overhang()
         whole = torch.ones(1, *self.grid_size, 1, dtype=torch.bool, device=device)
         return self._cut(F.pad(whole, (0, 0, 0, right, 0, down)))[:, :, 0]

@@ -1,19 +1,22 @@
-"""Which attention the linear blocks of a family have: the keywords that all families share, and what is built by them."""
+"""Attention of the linear blocks: the keywords of every family, and the factory they describe."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from torch import nn
 
 from flatten_transformer.layers import GridAttention, create_attention
 from flatten_transformer.layers.attention.registry import check_options
+from flatten_transformer.layers.attention.signature import keyword
 from flatten_transformer.ops.dispatch import Backend, check_backend
 
-# options of an attention that belong to its host, whatever the family
+Init = TypeVar("Init", bound=Callable[..., None])
+
+# options of an attention that every family sets itself
 _SET_BY_MODELS = {
     *("context_dim", "device", "dtype", "num_prefix_tokens", "proj_bias", "proj_drop", "projections", "qkv_bias", "sr_ratio")
 }
@@ -23,12 +26,12 @@ class AttentionOptions(TypedDict, total=False):
     """Keywords of every family; by default its linear blocks attend by focused linear attention as published.
 
     Args:
-        attention: What the linear blocks attend by: one of :func:`flatten_transformer.layers.list_attentions`.
+        attention: Attention of the linear blocks: one of :func:`flatten_transformer.layers.list_attentions`.
         attention_args: Its options, such as ``{"rank_restoration": False}``.
-        focusing_factor: The power p ≥ 1 of the focused function; None: that of the attention, 3 for the focused one.
-        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: that of the attention, 5 for
-            the focused one.
-        backend: What computes the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
+        focusing_factor: The power p ≥ 1 of the focused function; None: the attention's default, 3 for the focused one.
+        kernel_size: Side of the depthwise convolution that restores the rank; odd. None: the attention's default, 5
+            for the focused one.
+        backend: Backend of the focused linear attention, see :func:`flatten_transformer.focused_linear_attention`.
     """
 
     attention: str
@@ -38,8 +41,18 @@ class AttentionOptions(TypedDict, total=False):
     backend: Backend | None
 
 
+def lists_attention_options(init: Init) -> Init:
+    """Decorate a family's ``__init__`` so that ``help`` and notebooks list the attention keywords in its ``**kwargs``."""
+    signature, defaults = inspect.signature(init), {"attention": "focused"}  # None for the others
+    *named, rest = signature.parameters.values()
+    keywords = (keyword(name, kind, defaults.get(name)) for name, kind in AttentionOptions.__annotations__.items())
+    others = [] if "AttentionOptions" in rest.annotation else [rest]
+    init.__signature__ = signature.replace(parameters=[*named, *keywords, *others])  # type: ignore[attr-defined]
+    return init
+
+
 def pop_attention_options(kwargs: dict[str, Any]) -> AttentionOptions:
-    """Remove the attention keywords from ``kwargs``, whose rest is for timm's host, and return them.
+    """Remove the attention keywords from ``kwargs``, leaving those of timm's host, and return them.
 
     Example:
         >>> kwargs = {"attention": "elu", "depth": 2}
@@ -51,15 +64,15 @@ def pop_attention_options(kwargs: dict[str, Any]) -> AttentionOptions:
 
 
 def choose_attention(model: type[nn.Module], options: AttentionOptions, **own: Any) -> partial[GridAttention]:
-    """Return what builds the attention of the linear blocks, called with ``dim``, ``num_heads`` and ``grid_size``.
+    """Return the factory of the linear blocks' attention, called with ``dim``, ``num_heads`` and ``grid_size``.
 
     Args:
-        model: Whose blocks they are.
-        options: As the model was given them.
+        model: Class of the model.
+        options: Keywords given to the model.
         own: Options that the model sets for all blocks.
 
     Raises:
-        TypeError: If there is no such keyword.
+        TypeError: For an unknown keyword.
         ValueError: If there is no such attention, it has no such option, or an option is given twice or is the model's.
 
     Example:
@@ -86,7 +99,7 @@ def choose_attention(model: type[nn.Module], options: AttentionOptions, **own: A
 
 
 def _cure(option: str, model: type[nn.Module]) -> str:
-    """Return what to do instead of giving an option to the attention that the model sets."""
+    """Return the cure for an attention option that the model sets itself."""
     keywords = {name for base in model.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
     named = [name for name in (option, f"{option}_rate", f"{option}s") if name in keywords]
     return f"pass {named[0]} to the model" if named else "leave it out"

@@ -1,4 +1,4 @@
-"""How every family is built: timm's builder, with weights from the authors' links or from a file, read safely."""
+"""Builder of every family: timm's, with weights from the authors' links or from a file, read safely."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def default_cfg(link: str = "", *, first_conv: str, classifier: str, **changes: 
     """Return timm's description of a model trained on ImageNet-1K at 224, as all of the paper's are.
 
     Args:
-        link: Of the authors' published file; without one there are no weights.
+        link: Name of the authors' published file in its link; empty: no weights.
         first_conv: Name of the convolution that timm adapts to other input channels.
-        classifier: Name of the layer that timm leaves out for other classes.
+        classifier: Name of the layer that timm drops for other classes.
         changes: Entries that differ.
     """
     return {
@@ -63,14 +63,14 @@ def build(
         variant: Its name in timm's registry.
         pretrained: Load weights.
         filter_fn: The family's checkpoint filter.
-        feature_cfg: What ``features_only`` needs to know; ``out_indices`` among ``kwargs`` go before those in it.
+        feature_cfg: Settings of ``features_only``; ``out_indices`` among ``kwargs`` take precedence.
         pretrained_cfg: As in timm.
         pretrained_cfg_overlay: As in timm; ``{"file": path}`` takes the weights from a file.
-        cache_dir: Where downloads are kept; by default PyTorch's hub folder.
+        cache_dir: Download folder; by default PyTorch's hub folder.
         kwargs: Arguments of the model.
 
     Raises:
-        ValueError: If ``pretrained`` and no weights were published, or they are not of this model; the message says what to do.
+        ValueError: If ``pretrained`` and no weights were published, or they do not fit this model; the message says what to do.
         OSError: If the file is missing, or the link cannot be reached.
     """
     features = {**feature_cfg, "out_indices": kwargs.pop("out_indices", feature_cfg["out_indices"])}
@@ -79,11 +79,11 @@ def build(
     if pretrained:
         cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
         kept = _kept(variant, cfg, cache_dir)
-        came = _tensors(cfg, kept)
-        if came:
-            # timm makes a plain dict of it, which does not know of grids
-            overlay["state_dict"] = dict(came)
-            filter_fn = partial(_filter, filter_fn, came._metadata, published=kept is not None)
+        weights = _tensors(cfg, kept)
+        if weights:
+            # timm makes a plain dict of it, which loses the grids
+            overlay["state_dict"] = dict(weights)
+            filter_fn = partial(_filter, filter_fn, weights._metadata, published=kept is not None)
     try:
         model: Model = build_model_with_cfg(
             model_class,
@@ -101,7 +101,7 @@ def build(
             raise
         raise ValueError(f"{error} (the weights lie in {kept}: delete it if they are not what was published)") from error
     described: Any = model.pretrained_cfg
-    described.pop("state_dict", None)  # the weights are in the model now
+    described.pop("state_dict", None)  # already in the model
     return model
 
 
@@ -113,13 +113,13 @@ def _filter(
     *,
     published: bool,
 ) -> Any:
-    """Filter a checkpoint with what is known of its grids: all that was published was trained on squares."""
+    """Filter a checkpoint with its grids: all published weights were trained on squares."""
     state_dict = StateDict(tensors, metadata)
     return filter_fn(with_square_grids(model, state_dict) if published else state_dict, model)
 
 
 def _tensors(cfg: PretrainedCfg, kept: Path | None) -> StateDict:
-    """Return the weights, from where they are kept or from a file; none where timm shall fetch them itself."""
+    """Return the weights, downloaded or from a file; none where timm loads them itself."""
     if kept is not None:
         return fetch_tensors(cfg.url, kept)
     if cfg.file and not (cfg.source or cfg.state_dict or cfg.hf_hub_id):
@@ -128,7 +128,7 @@ def _tensors(cfg: PretrainedCfg, kept: Path | None) -> StateDict:
 
 
 def _kept(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:
-    """Return where the weights are kept that a link gives; None where they come from elsewhere."""
+    """Return the file that keeps the download; None where weights come from elsewhere."""
     if cfg.source or cfg.state_dict or cfg.hf_hub_id or cfg.file:
         return None
     if not cfg.url:
@@ -137,4 +137,4 @@ def _kept(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Pat
             f"pretrained_cfg_overlay={{'file': path}}, or choose one of {', '.join(list_pretrained('flatten_*'))}"
         )
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
-    return folder / f"{variant}.pth"  # the links themselves end without a name
+    return folder / f"{variant}.pth"  # the links end without a file name

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-accumulates, the attention products included."""
+"""Cost of a model: parameters and multiply-accumulates, the attention products included."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
     """Return the multiply-accumulates of one forward pass on a single input, in units.
 
     PyTorch's own counter sees every matrix product and convolution that runs, so q(kᵀv), (qkᵀ)v and
-    fused softmax attention are counted alike; element-wise work is not counted, as in the papers.
+    fused softmax attention all count; element-wise work is not counted, as in the papers.
 
     Args:
         model: Any module of one input.

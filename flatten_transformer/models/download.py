@@ -1,4 +1,4 @@
-"""Published weights: fetched once, and kept only if they can be read."""
+"""Published weights: downloaded once, and kept only if readable."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import torch
 from flatten_transformer.models.fit_weights import StateDict
 from flatten_transformer.models.read_weights import one_line, read_tensors
 
-_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")  # the beginning of a SHA-256, as PyTorch's and timm's links carry it
+_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")  # the beginning of a SHA-256, as in PyTorch's and timm's links
 
 
 def fetch_tensors(url: str, file: Path) -> StateDict:
-    """Return the tensors of published weights; fetch them unless ``file`` has them whole.
+    """Return the tensors of published weights; download them unless ``file`` holds them intact.
 
-    What came is read, its checksums too, before it gets its name: a server's page about an error is not kept, nor half a
-    file. What lies there and cannot be read is fetched anew.
+    A download is read, checksums included, before it gets its name: neither error pages nor partial files are kept. An
+    unreadable file is downloaded again.
 
     Args:
-        url: Of the weights. Where it carries the beginning of their SHA-256, as ``-5c106cde.pth``, they must have it.
-        file: Where they are kept; missing folders are made.
+        url: URL of the weights. Where it holds the beginning of their SHA-256, as ``-5c106cde.pth``, they must match it.
+        file: Their local file; missing folders are made.
 
     Raises:
-        ConnectionError: If they cannot be fetched.
-        ValueError: If something else came.
+        ConnectionError: If the download fails.
+        ValueError: If the download is something else.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -66,9 +66,9 @@ def _download(url: str, file: Path) -> None:
             torch.hub.download_url_to_file(url, str(file), hash_prefix=digest[1])
         else:
             torch.hub.download_url_to_file(url, str(file))
-    except RuntimeError as error:  # another digest
+    except RuntimeError as error:  # a wrong digest
         raise ValueError(one_line(error)) from error
-    except (OSError, HTTPException) as error:  # of which urllib's errors are one kind
+    except (OSError, HTTPException) as error:  # urllib's errors included
         raise ConnectionError(
             f"cannot fetch {url} ({error}): download it elsewhere and pass pretrained_cfg_overlay={{'file': path}}"
         ) from None

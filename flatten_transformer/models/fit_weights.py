@@ -1,4 +1,4 @@
-"""What every family's checkpoint filter shares: unwrap, resize what grids hold, refuse strangers, convert on any load."""
+"""Checkpoint filters of every family: unwrap, resize to the model's grids, reject misfits, convert names on any load."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers.learned_grids import GRIDS, SQUARE, LearnsOnGrid
 
-_OWN_NAMES = "own_names"  # in the metadata of a model: its tensors are converted already
+_OWN_NAMES = "own_names"  # in the metadata of a model: its names are converted already
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 class StateDict(dict[str, Tensor]):
-    """Tensors by name with what PyTorch's state dicts know beside them: of ours, the grids that encodings were learned on.
+    """Tensors by name with the metadata of PyTorch's state dicts, here the grids that encodings were learned on.
 
     Args:
-        tensors: By name.
-        metadata: As ``state_dict()._metadata``, by the name of a module.
+        tensors: Tensors by name.
+        metadata: As ``state_dict()._metadata``, by module name.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -39,34 +39,34 @@ def unwrap(checkpoint: Mapping[str, Any]) -> StateDict:
         if isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
             break
-    found = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    tensors = {name.removeprefix("module."): value for name, value in found.items()}
+    named = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name.removeprefix("module."): value for name, value in named.items()}
     metadata = getattr(checkpoint, "_metadata", {})
     known = metadata.items() if isinstance(metadata, Mapping) else ()
     return StateDict(tensors, {f"{name}.".removeprefix("module.").removesuffix("."): entry for name, entry in known})
 
 
 def fit_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> StateDict:
-    """Return the tensors of a checkpoint by the model's own names and on its grids.
+    """Return the tensors of a checkpoint under the model's own names and on its grids.
 
     Args:
         checkpoint: As training code saves it, by the model's own names or by those it accepts (:func:`accept_official_names`).
-        model: What it is for.
+        model: Target model.
 
     Raises:
-        ValueError: If the grid of an encoding cannot be known.
+        ValueError: If the grid of an encoding cannot be determined.
     """
-    came = unwrap(checkpoint)
+    tensors = unwrap(checkpoint)
     convert = getattr(model, "convert_names", None)
     if convert is None:
-        return fit_key_encodings(came, model)
-    fitted = fit_key_encodings(StateDict(convert(came, model), came._metadata), model)
+        return fit_key_encodings(tensors, model)
+    fitted = fit_key_encodings(StateDict(convert(tensors, model), tensors._metadata), model)
     fitted._metadata.setdefault("", {})[_OWN_NAMES] = True
     return fitted
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
-    """Return the tensors of a checkpoint as ``model`` wants them: its own names, encodings resized. For every family.
+    """Return the tensors of a checkpoint under the names of ``model``, encodings resized; for every family.
 
     Raises:
         ValueError: If it is a checkpoint of another model.
@@ -77,20 +77,20 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> Sta
 
 
 def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> StateDict:
-    """Resize what was learned on another grid than the model's: key and position encodings, position biases.
+    """Resize key and position encodings and position biases to the model's grids.
 
-    The grid is the one that came with the tensors, see :class:`StateDict`. Where none did, a number of tokens that is a
-    square is taken for a square, and the log says so if the model's grid is none.
+    Grids come with the tensors, see :class:`StateDict`. Without one, a square number of tokens is taken for a square,
+    which is logged if the model's grid is none.
 
     Args:
         state_dict: Tensors by the model's own names; encodings are ``[1, tokens, channels]``.
         model: Any module that holds attentions over a grid.
 
     Returns:
-        The tensors with the grids of the model.
+        The tensors on the grids of the model.
 
     Raises:
-        ValueError: If the grid of an encoding cannot be known.
+        ValueError: If the grid of an encoding cannot be determined.
     """
     fitted, metadata = dict(state_dict), getattr(state_dict, "_metadata", {})
     for prefix, module in model.named_modules():
@@ -100,19 +100,19 @@ def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> Sta
 
 
 def with_grids_of(model: nn.Module, state_dict: Mapping[str, Tensor]) -> StateDict:
-    """Return tensors that lie on the grids of ``model``, and say so."""
+    """Return tensors marked as lying on the grids of ``model``."""
     return StateDict(state_dict, {name: {GRIDS: dict(module.learned_grids())} for name, module in _learners(model)})
 
 
 def with_square_grids(model: nn.Module, state_dict: Mapping[str, Tensor]) -> StateDict:
-    """Return tensors that say they were learned on squares, as the authors' published ones, unless they know better."""
+    """Return tensors marked as learned on squares, as published ones were, where no grid is recorded."""
     squares = {name: dict.fromkeys(module.learned_grids(), SQUARE) for name, module in _learners(model)}
     metadata = getattr(state_dict, "_metadata", {})
     return StateDict(state_dict, {name: {GRIDS: _grids(metadata, name) or grids} for name, grids in squares.items()})
 
 
 def grids_to_header(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the grids of a state dict as an entry of a safetensors file's header, which keeps no other metadata.
+    """Return the grids of a state dict as an entry of a safetensors header, which keeps no other metadata.
 
     Example:
         >>> from flatten_transformer import FocusedLinearAttention
@@ -120,12 +120,12 @@ def grids_to_header(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
         {'grids': '{"": {"positional_encoding": [2, 8]}}'}
     """
     metadata = getattr(state_dict, "_metadata", {})
-    grids = {prefix: found for prefix in metadata if (found := _grids(metadata, prefix))}
+    grids = {prefix: recorded for prefix in metadata if (recorded := _grids(metadata, prefix))}
     return {GRIDS: json.dumps(grids)} if grids else {}
 
 
 def grids_from_header(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None) -> StateDict:
-    """Return the tensors of a safetensors file with what its header says of their grids; nothing, if it is not understood.
+    """Return the tensors of a safetensors file with the grids in its header; none, if it cannot be parsed.
 
     Example:
         >>> grids_from_header({}, {"grids": '{"": {"pos_embed": [2, 8]}}'})._metadata
@@ -135,7 +135,9 @@ def grids_from_header(tensors: Mapping[str, Tensor], header: Mapping[str, str] |
         grids = json.loads((header or {}).get(GRIDS, "{}"))
     except (ValueError, RecursionError):
         grids = {}
-    return StateDict(tensors, {prefix: {GRIDS: found} for prefix, found in grids.items()} if isinstance(grids, dict) else {})
+    return StateDict(
+        tensors, {prefix: {GRIDS: recorded} for prefix, recorded in grids.items()} if isinstance(grids, dict) else {}
+    )
 
 
 def _learners(model: nn.Module) -> Iterator[tuple[str, LearnsOnGrid]]:
@@ -143,7 +145,7 @@ def _learners(model: nn.Module) -> Iterator[tuple[str, LearnsOnGrid]]:
 
 
 def _grids(metadata: Any, prefix: str) -> Any:
-    """Return what metadata say of the grids of one module: from a file, so perhaps anything."""
+    """Return the recorded grids of one module; metadata from a file may hold anything."""
     entry = metadata.get(prefix) if isinstance(metadata, Mapping) else None
     return entry.get(GRIDS) if isinstance(entry, Mapping) else None
 
@@ -151,25 +153,25 @@ def _grids(metadata: Any, prefix: str) -> Any:
 def check_fit(
     state_dict: Mapping[str, Tensor], model: nn.Module, classifier: str = "head.", stem: str = "patch_embed.proj"
 ) -> None:
-    """Raise ValueError unless names and shapes are the model's; classes and input channels may be others.
+    """Raise ValueError unless names and shapes are the model's; classes and input channels may differ.
 
     Args:
         state_dict: Tensors by name.
-        model: The model they shall be loaded into.
+        model: Target model.
         classifier: Prefix of the names that are not compared.
         stem: The convolution whose input channels are not compared: timm adapts them to ``in_chans`` afterwards.
     """
 
     def shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
-        found = {name: list(value.shape) for name, value in tensors.items() if not name.startswith(classifier)}
-        if len(found.get(f"{stem}.weight", [])) == 4:
-            del found[f"{stem}.weight"][1]
-        return found
+        shape_of = {name: list(value.shape) for name, value in tensors.items() if not name.startswith(classifier)}
+        if len(shape_of.get(f"{stem}.weight", [])) == 4:
+            del shape_of[f"{stem}.weight"][1]
+        return shape_of
 
-    wanted, came = shapes(model.state_dict()), shapes(state_dict)
-    missing = sorted(wanted.keys() - came.keys())
-    unexpected = sorted(came.keys() - wanted.keys())
-    misshapen = sorted(name for name in wanted.keys() & came.keys() if wanted[name] != came[name])
+    expected, actual = shapes(model.state_dict()), shapes(state_dict)
+    missing = sorted(expected.keys() - actual.keys())
+    unexpected = sorted(actual.keys() - expected.keys())
+    misshapen = sorted(name for name in expected.keys() & actual.keys() if expected[name] != actual[name])
     if not (missing or unexpected or misshapen):
         return
     parts = [
@@ -177,20 +179,20 @@ def check_fit(
     ]
     if misshapen:
         name = misshapen[0]
-        parts.append(f"{len(misshapen)} of another shape (first: {name} is {came[name]}, the model has {wanted[name]})")
+        parts.append(f"{len(misshapen)} of another shape (first: {name} is {actual[name]}, the model has {expected[name]})")
     raise ValueError(
-        f"this checkpoint is not of {type(model).__name__} in this size: of {len(wanted)} tensors {', '.join(parts)}; "
+        f"this checkpoint is not of {type(model).__name__} in this size: of {len(expected)} tensors {', '.join(parts)}; "
         "check the model name and its keyword arguments"
     )
 
 
 def accept_official_names(model: nn.Module, convert: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]) -> None:
-    """Convert whatever ``model.load_state_dict`` is given first: timm's ``checkpoint_path=`` passes by the checkpoint filter.
+    """Convert names in ``model.load_state_dict`` too: timm's ``checkpoint_path=`` bypasses the checkpoint filter.
 
     Args:
-        model: The model, also where it is a part of a larger one.
-        convert: ``(state_dict, model)`` to tensors by the model's own names. It must leave alone what it
-            does not know, strangers and gaps: ``load_state_dict`` reports them, or not, as its ``strict`` says.
+        model: The model, possibly part of a larger one.
+        convert: ``(state_dict, model)`` to tensors by the model's own names. Unknown
+            and missing keys must pass through: ``load_state_dict`` reports them as its ``strict`` demands.
 
     Example:
         >>> model = nn.Linear(1, 1)

@@ -27,7 +27,7 @@ from flatten_transformer.layers.attention.base import Projected
 from flatten_transformer.layers.attention.layout import Layout
 from flatten_transformer.layers.rank_restoration import convolve_values, depthwise_convolution
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention
+from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention, lists_attention_options
 from flatten_transformer.models.build import build, default_cfg
 from flatten_transformer.models.fit_weights import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types, per_stage
@@ -87,14 +87,14 @@ def linear_stripes(linear: partial[GridAttention], dim: int, num_heads: int, gri
     """Return linear attention for stripes: without projections, and with CSwin's own convolution of the values.
 
     Args:
-        linear: What makes the attention.
+        linear: Factory of the attention.
         dim: Channels of this branch.
         num_heads: Heads of this branch.
         grid_size: The window the key encoding is learned on.
         factory: Device and dtype.
     """
     attn = linear(dim, num_heads, grid_size, **factory)
-    attn.get_v = depthwise_convolution(dim, 3, axes=2, **factory)  # hangs there by name in the official files
+    attn.get_v = depthwise_convolution(dim, 3, axes=2, **factory)  # its name in official checkpoints
     return attn
 
 
@@ -103,9 +103,9 @@ def attend_in_stripes(attn: GridAttention, x: Tensor, qkv: Tensor, windows: Wind
 
     Args:
         attn: From :func:`linear_stripes`.
-        x: What was projected, ``[B·W, N, C]``: the channels of this branch.
+        x: Tokens before projection, ``[B·W, N, C]``: the channels of this branch.
         qkv: ``[B·W, N, 3 C]``.
-        windows: How the map is divided.
+        windows: Windows of the map.
 
     Returns:
         ``[B·W, N, C]``.
@@ -113,7 +113,7 @@ def attend_in_stripes(attn: GridAttention, x: Tensor, qkv: Tensor, windows: Wind
     query, key, value = qkv.chunk(3, dim=2)
     window = windows.window_size
     out: Tensor = attn(Projected(query, key, value, Layout(window, window, windows.key_mask(qkv)), x))
-    return out + _enhance(attn.get_v, value, window)  # type: ignore[arg-type]  # a module, to a type checker
+    return out + _enhance(attn.get_v, value, window)  # type: ignore[arg-type]  # a module, to the type checker
 
 
 class SoftmaxStripes(nn.Module):
@@ -144,7 +144,7 @@ class SoftmaxStripes(nn.Module):
 class CrossShapedBlock(nn.Module):
     """A Transformer block that attends in stripes: half the channels in vertical, half in horizontal ones.
 
-    Where one stripe holds the whole map, one branch with all heads does.
+    Where one stripe holds the whole map, one branch with all heads attends.
 
     Args:
         dim: Channels C.
@@ -155,8 +155,8 @@ class CrossShapedBlock(nn.Module):
         qkv_bias: Learn biases in the projections of queries, keys and values.
         proj_drop: Dropout probability after the projections of attention and MLP.
         attn_drop: Dropout probability of the weights of softmax attention.
-        drop_path: Probability to leave out a residual branch.
-        linear: What makes linear attention; None: softmax attention.
+        drop_path: Probability to drop a residual branch.
+        linear: Factory of linear attention; None: softmax attention.
         factory: Device and dtype.
     """
 
@@ -190,7 +190,7 @@ class CrossShapedBlock(nn.Module):
                 continue
             window = self.windows(branch, feat_size).window_size
             attn = linear_stripes(linear, *shares, window, **factory)
-            attn.fixed_axis = None if stripe is None else 1 - branch  # along which the stripe is narrow
+            attn.fixed_axis = None if stripe is None else 1 - branch  # the axis across which stripes are narrow
             self.attns.append(attn)
         self.proj = nn.Linear(dim, dim, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -205,7 +205,7 @@ class CrossShapedBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
     def windows(self, branch: int, feat_size: Size) -> Windows:
-        """Return how a branch divides a map of this size: 0 into vertical stripes, 1 into horizontal ones."""
+        """Return the stripes of a map of this size: vertical in branch 0, horizontal in branch 1."""
         height, width = feat_size
         if self.stripe is None:
             return Windows(feat_size, feat_size)
@@ -239,8 +239,8 @@ class CrossShapedStage(nn.Module):
     """A merge, but in the first stage, and blocks; recomputes them in the backward pass where checkpointing is on.
 
     Args:
-        downsample: From the map of the stage before.
-        blocks: What follows.
+        downsample: Merge of the previous stage's map.
+        blocks: The blocks.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[CrossShapedBlock]) -> None:
@@ -263,8 +263,8 @@ class FlattenCSwinTransformer(Pyramid):
         img_size: Side, or height and width, of the images whose maps the key encodings are learned on; images of
             other sizes pass too.
         in_chans: Channels of the images.
-        num_classes: Classes; 0 for none.
-        global_pool: How the last map is pooled.
+        num_classes: Classes; 0: no classifier.
+        global_pool: Pooling of the last map.
         embed_dim: Channels of the first stage; each following one has twice as many.
         depths: Blocks a stage.
         num_heads: Heads a stage.
@@ -272,16 +272,16 @@ class FlattenCSwinTransformer(Pyramid):
         split_sizes: Width of the stripes of the linear stages: one for all stages or one a stage. None: the whole
             map, as released. Stripes as wide as the map it is built for are the whole map, at any image size, and
             the last stage always attends to it.
-        softmax_split_sizes: Width of the stripes of the softmax stages, likewise.
+        softmax_split_sizes: Width of the stripes of the softmax stages: one for all stages or one a stage.
         mlp_ratio: Hidden channels of the MLP, in channels of the stage.
         qkv_bias: Learn biases in the projections of queries, keys and values.
         drop_rate: Dropout probability before the classifier.
         proj_drop_rate: Dropout probability after the projections of attention and MLP.
         attn_drop_rate: Dropout probability of the weights of softmax attention.
-        drop_path_rate: Probability to leave out the last residual branch; it grows linearly from 0.
-        device: Where the parameters are made.
-        dtype: Their dtype.
-        attention_options: What the linear blocks attend by, see :class:`flatten_transformer.models.AttentionOptions`.
+        drop_path_rate: Probability to drop the last residual branch; it grows linearly from 0.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        attention_options: Attention of the linear blocks, see :class:`flatten_transformer.models.AttentionOptions`.
 
     Raises:
         ValueError: If an option is out of range or has no meaning in these stages.
@@ -296,6 +296,7 @@ class FlattenCSwinTransformer(Pyramid):
     channels_last = True
     output_fmt = "NHWC"
 
+    @lists_attention_options
     def __init__(
         self,
         *,
@@ -401,7 +402,7 @@ class FlattenCSwinTransformer(Pyramid):
         update_model_input_size(self, _pair(img_size))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return how layers are grouped for layer-wise learning rates, as timm asks."""
+        """Return the patterns that sort parameters into layers, for layer-wise learning rates."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.\w+\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
@@ -437,11 +438,11 @@ def _choose_stripes(
 ) -> list[int | None]:
     """Return the width of the stripes of each stage, None for the whole map."""
     count = len(attn_types)
-    wanted = f"must be a positive width of stripes, or one for each of {count} stages"
+    requirement = f"must be a positive width of stripes, or one for each of {count} stages"
     linear: Sequence[int | None] = [None] * count
     if split_sizes is not None:
-        linear = per_stage(split_sizes, count, f"split_sizes {wanted}")
-    softmax = per_stage(softmax_split_sizes, count, f"softmax_split_sizes {wanted}")
+        linear = per_stage(split_sizes, count, f"split_sizes {requirement}")
+    softmax = per_stage(softmax_split_sizes, count, f"softmax_split_sizes {requirement}")
     return [linear[stage] if letter == "L" else softmax[stage] for stage, letter in enumerate(attn_types)]
 
 
@@ -454,7 +455,7 @@ _OFFICIAL_NAMES = (
 
 
 def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors under the names of ``model``; what is unknown passes."""
+    """Return the tensors under the names of ``model``; unknown keys pass through."""
     named = {}
     for name, value in state_dict.items():
         for official, ours in _OFFICIAL_NAMES:
@@ -470,16 +471,16 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
 def _fit_branches(named: dict[str, Tensor], prefix: str, block: CrossShapedBlock) -> None:
     """Fit, in place, the convolutions of a block with other stripes.
 
-    Two branches of softmax stripes that each hold the whole map are one branch with all heads, so that its
-    convolution is theirs side by side.
+    Two branches of softmax stripes that each hold the whole map become one branch with all heads, whose convolution is
+    theirs side by side.
     """
     if isinstance(block.attns[0], GridAttention):
         return
     for leaf in ("weight", "bias"):
         names = [f"{prefix}.attns.{branch}.get_v.{leaf}" for branch in range(2)]
-        came = [named.pop(name) for name in names if name in named]
-        if came:
-            named.update(zip(names, torch.cat(came).chunk(block.branches), strict=False))
+        parts = [named.pop(name) for name in names if name in named]
+        if parts:
+            named.update(zip(names, torch.cat(parts).chunk(block.branches), strict=False))
 
 
 _create: Callable[..., FlattenCSwinTransformer] = partial(

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
-from flatten_transformer.models.attention_choice import choose_attention, pop_attention_options
+from flatten_transformer.models.attention_choice import choose_attention, lists_attention_options, pop_attention_options
 from flatten_transformer.models.build import build, default_cfg
 from flatten_transformer.models.fit_weights import check_fit, fit_checkpoint, with_grids_of
 from flatten_transformer.models.options import expand_attn_types
@@ -30,21 +30,21 @@ __all__ = ["FlattenVisionTransformer"]
 
 
 class Tokens(NamedTuple):
-    """What a block must know of its tokens besides their values; travels where timm passes ``attn_mask``."""
+    """Grid and mask of a block's tokens; takes the place of timm's ``attn_mask``."""
 
     grid_size: tuple[int, int]
     attn_mask: Tensor | None
 
 
 class GridBlock(Block):
-    """timm's block, told the grid of its tokens; recomputes itself where checkpointing is on."""
+    """timm's block, given the grid of its tokens; recomputes itself where checkpointing is on."""
 
     grad_checkpointing = False
 
     def forward(self, x: Tensor, attn_mask: Tokens, is_causal: bool = False) -> Tensor:
         """Return ``[B, N, C]``."""
         if self.grad_checkpointing:
-            # timm checkpoints only the blocks it hands no mask; here the grid always comes along
+            # timm checkpoints only blocks without a mask; here the grid is always passed
             out: Tensor = checkpoint(self._forward, x, attn_mask, use_reentrant=False)
             return out
         return self._forward(x, attn_mask)
@@ -68,13 +68,13 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
 
     Args:
         attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all blocks or one a block.
-        class_token: As in timm; class and register tokens attend, and pass by the convolution.
+        class_token: As in timm; class and register tokens attend, and bypass the convolution.
         global_pool: As in timm.
         dynamic_img_pad: As in timm; on, so that sizes need not be multiples of the patch.
-        weight_init: As in timm: how all weights are drawn, those of the linear attention too.
-        fix_init: As in timm: later blocks begin smaller.
-        kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and everything else of timm's
-            VisionTransformer, but what has no meaning here, which raises.
+        weight_init: As in timm; applies to the linear attention too.
+        fix_init: As in timm: later blocks start smaller.
+        kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and every other one of timm's
+            VisionTransformer; those without meaning here raise.
 
     Raises:
         ValueError: If an option does not exist for linear attention (attn_drop_rate, patch_drop_rate, qk_norm).
@@ -86,6 +86,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
         torch.Size([1, 10])
     """
 
+    @lists_attention_options
     def __init__(
         self,
         *,
@@ -105,7 +106,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
                 raise ValueError(
                     f"{option} has no meaning for linear attention over a grid: leave it out, got {kwargs[option]!r}"
                 )
-        drawn_here = weight_init != "skip" and bool(weight_init or fix_init)  # once the linear layers stand
+        drawn_here = weight_init != "skip" and bool(weight_init or fix_init)  # once the linear layers exist
         super().__init__(
             weight_init="skip" if drawn_here else weight_init,
             fix_init=fix_init,
@@ -184,7 +185,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
     def set_input_size(self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None) -> None:
         """Change the size the model is built for; position and key encodings are resized to it."""
         encoding, old_size = self.pos_embed, self.patch_embed.grid_size
-        self.pos_embed: nn.Parameter | None = None  # so that timm does not resize it
+        self.pos_embed: nn.Parameter | None = None  # keeps timm from resizing it
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         if encoding is not None:
             resized = self._resize_pos_embed(encoding.detach(), old_size, self.patch_embed.grid_size)
@@ -195,7 +196,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenVisionTransformer) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint as ``model`` wants them: patch, position and key encodings resized.
+    """Return the tensors of a checkpoint as ``model`` takes them: patch, position and key encodings resized.
 
     Raises:
         ValueError: If it is a checkpoint of another model.

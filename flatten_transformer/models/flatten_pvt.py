@@ -1,7 +1,7 @@
 """FLatten-PVT: the Pyramid Vision Transformer with focused linear attention in place of spatial reduction.
 
 PVT (arXiv 2102.12122) shrinks keys and values to afford attention on large maps; FLatten (arXiv 2308.00442) attends to
-the whole map in linear time instead. No class token: the last map is averaged. timm has no PVT v1, so it stands here.
+the whole map in linear time instead. No class token: the last map is averaged. timm has no PVT v1, so the host is written here.
 """
 
 # B batch, N tokens of a map, C channels.
@@ -24,7 +24,7 @@ from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import LearnsOnGrid
 from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.layers.rank_restoration import Stretch
-from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention
+from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention, lists_attention_options
 from flatten_transformer.models.build import build, default_cfg
 from flatten_transformer.models.fit_weights import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
@@ -45,7 +45,7 @@ _EPS = 1e-6  # of the norms around attention and MLP; the others keep PyTorch's 
 
 
 class PatchEmbed(nn.Module):
-    """Cut a map into patches, one token each, and normalise them; patches that stick out are padded.
+    """Split a map into patches, one token each, and normalise them; incomplete patches are padded.
 
     Args:
         in_chans: Channels of the map.
@@ -54,13 +54,7 @@ class PatchEmbed(nn.Module):
         factory: Device and dtype.
     """
 
-    def __init__(
-        self,
-        in_chans: int,
-        dim: int,
-        patch_size: int,
-        **factory: Any,
-    ) -> None:
+    def __init__(self, in_chans: int, dim: int, patch_size: int, **factory: Any) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **factory)
@@ -80,19 +74,12 @@ class PyramidBlock(nn.Module):
         dim: Channels C.
         mlp_ratio: Hidden channels of the MLP over C.
         proj_drop: Dropout probability in the MLP.
-        drop_path: Probability to leave a branch out, for a sample.
+        drop_path: Probability to drop a branch, for each sample.
         factory: Device and dtype.
     """
 
     def __init__(
-        self,
-        attn: nn.Module,
-        dim: int,
-        *,
-        mlp_ratio: float,
-        proj_drop: float = 0.0,
-        drop_path: float = 0.0,
-        **factory: Any,
+        self, attn: nn.Module, dim: int, *, mlp_ratio: float, proj_drop: float = 0.0, drop_path: float = 0.0, **factory: Any
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=_EPS, **factory)
@@ -169,9 +156,9 @@ class FlattenPyramidVisionTransformer(Pyramid):
 
     Args:
         img_size: Side, or height and width, of the images whose maps the position and key encodings are learned on.
-            Images of other sizes pass too: encodings are resized, and patches that stick out are padded.
+            Images of other sizes pass too: encodings are resized, and incomplete patches are padded.
         in_chans: Channels of the images.
-        num_classes: Classes; 0 leaves the classifier out.
+        num_classes: Classes; 0: no classifier.
         global_pool: ``"avg"``, or ``""`` to keep the map.
         depths: Blocks of each of four stages.
         embed_dims: Channels of each stage.
@@ -188,10 +175,10 @@ class FlattenPyramidVisionTransformer(Pyramid):
         pos_drop_rate: Dropout probability after the position encodings.
         proj_drop_rate: Dropout probability after the projections of attention and MLP.
         attn_drop_rate: Dropout probability of the weights of softmax attention.
-        drop_path_rate: Largest probability to leave a branch out; grows linearly from 0 over the blocks.
-        device: Where the parameters are made.
-        dtype: Their dtype.
-        attention_options: What the linear blocks attend by, see :class:`flatten_transformer.models.AttentionOptions`.
+        drop_path_rate: Largest probability to drop a branch; grows linearly from 0 over the blocks.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        attention_options: Attention of the linear blocks, see :class:`flatten_transformer.models.AttentionOptions`.
 
     Raises:
         ValueError: If an option is out of range.
@@ -203,6 +190,7 @@ class FlattenPyramidVisionTransformer(Pyramid):
         torch.Size([1, 10])
     """
 
+    @lists_attention_options
     def __init__(
         self,
         *,
@@ -263,8 +251,8 @@ class FlattenPyramidVisionTransformer(Pyramid):
         self.num_features = self.head_hidden_size = embed_dims[-1]
         self.feature_info = [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(embed_dims)]
         self.stages = nn.Sequential(*(build_stage(i) for i in range(len(depths))))
-        # The released model owns this norm and never applies it. It is kept so that official files fit and parameters
-        # count as published, and frozen because distributed training waits for the gradient of every parameter that asks.
+        # The released model owns this norm and never applies it. It is kept so that official files fit and the parameter
+        # count is as published, and frozen because distributed training waits for every trainable parameter.
         self.norm = nn.LayerNorm(self.num_features, eps=_EPS, **factory).requires_grad_(False)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
@@ -284,7 +272,7 @@ class FlattenPyramidVisionTransformer(Pyramid):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in: ``num_classes`` classes, 0 for none; optionally another pooling."""
+        """Replace the classifier: ``num_classes`` classes, 0 for none; optionally another pooling."""
         if global_pool is not None:
             self.global_pool = _check_pool(global_pool)
         self.num_classes, self.head_hidden_size = num_classes, self.num_features
@@ -300,7 +288,7 @@ class FlattenPyramidVisionTransformer(Pyramid):
         set_feat_sizes(self.stages, feat_sizes)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return the patterns that sort parameters into layers, for learning rates that decay with depth."""
+        """Return the patterns that sort parameters into layers, for layer-wise learning rates."""
         fine = [(r"^stages\.(\d+)\.(?:patch_embed|pos_embed)", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stages\.0\.(?:patch_embed|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
@@ -322,7 +310,7 @@ _OFFICIAL = re.compile(r"^(patch_embed|pos_embed|block)(\d+)")
 
 
 def convert(state_dict: Mapping[str, Tensor], model: FlattenPyramidVisionTransformer) -> dict[str, Tensor]:
-    """Return the tensors by our names; strangers stay as they are."""
+    """Return the tensors by our names; unknown keys pass through."""
     return rename_reduction_norms({_OFFICIAL.sub(_own_name, name): value for name, value in state_dict.items()}, model)
 
 
@@ -341,7 +329,7 @@ _cfg = partial(default_cfg, first_conv="stages.0.patch_embed.proj", classifier="
 default_cfgs = generate_default_cfgs(
     {
         "flatten_pvt_tiny": _cfg("3ab1d773f19d45648690"),
-        "flatten_pvt_small": _cfg(),  # no weights were published for it and the larger ones
+        "flatten_pvt_small": _cfg(),  # no weights were published from here on
         "flatten_pvt_medium": _cfg(),
         "flatten_pvt_large": _cfg(),
     }

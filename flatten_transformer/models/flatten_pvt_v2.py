@@ -1,6 +1,6 @@
 """FLatten-PVTv2: timm's PyramidVisionTransformerV2 with focused linear attention in place of spatial reduction.
 
-PVTv2 (arXiv 2106.13797) knows positions from its overlapping patches and the convolutions in its MLPs; FLatten
+PVTv2 (arXiv 2106.13797) infers positions from its overlapping patches and the convolutions in its MLPs; FLatten
 (arXiv 2308.00442) adds the key encoding of its attention and attends to the whole map in linear time.
 """
 
@@ -15,7 +15,7 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor
 
 from flatten_transformer.layers.rank_restoration import Stretch
-from flatten_transformer.models.attention_choice import choose_attention, pop_attention_options
+from flatten_transformer.models.attention_choice import choose_attention, lists_attention_options, pop_attention_options
 from flatten_transformer.models.build import build, default_cfg
 from flatten_transformer.models.fit_weights import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
@@ -46,8 +46,8 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         qkv_bias: Learn biases in the projections of queries, keys and values.
         proj_drop_rate: Dropout probability after the projections of attention and MLP.
         attn_drop_rate: Dropout probability of the weights of softmax attention.
-        kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and everything else of timm's
-            PyramidVisionTransformerV2 but ``linear``, its pooled attention, which raises.
+        kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and every other one of timm's
+            PyramidVisionTransformerV2, except ``linear``, its pooled attention, which raises.
 
     Raises:
         ValueError: If an option is out of range.
@@ -59,6 +59,7 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         torch.Size([1, 10])
     """
 
+    @lists_attention_options
     def __init__(
         self,
         *,
@@ -97,7 +98,7 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
 
 
 def convert(state_dict: Mapping[str, Tensor], model: FlattenPyramidVisionTransformerV2) -> dict[str, Tensor]:
-    """Return the tensors by timm's names; strangers stay as they are."""
+    """Return the tensors by timm's names; unknown keys pass through."""
     return rename_reduction_norms(dict(pvt_v2.checkpoint_filter_fn(state_dict, model)), model)
 
 
@@ -111,7 +112,7 @@ _cfg = partial(default_cfg, first_conv="patch_embed.proj", classifier="head")
 default_cfgs = generate_default_cfgs(
     {
         "flatten_pvt_v2_b0": _cfg("5d1f01532b104da28e7b"),
-        "flatten_pvt_v2_b1": _cfg(),  # no weights were published for it and the larger ones
+        "flatten_pvt_v2_b1": _cfg(),  # no weights were published from here on
         "flatten_pvt_v2_b2": _cfg(),
         "flatten_pvt_v2_b3": _cfg(),
         "flatten_pvt_v2_b4": _cfg(),

@@ -29,7 +29,7 @@ from flatten_transformer.layers import GridAttention
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.layers.windows import Windows
-from flatten_transformer.models.attention_choice import choose_attention, pop_attention_options
+from flatten_transformer.models.attention_choice import choose_attention, lists_attention_options, pop_attention_options
 from flatten_transformer.models.build import build, default_cfg
 from flatten_transformer.models.fit_weights import accept_official_names, checkpoint_filter_fn
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
@@ -41,13 +41,13 @@ WindowSize = int | Sequence[int] | Sequence[Size]
 
 
 class WindowBlock(nn.Module):
-    """A Swin block made of timm's parts, on maps of any size; the subclasses say how a window attends.
+    """A Swin block made of timm's parts, on maps of any size; subclasses attend within windows.
 
     Args:
-        host: timm's block; its norms, MLP and drop paths are taken over.
-        attn: What attends in a window.
+        host: timm's block; its norms, MLP and drop paths are reused.
+        attn: Attention within a window.
         feat_size: The map the block is built for.
-        shifted: Roll the map by half a window before it is cut, along each axis that has more than one window.
+        shifted: Roll the map by half a window before it is split, along each axis with more than one window.
     """
 
     def __init__(self, host: SwinTransformerBlock, attn: nn.Module, feat_size: Size, shifted: bool) -> None:
@@ -68,7 +68,7 @@ class WindowBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
     def windows(self, feat_size: Size) -> Windows:
-        """Return how a map of this size is divided."""
+        """Return the windows of a map of this size."""
         window_size = self.window_size_on(feat_size)
         if not self.shifted:
             return Windows(feat_size, window_size)
@@ -96,18 +96,13 @@ class LinearWindowBlock(WindowBlock):
         feat_size: The map the block is built for.
         window_size: The largest window.
         shifted: Roll the map, see :class:`WindowBlock`.
-        linear: What makes its attention.
+        linear: Factory of its attention.
     """
 
     attn: GridAttention
 
     def __init__(
-        self,
-        host: SwinTransformerBlock,
-        feat_size: Size,
-        window_size: Size,
-        shifted: bool,
-        linear: partial[GridAttention],
+        self, host: SwinTransformerBlock, feat_size: Size, window_size: Size, shifted: bool, linear: partial[GridAttention]
     ) -> None:
         softmax = host.attn
         attn = linear(
@@ -164,7 +159,7 @@ class SoftmaxWindowBlock(LearnsOnGrid, WindowBlock):
 
     def attend(self, tokens: Tensor, windows: Windows) -> Tensor:
         """Attend within each window, ``[B·W, N, C]``."""
-        # the mask of the built size is kept, as in timm: it would cost a dozen small kernels a block
+        # the mask of the built size is kept, as in timm: computing it takes a dozen small kernels a block
         mask = self.attn_mask if windows.grid_size == self.feat_size else _additive_mask(windows, tokens)
         out: Tensor = self.attn(tokens, mask)
         return out
@@ -180,11 +175,11 @@ class SoftmaxWindowBlock(LearnsOnGrid, WindowBlock):
         return {"attn.relative_position_bias_table": _offsets(self.attn.window_size)}
 
     def reset_parameters(self) -> None:
-        """Fill the mask, as timm's ``init_weights`` asks for: the block itself learns nothing."""
+        """Fill the mask, as timm's ``init_weights`` expects: the block itself has no parameters."""
         self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
-        """Fill what no checkpoint holds; timm calls this after it has moved a model off the meta device."""
+        """Fill the mask, which no checkpoint holds; timm calls this after moving a model off the meta device."""
         self.attn_mask = _additive_mask(self.windows(self.feat_size), self.norm1.weight)
 
 
@@ -195,10 +190,10 @@ class FlattenSwinTransformer(SwinTransformer):
         attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all stages or one a stage.
         window_size: Window of the linear stages, capped by the map: a side, (height, width), or one such a stage.
             56 is the whole map of every stage at 224.
-        softmax_window_size: Window of the softmax stages, likewise. By default 7, or 12 where ``window_size`` is
+        softmax_window_size: Window of the softmax stages, in the same forms. By default 7, or 12 where ``window_size`` is
             above 56, which is the released rule (96 with 12 for images of 384).
-        kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and everything else of timm's
-            SwinTransformer, but what has no meaning here, which raises.
+        kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and every other one of timm's
+            SwinTransformer; those without meaning here raise.
 
     Raises:
         ValueError: If an option is out of range or has no meaning in these stages.
@@ -210,6 +205,7 @@ class FlattenSwinTransformer(SwinTransformer):
         torch.Size([1, 10])
     """
 
+    @lists_attention_options
     def __init__(
         self,
         *,
@@ -234,7 +230,7 @@ class FlattenSwinTransformer(SwinTransformer):
             **kwargs,
         )
         self.attn_types = attn_types
-        # what timm's set_input_size scales with the image
+        # timm's set_input_size scales them with the image
         self._ref_window_sizes = self._choose(linear, softmax)
         for letter, stage, window in zip(attn_types, self.layers, self._ref_window_sizes, strict=True):
             blocks: list[WindowBlock] = []
@@ -275,7 +271,7 @@ class FlattenSwinTransformer(SwinTransformer):
             softmax = now if softmax_window_size is None else _per_stage("softmax_window_size", softmax_window_size, count)
             windows = self._choose(linear, softmax)
         super().set_input_size(img_size=img_size, patch_size=patch_size, window_size=windows)
-        # timm has noted the windows as window_size, for whoever builds this model again
+        # timm has recorded the windows as window_size, for rebuilding this model
         update_model_args(self, softmax_window_size=self._model_args["window_size"])
 
 
@@ -313,14 +309,14 @@ def _additive_mask(windows: Windows, like: Tensor) -> Tensor | None:
 
 
 def _offsets(window_size: Size) -> Size:
-    """Return how many distances two tokens of a window can have along each axis."""
+    """Return the number of offsets between two tokens of a window along each axis."""
     return 2 * window_size[0] - 1, 2 * window_size[1] - 1
 
 
 def _set_window_size(attn: WindowAttention, window_size: Size) -> None:
     """Give timm's attention another window; its relative position bias is resized bicubically.
 
-    timm's own set_window_size interpolates linearly, in float32, and on an indexing that PyTorch has deprecated.
+    timm's own set_window_size interpolates linearly, in float32, and with an indexing that PyTorch has deprecated.
     """
     table = attn.relative_position_bias_table
     resized = resize_grid(table.detach()[None], _offsets(attn.window_size), _offsets(window_size))[0]
@@ -331,9 +327,9 @@ def _set_window_size(attn: WindowAttention, window_size: Size) -> None:
 
 
 def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors under timm's names; what is unknown passes.
+    """Return the tensors under timm's names; unknown keys pass through.
 
-    Swin's authors hold a stage's downsampling at its end, timm at the start of the next stage.
+    Swin's authors have a stage's downsampling at its end, timm at the start of the next stage.
     """
     official = any(name.startswith("layers.0.downsample.") for name in state_dict)
     named = {}

@@ -1,4 +1,4 @@
-"""Options that several families share, checked in one place."""
+"""Checks of options that several families share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def expand_attn_types(attn_types: str, count: int) -> str:
 
 
 def check_attn_drop(attn_drop_rate: float, attn_types: str) -> None:
-    """Raise ValueError where dropout on attention weights is asked for and no stage has such weights."""
+    """Raise ValueError for dropout on attention weights where no stage has any."""
     if attn_drop_rate and "S" not in attn_types:
         raise ValueError(
             f"attn_drop_rate acts on the weights of softmax attention, which attn_types={attn_types!r} has nowhere: "
@@ -29,13 +29,13 @@ def check_attn_drop(attn_drop_rate: float, attn_types: str) -> None:
         )
 
 
-def per_stage(values: int | Sequence[int], count: int, wanted: str) -> tuple[int, ...]:
+def per_stage(values: int | Sequence[int], count: int, requirement: str) -> tuple[int, ...]:
     """Return one positive whole number a stage, or raise ValueError.
 
     Args:
         values: One for all stages, or one a stage.
         count: Stages.
-        wanted: What they must be; the message begins with it.
+        requirement: Beginning of the message, as in the example.
 
     Example:
         >>> per_stage(2, 4, "sr_ratios must be positive")
@@ -43,5 +43,5 @@ def per_stage(values: int | Sequence[int], count: int, wanted: str) -> tuple[int
     """
     chosen = (values,) * count if isinstance(values, int) else tuple(values)
     if len(chosen) != count or not all(isinstance(value, int) and value >= 1 for value in chosen):
-        raise ValueError(f"{wanted}, got {values!r}")
+        raise ValueError(f"{requirement}, got {values!r}")
     return chosen

@@ -1,4 +1,4 @@
-"""What timm asks of every host made of stages, for the families whose hosts are written here (PVT, CSwin)."""
+"""timm's interface of hosts made of stages, for the families whose hosts are written here (PVT, CSwin)."""
 
 # B batch, C channels.
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 class Pyramid(nn.Module):
     """A model of ``stages``, each a map of half the size; a subclass has ``forward_head`` and ``reset_classifier``."""
 
-    stages: Any  # an nn.Sequential of modules with `grad_checkpointing`; typed so for the sake of the latter
+    stages: Any  # an nn.Sequential of modules with `grad_checkpointing`; typed Any for the latter
     norm: nn.Module
     channels_last: bool = False  # whether maps between stages are [B, rows, columns, C] rather than [B, C, rows, columns]
     num_features: int
     feature_info: list[dict[str, Any]]
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return what the first stage takes of images, ``[B, in_chans, height, width]``."""
+        """Return the input of the first stage, from images ``[B, in_chans, height, width]``."""
         return x
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Return the last map as the classifier takes it."""
+        """Return the last map as the input of the classifier."""
         return x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Pyramid(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Cut off the stages behind the last chosen one, with the norm and the classifier; return the chosen indices."""
+        """Remove the stages after the last chosen one, with the norm and the classifier; return the chosen indices."""
         chosen, last = feature_take_indices(len(self.stages), indices)
         cut = last + 1 < len(self.stages)
         self.stages = self.stages[: last + 1]
@@ -91,12 +91,12 @@ class Pyramid(nn.Module):
             self.norm = nn.Identity()
         if cut:
             self.num_features = self.feature_info[last]["num_chs"]
-        if cut or prune_head:  # a head for the last map has nothing left to classify
+        if cut or prune_head:  # the last map is gone
             self.reset_classifier(0, "")
         return list(chosen)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in: ``num_classes`` classes, 0 for none; optionally another pooling."""
+        """Replace the classifier: ``num_classes`` classes, 0 for none; optionally another pooling."""
         raise NotImplementedError
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

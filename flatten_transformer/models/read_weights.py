@@ -1,4 +1,4 @@
-"""Checkpoint files: read without executing anything in them, written so that none is ever half."""
+"""Checkpoint files: read without executing anything in them, written atomically."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.digest import check_whole
 from flatten_transformer.utils.printable import printable
 
-_WANTED = "a checkpoint must be a safetensors file or one that torch.save wrote"
-_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # a pickle of the number that torch.save began with until 1.5
-_MAX_HEADER = 16 * 2**20  # bytes, of a safetensors file; that of a model with 1,000 tensors and as many classes has 0.2 MiB
+_EXPECTED = "a checkpoint must be a safetensors file or one that torch.save wrote"
+_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # the pickled magic number of torch.save until 1.5
+_MAX_HEADER = 16 * 2**20  # bytes, of a safetensors file; 1,000 tensors and as many classes take 0.2 MiB
 _MAX_STEPS = 1_000_000  # of a pickle, each of which takes up to 230 bytes; a tensor has about 20
-_SPARE_BYTES = 256 * 2**20  # that the tensors of a file may have beyond it: some share what is saved once
+_SPARE_BYTES = 256 * 2**20  # by which tensors may exceed their file: some share storage
 
 # timm reads checkpoint_path= with PyTorch's restricted unpickler, which refuses the configuration object in the
 # authors' files. As a plain dict, which executes nothing, it may pass. The one global setting this package makes.
@@ -36,7 +36,7 @@ torch.serialization.add_safe_globals([(OrderedDict, "yacs.config.CfgNode")])
 
 
 class Inert:
-    """Stands in for whatever a file asks to be built besides tensors: takes anything, does nothing."""
+    """Stand-in for every object of a file but tensors: takes anything, does nothing."""
 
     def __new__(cls, *_: object, **__: object) -> Inert:
         """Ignore the arguments."""
@@ -45,7 +45,7 @@ class Inert:
     def __init__(self, *_: object, **__: object) -> None: ...
 
     def __call__(self, *_: object, **__: object) -> Inert:
-        """Return itself, for files that call what they were given."""
+        """Return itself, for files that call the objects they name."""
         return self
 
     def __setitem__(self, *_: object) -> None: ...
@@ -77,7 +77,7 @@ class _TensorUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
-        if (module, name) in _TENSOR_PARTS:  # wrapped, for a pickle may set attributes of what it finds
+        if (module, name) in _TENSOR_PARTS:  # wrapped: a pickle may set attributes of its globals
             return partial(self._call, super().find_class(module, name))
         return Inert
 
@@ -89,7 +89,7 @@ class _TensorUnpickler(pickle.Unpickler):
         return part(*args)
 
 
-_PICKLE = SimpleNamespace(  # what torch.load asks of a pickle module
+_PICKLE = SimpleNamespace(  # the interface that torch.load expects of a pickle module
     __name__=__name__,
     Unpickler=_TensorUnpickler,
     load=lambda file, **options: _TensorUnpickler(file, **options).load(),
@@ -97,10 +97,10 @@ _PICKLE = SimpleNamespace(  # what torch.load asks of a pickle module
 
 
 def read_tensors(path: Path) -> StateDict:
-    """Return the tensors of a checkpoint by name, whatever lies beside them.
+    """Return the tensors of a checkpoint by name, and nothing else of it.
 
     Training code often pickles its configuration into the file. No code and no class that a file names is run or
-    imported here, so that even a file made to do harm is harmless.
+    imported here, so that even a malicious file is harmless.
 
     Args:
         path: A safetensors file, or one of ``torch.save``.
@@ -131,19 +131,19 @@ def read_tensors(path: Path) -> StateDict:
 
 
 def _check_entries(path: Path) -> None:
-    """Raise ValueError for a zip file that torch.save did not write, before anything in it is looked at."""
+    """Raise ValueError for a zip file that torch.save did not write, before anything in it is read."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception:  # no zip file, or a damaged one: zipfile raises nearly everything, and the readers say it better
+    except Exception:  # no zip file, or a damaged one, for which zipfile raises almost anything; the readers report it better
         return
     reasons = {
         "it is a TorchScript program, not a checkpoint": any(e.filename.endswith("constants.pkl") for e in entries),
         "it is compressed, as torch.save never does": any(e.compress_type != zipfile.ZIP_STORED for e in entries),
         "its entries overlap": sum(e.file_size for e in entries) > path.stat().st_size,
     }
-    if found := [reason for reason, applies in reasons.items() if applies]:
-        raise ValueError(f"{path} cannot be read ({found[0]}): {_WANTED}")
+    if reason := next((reason for reason, applies in reasons.items() if applies), None):
+        raise ValueError(f"{path} cannot be read ({reason}): {_EXPECTED}")
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -151,10 +151,10 @@ def _load(path: Path) -> Mapping[str, Any]:
         loaded = _READERS[weights_format(path)](path)
     except OSError:
         raise
-    except Exception as error:  # what a damaged or hostile pickle raises has no bounds
-        raise ValueError(f"{path} cannot be read ({one_line(error)}): {_WANTED}") from error
+    except Exception as error:  # a damaged or hostile pickle may raise anything
+        raise ValueError(f"{path} cannot be read ({one_line(error)}): {_EXPECTED}") from error
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}: {_WANTED}, with tensors by name")
+        raise ValueError(f"{path} holds a {type(loaded).__name__}: {_EXPECTED}, with tensors by name")
     return loaded
 
 
@@ -162,10 +162,10 @@ Format = Literal["safetensors", "zip", "legacy"]
 
 
 def weights_format(path: Path) -> Format:
-    """Return which kind of a file of weights this is, by its first bytes.
+    """Return the format of a file of weights, by its first bytes.
 
     Raises:
-        ValueError: If it is none, such as a server's page about an error.
+        ValueError: If it is no such file, but a server's error page, say.
 
     Example:
         >>> path = getfixture("tmp_path") / "page.pth"
@@ -187,7 +187,7 @@ def weights_format(path: Path) -> Format:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors file, which lie in the file until they are used, and its metadata.
+    """Return the tensors of a safetensors file, mapped from the file, and its metadata.
 
     Raises:
         ValueError: If it is not such a file, or a damaged one; the message does not name it.
@@ -204,7 +204,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_zip(path: Path) -> Any:
-    reader = torch._C.PyTorchFileReader(str(path))  # what torch.load reads with
+    reader = torch._C.PyTorchFileReader(str(path))  # as used by torch.load
     _check_pickle(io.BytesIO(reader.get_record("data.pkl")))
     return torch.load(str(path), map_location="cpu", pickle_module=_PICKLE, weights_only=False, mmap=True)
 
@@ -213,13 +213,13 @@ def _read_legacy(path: Path) -> Any:
     if tarfile.is_tarfile(path):  # torch.load would unpack it
         raise ValueError("it is a tar file")
     with path.open("rb") as file:
-        for _ in range(5):  # number, version, system, content, names of what follows
+        for _ in range(5):  # number, version, system, content, names of the storages
             _check_pickle(file)
     return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
 
 
 def _check_pickle(file: IO[bytes]) -> None:
-    """Read one pickle without building anything, and raise ValueError if it would take too much memory."""
+    """Read one pickle without building anything; raise ValueError if it would take too much memory."""
     for count, (step, argument, _) in enumerate(pickletools.genops(file)):
         if count > _MAX_STEPS:
             raise ValueError(f"its pickle has more than {_MAX_STEPS} steps")
@@ -235,7 +235,7 @@ _READERS: Mapping[Format, Callable[[Path], Any]] = {
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error about a file says, in one line without control characters; its class where that says more.
+    """Return the message of an error about a file, in one line without control characters; with its class if that helps.
 
     Example:
         >>> one_line(RuntimeError("no  tensor")), one_line(ValueError("no tensor"))
@@ -245,7 +245,7 @@ def one_line(error: Exception) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """Return a text that may come from a file as a part of a message: in one line, and of a length to be read.
+    """Return untrusted text for a message: printable, in one line, cut to a readable length.
 
     Example:
         >>> in_one_line(" two  words ")
@@ -270,12 +270,12 @@ def convert_checkpoint(source: Path, target: Path, /) -> None:
         raise ValueError(f"the target must be named .safetensors, got {target}")
     if target.exists():
         raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
-    came = read_tensors(source)
-    tensors = {name: value.clone().contiguous() for name, value in came.items()}
+    state_dict = read_tensors(source)
+    tensors = {name: value.clone().contiguous() for name, value in state_dict.items()}
     try:
         if "__metadata__" in tensors:
             raise ValueError("the name __metadata__")
-        content = save(tensors, {"format": "pt", **grids_to_header(came)})
+        content = save(tensors, {"format": "pt", **grids_to_header(state_dict)})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source} holds what a safetensors file cannot ({one_line(error)}): leave it as it is") from error
     write_atomically(target, content)

@@ -19,7 +19,7 @@ SOFTMAX_SR_RATIOS = (8, 4, 2, 1)  # of PVT and PVTv2 themselves
 
 
 class SpatialReductionAttention(Attention):
-    """timm's softmax attention of PVTv2, the same numbers at every size; a map smaller than ``sr_ratio`` is padded to it.
+    """timm's softmax attention of PVTv2, unchanged but for maps smaller than ``sr_ratio``, which are padded to it.
 
     Args:
         dim: Channels C.
@@ -44,7 +44,7 @@ class SpatialReductionAttention(Attention):
         if padded is image:
             return self._attend(x, feat_size)
         larger: Grid = (padded.shape[2], padded.shape[3])
-        out = self._attend(padded.flatten(2).transpose(1, 2), larger)  # the padding asks too, and nobody reads its answers
+        out = self._attend(padded.flatten(2).transpose(1, 2), larger)  # padding attends too; its output is dropped
         return out.unflatten(1, larger)[:, : feat_size[0], : feat_size[1]].flatten(1, 2)
 
     def _attend(self, x: Tensor, feat_size: Grid) -> Tensor:
@@ -62,11 +62,11 @@ def build_attention(
     linear: Callable[..., GridAttention],
     softmax: Callable[..., SpatialReductionAttention],
 ) -> GridAttention | SpatialReductionAttention:
-    """Return the attention of one block: ``"L"`` linear, ``"S"`` softmax, made by a function called so.
+    """Return the attention of one block: ``"L"`` linear, ``"S"`` softmax, made by the function of that name.
 
     A map that is no multiple of ``sr_ratio`` is padded with zeros for the reduction of linear attention: each reduced
-    key then sees at least one true token, and no token is lost. Key encodings are learned on the reduced map. The
-    parameters carry the official names but for the norm after the reduction, ``sr_norm`` here.
+    key then sees at least one true token, and no token is lost. Key encodings are learned on the reduced map. Parameters
+    have the official names, except for the norm after the reduction, ``sr_norm`` here.
 
     Example:
         >>> from flatten_transformer import FocusedLinearAttention
@@ -97,12 +97,12 @@ def stage_sr_ratios(sr_ratios: int | Sequence[int] | None, attn_types: str) -> t
     """
     if sr_ratios is None:
         return tuple(ratio if letter == "S" else 1 for letter, ratio in zip(attn_types, SOFTMAX_SR_RATIOS, strict=True))
-    wanted = f"sr_ratios must be a whole number of at least 1 for each of {len(attn_types)} stages, such as (8, 4, 2, 1),"
-    return per_stage(sr_ratios, len(attn_types), f"{wanted} or one for all")
+    requirement = f"sr_ratios must be a whole number of at least 1 for each of {len(attn_types)} stages, such as (8, 4, 2, 1),"
+    return per_stage(sr_ratios, len(attn_types), f"{requirement} or one for all")
 
 
 def pyramid_feat_sizes(img_size: int | Sequence[int]) -> list[Grid]:
-    """Return the maps of the four stages, rounded up: a fourth of the image, then a half each.
+    """Return the map sizes of the four stages, rounded up: a quarter of the image, then half each.
 
     Example:
         >>> pyramid_feat_sizes((217, 333))
@@ -115,7 +115,7 @@ def pyramid_feat_sizes(img_size: int | Sequence[int]) -> list[Grid]:
 
 
 def set_feat_sizes(stages: nn.Module, feat_sizes: Sequence[Grid]) -> None:
-    """Resize the key encodings of ``stages``, each a module with ``blocks``, to the maps they now are learned on."""
+    """Resize the key encodings of ``stages``, each a module with ``blocks``, to new map sizes."""
     for stage, feat_size in zip(stages.children(), feat_sizes, strict=False):  # feature extractors cut stages off
         for module in stage.modules():
             if isinstance(module, GridAttention):

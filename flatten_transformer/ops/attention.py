@@ -1,4 +1,4 @@
-"""Focused linear attention as one function, whichever backend computes it."""
+"""Focused linear attention as one function, on any backend."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 
@@ -39,7 +39,7 @@ def focused_linear_attention(
     grid_size: Sequence[int] | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
-    """Attend in O(N + M) where ``F.scaled_dot_product_attention(query, key, value)`` stood.
+    """Attend in O(N + M), in place of ``F.scaled_dot_product_attention(query, key, value)``.
 
     ``O = φ(Q) (φ(K)ᵀ V) / (φ(Q) Σφ(K)) + DWC(V)`` with ``φ(x) = f_p((ReLU(x) + eps) / temperature)``: eq. (4)-(6)
     and (10) of FLatten (arXiv 2308.00442) in the form of the authors' released code. There is no 1/√D. Sums run
@@ -50,11 +50,11 @@ def focused_linear_attention(
         key: ``[B, H, M, D]``.
         value: ``[B, H, M, E]``.
         attn_mask: Boolean, ``[B, 1, 1, M]`` or broadcastable to it; True where a key takes part, as in
-            scaled_dot_product_attention. What lies in a masked key or value never matters, not even NaN.
+            scaled_dot_product_attention. Masked keys and values never matter, not even NaN.
             A sample whose keys are all masked attends to nothing: zeros.
         focusing_factor: The power p, a real number from 1 to 2¹⁶. 3 is the paper's, 1 is ReLU linear attention.
-        temperature: ``[H, D]``, positive; divides queries and keys (the released softplus(scale)). Others are refused
-            where looking is free, on a CPU; on a GPU, in graphs and under transforms they give NaN.
+        temperature: ``[H, D]``, positive; divides queries and keys (the released softplus(scale)). Others raise on
+            a CPU, where checking is free; on a GPU, in graphs and under transforms they give NaN.
         norm: ``"joint"`` takes the norms of f_p over all heads of a token, as the official weights need;
             ``"per_head"`` over each head alone.
         eps: Added to ReLU(x) and to the normaliser; dimensionless, from 1e-30 to 1e30.
@@ -66,17 +66,17 @@ def focused_linear_attention(
             (class, register), which are not convolved.
         backend: ``"portable"`` (PyTorch operations, everywhere), ``"cpp"`` (a compiled kernel, CPU), ``"triton"`` (GPU);
             None chooses, or the environment variable ``FLATTEN_BACKEND`` does. Under transforms of ``torch.func``, with
-            tangents and in second derivatives it is always the portable one, which is made of what PyTorch can transform.
+            tangents and in second derivatives it is always the portable one.
 
-    The three tokens have one dtype, the other tensors any that is no finer than the sums, and all lie on one device.
+    Query, key and value share one dtype, other tensors may have any no finer than the sums; all are on one device.
 
     Returns:
-        ``[B, H, N, E]`` in ``query.dtype``. Without any key, or key channels, nothing is attended to: zeros.
+        ``[B, H, N, E]`` in ``query.dtype``. Zeros without keys or key channels.
 
     Raises:
         ValueError: If shapes, dtypes or options do not fit; for a mask over query-key pairs, which no
             linear-time attention can apply.
-        BackendError: If the backend asked for cannot run here; the message says why. It is a RuntimeError.
+        BackendError: If the requested backend cannot run here; the message says why. It is a RuntimeError.
 
     Example:
         >>> q, k, v = torch.randn(3, 2, 4, 196, 32).unbind(0)

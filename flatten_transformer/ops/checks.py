@@ -1,4 +1,4 @@
-"""The arguments that every backend takes, and the checks that every backend relies on."""
+"""Arguments of one attention, and the checks that every backend relies on."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 
@@ -51,10 +51,10 @@ def shape_of(tensor: Tensor) -> list[int]:
 
 
 def check_focusing_factor(focusing_factor: float) -> None:
-    """Raise ValueError unless the power is one that the paper's analysis covers (p ≥ 1) and float32 can raise to.
+    """Raise ValueError unless the paper's analysis covers the power (p ≥ 1) and float32 can compute it.
 
-    A power multiplies the rounding of its base, 2⁻²⁴, so that at 2¹⁶ features are as coarse as bfloat16; above, they
-    would soon be noise, where all but the largest channel is zero anyway.
+    A power multiplies the rounding error of its base, 2⁻²⁴: at 2¹⁶ features are as coarse as bfloat16. Above, they soon
+    become noise, where all but the largest channel is zero anyway.
     """
     if not _is_number(focusing_factor) or not 1 <= focusing_factor <= LARGEST_POWER:
         raise ValueError(
@@ -73,7 +73,7 @@ def check_eps(eps: float, dtype: torch.dtype) -> None:
 
 
 def _is_number(x: object) -> bool:
-    # the last three: a size or number that is traced, and those of NumPy
+    # the last three: traced numbers and sizes, and NumPy's
     return isinstance(x, (int, float, torch.SymFloat, torch.SymInt, Real)) and not isinstance(x, bool)
 
 
@@ -122,7 +122,7 @@ def check_tokens(query: Tensor, key: Tensor, value: Tensor) -> None:
         and query.device == key.device == value.device
         and query.layout == key.layout == value.layout == torch.strided
     ):
-        return  # most calls are right, and each is asked
+        return  # the fast path: most calls are right
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{name} must be floating point, of at least 16 bits, got {tensor.dtype}: call .float() on it")
@@ -140,7 +140,7 @@ def check_options(a: Arguments) -> None:
 
 
 def check_option(name: str, tensor: Tensor | None, query: Tensor) -> None:
-    """Raise ValueError unless a tensor that is no token can be cast to the dtype of sums where the query is."""
+    """Raise ValueError unless an option tensor lies on the query's device and is no finer than the sums."""
     if tensor is None or (tensor.dtype == query.dtype and tensor.device == query.device and tensor.layout == torch.strided):
         return
     if tensor.dtype not in DTYPES:
@@ -160,33 +160,33 @@ def _check_place(name: str, tensor: Tensor, query: Tensor) -> None:
 def check_temperature(temperature: Tensor | None, query: Tensor) -> None:
     """Raise ValueError unless there is one number a channel of each head of ``[B, H, N, D]``."""
     if temperature is not None and temperature.shape != (query.shape[1], query.shape[3]):
-        wanted = f"[{query.shape[1]}, {query.shape[3]}]"
-        raise ValueError(f"temperature must be [heads, channels] = {wanted}, got {shape_of(temperature)}")
+        expected = f"[{query.shape[1]}, {query.shape[3]}]"
+        raise ValueError(f"temperature must be [heads, channels] = {expected}, got {shape_of(temperature)}")
     check_option("temperature", temperature, query)
 
 
 def check_positive(temperature: Tensor) -> None:
-    """Raise ValueError unless every temperature ``[H, D]`` is a positive number whose reciprocal is one too."""
-    least = torch.finfo(torch.float32).tiny
+    """Raise ValueError unless every temperature ``[H, D]`` is positive and has a finite reciprocal."""
+    smallest = torch.finfo(torch.float32).tiny
     low, high = (float(x) for x in temperature.detach().aminmax())
-    if not (low >= least and high <= 1 / least):
+    if not (low >= smallest and high <= 1 / smallest):
         raise ValueError(
-            f"temperature must lie between {least:.0e} and {1 / least:.0e}, got numbers from {low} to {high}: it divides"
+            f"temperature must lie between {smallest:.0e} and {1 / smallest:.0e}, got numbers from {low} to {high}: it divides"
         )
 
 
 def check_key_encoding(key_encoding: Tensor | None, key: Tensor) -> None:
     """Raise ValueError unless the encoding can be added to each sample's keys, ``[B, H, M, D]``."""
     if key_encoding is not None and key_encoding.shape != key.shape[1:]:
-        wanted = f"[heads, keys, channels] = {shape_of(key)[1:]}, as one sample's keys"
-        raise ValueError(f"key_encoding must be {wanted}; got {shape_of(key_encoding)}")
+        expected = f"[heads, keys, channels] = {shape_of(key)[1:]}, as one sample's keys"
+        raise ValueError(f"key_encoding must be {expected}; got {shape_of(key_encoding)}")
     check_option("key_encoding", key_encoding, key)
 
 
 def check_convolution(
     conv_weight: Tensor | None, conv_bias: Tensor | None, grid_size: Sequence[int] | None, query: Tensor, value: Tensor
 ) -> None:
-    """Raise ValueError unless the kernels fit the values ``[B, H, M, E]`` and their grid, and values lie where outputs do."""
+    """Raise ValueError unless the kernels fit the values ``[B, H, M, E]`` and their grid, with one query for each value."""
     if conv_weight is None:
         if conv_bias is not None or grid_size is not None:
             raise ValueError("conv_bias and grid_size belong to a convolution: pass conv_weight too")
@@ -211,21 +211,21 @@ def check_convolution(
 
 
 def check_mask(attn_mask: Tensor | None, key: Tensor) -> None:
-    """Raise ValueError unless the mask leaves out whole keys of ``[B, H, M, D]``, which is all linear attention can do."""
+    """Raise ValueError unless the mask drops whole keys of ``[B, H, M, D]``, all that linear attention can do."""
     if attn_mask is None:
         return
     batch, keys = key.shape[0], key.shape[2]
-    wanted = f"pass a boolean mask of shape [batch, 1, 1, keys] = [{batch}, 1, 1, {keys}], True where a key takes part"
+    cure = f"pass a boolean mask of shape [batch, 1, 1, keys] = [{batch}, 1, 1, {keys}], True where a key takes part"
     if attn_mask.dtype != torch.bool:
-        raise ValueError(f"attn_mask is {attn_mask.dtype}; {wanted}")
+        raise ValueError(f"attn_mask is {attn_mask.dtype}; {cure}")
     if attn_mask.ndim != 4 or not _broadcasts(attn_mask.shape, (batch, 1, 1, keys)):
         raise ValueError(
             f"attn_mask is {shape_of(attn_mask)}: linear attention never forms the query × key matrix, so it can leave out "
-            f"keys but not single query-key pairs; {wanted} (a [batch, keys] mask: mask[:, None, None, :])"
+            f"keys but not single query-key pairs; {cure} (a [batch, keys] mask: mask[:, None, None, :])"
         )
     _check_place("attn_mask", attn_mask, key)
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
-    # not `in`, which Dynamo of PyTorch 2.8 and 2.9 gets wrong for symbolic sizes
-    return all(size == 1 or size == wanted for size, wanted in zip(shape, target, strict=True))
+    # not `in`, which Dynamo in PyTorch 2.8 and 2.9 gets wrong for symbolic sizes
+    return all(size == 1 or size == other for size, other in zip(shape, target, strict=True))

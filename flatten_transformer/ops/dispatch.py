@@ -1,4 +1,4 @@
-"""Which backend computes an attention: by device, dtype and size, or the one that is asked for."""
+"""Backend dispatch: by device, dtype and size, or by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VARIABLE = "FLATTEN_BACKEND"
 
 
 class BackendError(RuntimeError):
-    """The backend that was asked for cannot run here."""
+    """The requested backend cannot run here."""
 
 
 class _Entry(NamedTuple):
@@ -33,46 +33,46 @@ _BACKENDS: dict[str, _Entry] = {
 
 
 def register_backend(name: str, attend: Attend) -> None:
-    """Let a backend of somebody else, such as the form that benchmarks race against, be asked for by name."""
+    """Register a backend of another package under a name, such as the one that benchmarks compare with."""
     _BACKENDS[name] = _Entry(attend, lambda *_: None)
 
 
 def check_backend(backend: str | None) -> None:
-    """Raise ValueError unless ``backend`` is the name of one, or None."""
+    """Raise ValueError unless ``backend`` is a registered name or None."""
     if backend is not None and backend not in _BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, or None to choose; got {backend!r}")
 
 
 def choose_backend(backend: str | None, a: Arguments, *, under_transforms: bool = False) -> Attend:
-    """Return what computes this attention.
+    """Return the backend that computes this attention.
 
     Args:
-        backend: The one asked for; None leaves it to the environment variable ``FLATTEN_BACKEND``, and then to what
-            was fastest in the benchmarks of the documentation.
-        a: The arguments of the attention.
-        under_transforms: Whether function transforms are at work: they are computed by the portable backend whatever was
-            asked for, as kernels know nothing but their gradient.
+        backend: Requested backend; None defers to the environment variable ``FLATTEN_BACKEND``, and then to the fastest
+            one in the documented benchmarks.
+        a: Arguments of the attention.
+        under_transforms: Whether function transforms are active: they always take the portable backend, as kernels have
+            first derivatives only.
 
     Raises:
         ValueError: If there is no such backend.
-        BackendError: If it was asked for and cannot compute this here; the message says why. It is a RuntimeError.
+        BackendError: If the requested backend cannot run here; the message says why. It is a RuntimeError.
 
     Example:
         >>> q, k, v = torch.rand(3, 1, 2, 5, 4).unbind(0)
         >>> choose_backend("portable", Arguments(q, k, v)).__module__
         'flatten_transformer.ops.linear_attention'
     """
-    if torch.compiler.is_exporting():  # what is exported runs where this library is not
+    if torch.compiler.is_exporting():  # an exported graph runs without this library
         return _BACKENDS["portable"].attend
-    asked = backend or os.environ.get(VARIABLE)
-    if asked:
-        check_backend(asked)
-        reason = _BACKENDS[asked].why_not(a)
+    requested = backend or os.environ.get(VARIABLE)
+    if requested:
+        check_backend(requested)
+        reason = _BACKENDS[requested].why_not(a)
         if reason:
             raise BackendError(
-                f'backend "{asked}" cannot run here: {reason}; with backend=None and {VARIABLE} unset one is chosen'
+                f'backend "{requested}" cannot run here: {reason}; with backend=None and {VARIABLE} unset one is chosen'
             )
-        return _BACKENDS["portable" if under_transforms else asked].attend
+        return _BACKENDS["portable" if under_transforms else requested].attend
     if under_transforms:
         return _BACKENDS["portable"].attend
     fused = "cpp" if a.query.device.type == "cpu" else "triton"

@@ -1,4 +1,4 @@
-"""Attention over nothing: an empty batch, no tokens or no channels give what scaled_dot_product_attention gives."""
+"""Attention over an empty batch, no tokens or no channels: the result of scaled_dot_product_attention."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 def is_empty(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Return whether there is nothing to compute: no output, or nothing that any query attends to."""
+    """Return whether there is nothing to compute: no output, or nothing to attend to."""
     return 0 in query.shape or 0 in key.shape or value.shape[3] == 0
 
 
 def attend_to_nothing(query: Tensor, key: Tensor, value: Tensor, *others: object) -> Tensor:
-    """Return zeros ``[B, H, N, E]`` whose gradients are zeros, of every tensor, as the answer to an empty question.
+    """Return zeros ``[B, H, N, E]`` that send zero gradients to every tensor.
 
     Args:
         query: ``[B, H, N, D]``.
         key: ``[B, H, M, D]``.
         value: ``[B, H, M, E]``.
-        others: Further arguments; a gradient may be asked of every floating tensor among them.
+        others: Further arguments; floating tensors among them get zero gradients.
 
     Example:
         >>> attend_to_nothing(torch.rand(1, 2, 3, 4), torch.rand(1, 2, 0, 4), torch.rand(1, 2, 0, 2)).flatten()

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from flatten_transformer.ops.checks import Norm, check_focusing_factor, check_norm, shape_of
 
-LARGEST_MULTIPLIED_POWER = 64  # above it, six or more products: pow is as quick and as exact
+LARGEST_MULTIPLIED_POWER = 64  # above it, six or more products: pow is as fast and as accurate
 
 
 def is_multiplied(exponent: float) -> bool:
-    """Return whether a power is made of products: of a whole exponent up to 64, on every backend."""
+    """Return whether a power is computed by products: whole exponents up to 64, on every backend."""
     return exponent <= LARGEST_MULTIPLIED_POWER and int(exponent) == exponent
 
 
@@ -53,7 +53,7 @@ def focused(x: Tensor, focusing_factor: float = 3.0, *, norm: Norm = "joint") ->
 
 
 class Factors(NamedTuple):
-    """Those of a focused feature: of any size is only one that needs no gradient."""
+    """Factors of a focused feature; only ``size``, which needs no gradient, may have any magnitude."""
 
     powered: Tensor  # [B, H, N, D], between 0 and 1
     size: Tensor  # [B, H, N, 1], constant
@@ -63,7 +63,7 @@ class Factors(NamedTuple):
 def split_focused(x: Tensor, focusing_factor: float, *, norm: Norm, scale: float = 1.0) -> Factors:
     """Return the factors of :func:`focused` of ``scale · x``.
 
-    In each head the largest entry is divided out before the power, so that it is 1 whatever the other heads are.
+    In each head the largest entry is divided out before the power, so that it is 1 whatever the other heads hold.
 
     Args:
         x: Non-negative features, ``[B, H, N, D]``.

@@ -1,4 +1,4 @@
-"""Fused backends as PyTorch operators: one node for torch.compile, forward and backward, whatever computes them."""
+"""Fused backends as PyTorch operators: one node for torch.compile, forward and backward, on any device."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 
@@ -22,7 +22,7 @@ Attend = Callable[[Arguments, Tensor | None], Tensor]  # arguments, attn_mask
 
 
 class Saved(NamedTuple):
-    """What a forward kernel keeps for the backward kernel, besides the arguments; in the dtype of the sums."""
+    """Tensors that a forward kernel saves for the backward kernel besides the arguments, in the dtype of the sums."""
 
     context: Tensor  # [B, H, D, E]
     key_sum: Tensor  # [B, H, D]
@@ -68,15 +68,15 @@ def define_operator(
     Kernels get tensors whose last axis is contiguous, masked keys and values zero, and planes in place of grids of one axis.
 
     Args:
-        name: Of the operator. A change of the schema or of what is saved needs a new one: PyTorch keeps compiled graphs on
+        name: Operator name. A change of the schema or of the saved tensors needs a new one: PyTorch keeps compiled graphs on
             disk by the operators' names, and an older graph would call the newer backward.
         forward: Returns the output ``[B, H, N, E]`` (heads side by side in memory: ``[B, N, H, E]``, transposed) and fills
-            what is saved, whose meaning is its own.
-        backward: From the gradient of the output (laid out as the output), the arguments and what was saved, the gradients
-            of query, key and value (laid out as the output), temperature ``[H, D]``, conv_weight and conv_bias; without
-            the option, the last three are empty tensors.
-        norm_numbers: How many numbers of each token are saved.
-        widens: Whether the kernels take half precision; else they get every tensor in the dtype of the sums.
+            the saved tensors, whose meaning is its own.
+        backward: Takes the gradient of the output (laid out as the output), the arguments and the saved tensors; returns
+            the gradients of query, key and value (laid out as the output), temperature ``[H, D]``, conv_weight and
+            conv_bias, empty tensors for missing options.
+        norm_numbers: Numbers saved for each token.
+        widens: Whether the kernels take half precision; otherwise they get every tensor in the dtype of the sums.
 
     Returns:
         The backend, as :func:`flatten_transformer.ops.dispatch.choose_backend` returns it.
@@ -126,7 +126,7 @@ def define_operator(
             return (None,) * len(Arguments._fields)
         inputs = (grad, *ctx.saved_tensors, *ctx.settings)
         a = _of_backward(Arguments, inputs)
-        if torch.is_grad_enabled() or transformed(*inputs):  # a gradient of which another is taken
+        if torch.is_grad_enabled() or transformed(*inputs):  # for a second derivative
             return _gradient_by_portable(grad, a, ctx.needs_input_grad)
         gradients = dict(zip(GRADIENTS, gradient(*inputs), strict=True))
         if a.key_encoding is not None:
@@ -143,7 +143,7 @@ def define_operator(
 
 
 def _operands(a: Arguments, attn_mask: Tensor | None, dtype: torch.dtype | None) -> Sequence[Any]:
-    """Return the arguments as an operator takes them: a share for each key, tensors in ``dtype``, one axis as a plane."""
+    """Return the operands of an operator: a share for each key, tensors in ``dtype``, one axis as a plane."""
     given: dict[str, Any] = dict(zip(Arguments._fields, a, strict=True))
     if dtype is not None:
         given |= {name: given[name].to(dtype) for name in TENSORS if given[name] is not None}
@@ -154,18 +154,18 @@ def _operands(a: Arguments, attn_mask: Tensor | None, dtype: torch.dtype | None)
 
 
 def _gradient_by_portable(grad: Tensor, a: Arguments, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Return the gradient of every argument, or None where none is needed, as something that can be differentiated."""
+    """Return the gradient of every argument, itself differentiable, or None where none is needed."""
     mask = None if a.key_weights is None else (a.key_weights > 0)[:, None, None]
-    wanted: list[Tensor] = [x for x, need in zip(a, needed, strict=True) if need]  # type: ignore[misc]
+    inputs: list[Tensor] = [x for x, need in zip(a, needed, strict=True) if need]  # type: ignore[misc]
     once_more = torch.is_grad_enabled()
     with torch.enable_grad():
         out = linear_attention.attend(a, mask)
-        gradients = iter(torch.autograd.grad(out, wanted, grad, create_graph=once_more, materialize_grads=True))
+        gradients = iter(torch.autograd.grad(out, inputs, grad, create_graph=once_more, materialize_grads=True))
     return tuple(next(gradients) if need else None for need in needed)
 
 
 def _check(a: Arguments) -> None:
-    """Raise ValueError unless kernels may follow these pointers: an operator can be called by anybody, with anything."""
+    """Raise ValueError unless the kernels can safely read these tensors: anybody may call an operator with anything."""
     check_attention(a.query, a.key, a.value)
     check_options(a)
     check_convolution(a.conv_weight, a.conv_bias, a.grid_size or None, a.query, a.value)
@@ -175,21 +175,21 @@ def _check(a: Arguments) -> None:
 
 
 def _check_saved(grad: Tensor, a: Arguments, saved: Saved, norm_numbers: int) -> None:
-    """Raise ValueError unless this is the gradient of an output of these arguments, and what its forward pass saved."""
+    """Raise ValueError unless gradient and saved tensors fit these arguments, as their forward pass returned them."""
     shapes, dtype = _saved_shapes(a, norm_numbers), sum_dtype(a.query)
-    for name, tensor, wanted, shape in (
+    for name, tensor, expected, shape in (
         ("grad", grad, a.query.dtype, (*a.query.shape[:3], a.value.shape[3])),
         *((name, x, dtype, shape) for name, x, shape in zip(Saved._fields, saved, shapes, strict=True)),
     ):
-        if tensor.shape != shape or tensor.dtype != wanted or tensor.device != a.query.device:
+        if tensor.shape != shape or tensor.dtype != expected or tensor.device != a.query.device:
             raise ValueError(
-                f"{name} must be {list(shape)} of {wanted} on {a.query.device}, as the forward pass returned it; "
+                f"{name} must be {list(shape)} of {expected} on {a.query.device}, as the forward pass returned it; "
                 f"got {shape_of(tensor)} of {tensor.dtype} on {tensor.device}"
             )
 
 
 def _saved_shapes(a: Arguments, norm_numbers: int) -> Sequence[tuple[int, ...]]:
-    """Return the shapes of what is saved, in its order."""
+    """Return the shapes of the saved tensors, in order."""
     batch, heads, queries, channels = a.query.shape
     keys, outputs = a.value.shape[2:]
     norms = (batch, 1 if a.joint else heads, norm_numbers, queries + keys)
@@ -216,9 +216,9 @@ def heads_side_by_side(x: Tensor, channels: int) -> Tensor:
 
 
 def _laid_out(a: Arguments) -> Arguments:
-    """Return the arguments as the kernels want them: slices of a packed projection are read where they lie.
+    """Return the arguments in the kernels' layout; slices of a packed projection are read in place.
 
-    This is done within the operator, where strides are true: those that a compiler predicts may be others.
+    This runs inside the operator, where strides are real: a compiler may predict others.
     """
     given: dict[str, Any] = dict(zip(Arguments._fields, a, strict=True))
     for name in TENSORS:
@@ -229,12 +229,12 @@ def _laid_out(a: Arguments) -> Arguments:
 
 
 def _side_by_side(grad: Tensor) -> Tensor:
-    """Return a gradient ``[B, H, N, E]`` with its heads side by side in memory, where it mostly lies so already."""
+    """Return a gradient ``[B, H, N, E]`` with its heads side by side in memory, as it mostly is already."""
     return grad.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def key_weights(attn_mask: Tensor | None, key: Tensor) -> Tensor | None:
-    """Return the share of each key in the mean over a sample's keys, ``[B, M]``, or None where all have the same."""
+    """Return the share of each key in the mean over a sample's keys, ``[B, M]``, or None where all are equal."""
     if attn_mask is None:
         return None
     kept = attn_mask.expand(key.shape[0], 1, 1, key.shape[2])[:, 0, 0].to(sum_dtype(key))
@@ -247,7 +247,7 @@ def _count_forward(*shapes: Any, **_: Any) -> int:
 
 
 def _count_backward(*shapes: Any, **_: Any) -> int:
-    return _count(_of_backward(Arguments, shapes), of_queries=3, of_keys=2, convolutions=2)  # one product is made again
+    return _count(_of_backward(Arguments, shapes), of_queries=3, of_keys=2, convolutions=2)  # one product is recomputed
 
 
 def _count(a: Any, of_queries: int, of_keys: int, convolutions: int) -> int:

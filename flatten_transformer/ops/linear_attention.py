@@ -43,7 +43,7 @@ def attend(a: Arguments, attn_mask: Tensor | None) -> Tensor:
 
 
 def add_convolution(out: Tensor, value: Tensor, a: Arguments) -> Tensor:
-    """Add rank restoration, if it is asked for, to all tokens but the prefix tokens.
+    """Add rank restoration, if there is a convolution, to all tokens but the prefix tokens.
 
     Args:
         out: ``[B, H, N, E]``.
@@ -72,7 +72,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
         q: Query features, ``[B, H, N, D]``, non-negative.
         k: Key features, ``[B, H, M, D]``, non-negative.
         v: Values, ``[B, H, M, E]``.
-        attn_mask: Boolean, ``[B, 1, 1, M]``; True where a key takes part.
+        attn_mask: Boolean, ``[B, 1, 1, M]``; True where a key takes part. Masked keys and values never matter, not even NaN.
         eps: Added to the normaliser; dimensionless.
 
     Returns:
@@ -88,6 +88,8 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
     """
     check_attention(q, k, v)
     check_mask(attn_mask, k)
+    if attn_mask is not None:  # the keys are masked in _mix
+        v = v.masked_fill(~attn_mask.transpose(2, 3), 0)
     if is_empty(q, k, v):
         return attend_to_nothing(q, k, v)
     dtype = sum_dtype(q)
@@ -96,7 +98,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, eps: float | Tensor) -> Tensor:
-    """Return ``q (kᵀ v) / (q · mean(k) + eps)`` with ``eps`` for all queries, or for each, ``[B, H, N, 1]``.
+    """Return ``q (kᵀ v) / (q · mean(k) + eps)`` with one ``eps``, or one a query, ``[B, H, N, 1]``; masked values are zeros.
 
     Features of any size are divided by the largest sum of keys of their head: a constant, through which no gradient need pass.
     """
@@ -116,7 +118,7 @@ def _mix(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, eps: float |
 
 
 def _normaliser(products: Tensor, eps: Tensor) -> Tensor:
-    """Return the sum of a query's weights ``[B, H, N, 1]``; where it leaves the range, so does what it divides: zero."""
+    """Return the sum of a query's weights ``[B, H, N, 1]``, clamped: where it underflows, so does its dividend, to zero."""
     return (products + eps).clamp_min(1e-290 if products.dtype == torch.float64 else 1e-30)
 
 

@@ -1,4 +1,4 @@
-"""In which precision sums run, and how far numbers are moved so that none of them leaves its range."""
+"""Precision of sums, and the scale that keeps them in range."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-_ROOM = 52  # binary digits that eps may still lose after the move
-_LARGEST_SHIFT = 32
+_ROOM = 52  # bits that eps may still lose after scaling
+_MAX_SHIFT = 32
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -18,16 +18,16 @@ def sum_dtype(x: Tensor) -> torch.dtype:
 
 
 def shift(eps: float) -> float:
-    """Return the power of two by which features are made smaller: sums of the largest inputs then stay finite.
+    """Return the power of two that scales features down so that sums of the largest inputs stay finite.
 
-    Features are at least ``eps``, and a power of two rounds nothing. Attention does not depend on the scale of its
-    features but for the ``eps`` of its normaliser, which moves along.
+    Features are at least ``eps``, and scaling by a power of two is exact. Attention depends on the scale of its features
+    only through the ``eps`` of its normaliser, which is scaled along.
 
     Example:
         >>> shift(1e-6) == 2.0**-32, shift(1e-30)
         (True, 1.0)
     """
-    return 2.0 ** -min(max(math.frexp(eps)[1] + _ROOM, 0), _LARGEST_SHIFT)
+    return 2.0 ** -min(max(math.frexp(eps)[1] + _ROOM, 0), _MAX_SHIFT)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
@@ -37,6 +37,6 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-@torch.compiler.assume_constant_result  # Dynamo of PyTorch 2.8 and 2.9 cannot look into it
+@torch.compiler.assume_constant_result  # Dynamo in PyTorch 2.8 and 2.9 cannot trace it
 def _autocast_available(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)

@@ -30,13 +30,13 @@ def restore_rank(value: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, g
     """
     convolve, padding = _CONVOLVE[len(grid_size)], [size // 2 for size in conv_weight.shape[2:]]
     channels = value.shape[3]
-    if channels == 0:  # which no convolution takes
+    if channels == 0:  # which convolutions reject
         return value + conv_weight.sum()
     return on_maps(value, grid_size, lambda maps: convolve(maps, conv_weight, conv_bias, padding=padding, groups=channels))
 
 
 def on_maps(value: Tensor, grid_size: Sequence[int], convolve: Callable[[Tensor], Tensor]) -> Tensor:
-    """Hand the values to a convolution as maps.
+    """Apply a convolution to the values as maps.
 
     Args:
         value: ``[B, H, M, E]``, grid tokens only.

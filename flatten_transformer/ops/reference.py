@@ -99,7 +99,7 @@ def focused_linear_attention(
     conv_bias: Tensor | None = None,
     grid_size: Sequence[int] | None = None,
 ) -> Tensor:
-    """Attend with the matrix of :func:`attention_matrix`: O(N·M), the judge of the fast paths.
+    """Attend with the matrix of :func:`attention_matrix`: O(N·M), the oracle of the fast paths.
 
     Args and shapes as :func:`flatten_transformer.focused_linear_attention`.
 

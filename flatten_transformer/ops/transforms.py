@@ -1,4 +1,4 @@
-"""Whether function transforms are at work: a kernel that knows nothing but its gradient must step aside for them."""
+"""Detect function transforms, which kernels with first derivatives only cannot serve."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def transformed(*values: object) -> bool:
 
 
 def numbers_can_be_read(x: Tensor) -> bool:
-    """Return whether looking at the numbers of ``x`` costs nothing: on a CPU, where nobody traces, fakes or transforms."""
+    """Return whether reading the values of ``x`` is free: on a CPU, without tracing, fake tensors or transforms."""
     return x.device.type == "cpu" and not (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()

@@ -1,1 +1,1 @@
-"""Training and using models; import from the modules, so that prediction does not load Lightning."""
+"""Tasks: one folder each, with the same file names; import from the submodules, so that prediction does not load Lightning."""

@@ -1,4 +1,4 @@
-"""Weights of a trained classifier for the backbone of a detector or a segmenter, with an account of every tensor."""
+"""Load classifier weights into the backbone of a detector or segmenter and report on every tensor."""
 
 from __future__ import annotations
 
@@ -14,23 +14,19 @@ from flatten_transformer.models.fit_weights import fit_checkpoint, with_grids_of
 from flatten_transformer.models.read_weights import read_tensors
 from flatten_transformer.utils.printable import printable
 
-_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")  # of weights, in timm's pretrained_cfg
+_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")  # weight sources in timm's pretrained_cfg
 
 
 class BackboneReport(NamedTuple):
-    """What became of the tensors of a file, by the backbone's own names."""
+    """Result of loading a file, by tensor names of the backbone."""
 
     loaded: list[str]
-    missing: list[str]  # the backbone has them, the file does not: they keep their fresh values
-    misshapen: list[str]  # of another shape in the file: likewise
-    unused: list[str]  # the file has them, the backbone does not; a classifier is not counted
+    missing: list[str]  # in the backbone only: left at their initial values
+    misshapen: list[str]  # of another shape in the file: left at their initial values
+    unused: list[str]  # in the file only, not counting the classifier
 
     def lines(self, path: Path) -> list[str]:
-        """Return what a user should read: how much was loaded, and then every tensor that was not.
-
-        Args:
-            path: The file.
-        """
+        """Return a summary of the loading from ``path``, then every tensor that was not loaded."""
         total = len(self.loaded) + len(self.missing) + len(self.misshapen)
         causes = {"not in the file, fresh": self.missing, "of another shape, fresh": self.misshapen, "not used": self.unused}
         details = [f"  {name}: {cause}" for cause, names in causes.items() for name in names]
@@ -38,17 +34,17 @@ class BackboneReport(NamedTuple):
 
 
 def load_backbone(features: nn.Module, name: str, args: Mapping[str, Any], path: str | Path) -> BackboneReport:
-    """Load the weights of a classifier into a backbone, and print what did not fit, tensor by tensor.
+    """Load classifier weights into a backbone and print each tensor that did not fit.
 
     Args:
-        features: What ``timm.create_model(name, features_only=True, **args)`` returned, also within a larger model.
-        name: timm's name of the model.
-        args: Its further arguments, such as ``img_size``; those about features and weights are passed over.
-        path: A model.safetensors of ``flatten fit``, or a checkpoint by the model's own or its authors' names. Nothing in
-            it is executed.
+        features: Result of ``timm.create_model(name, features_only=True, **args)``, possibly inside a larger model.
+        name: timm name of the model.
+        args: Its other arguments, such as ``img_size``; those about features and weights are ignored.
+        path: model.safetensors of ``flatten fit``, or a checkpoint with the names of the model or its authors. No code in it
+            is executed.
 
     Returns:
-        What was loaded and what was not.
+        Which tensors were loaded and which were not.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -70,35 +66,35 @@ def load_backbone(features: nn.Module, name: str, args: Mapping[str, Any], path:
     names = {full: short for full in classifier.state_dict() if (short := feature_name(full, features.state_dict()))}
     tensors = {short: fitting[full] for full, short in names.items() if full in fitting}
     if not tensors:
-        came, wanted = next(iter(read_tensors(path))), next(iter(names))
+        actual, expected = next(iter(read_tensors(path))), next(iter(names))
         raise ValueError(
-            f"no tensor of {path} fits the backbone {name} (the file's first is {came}, the model's {wanted}): "
+            f"no tensor of {path} fits the backbone {name} (the file's first is {actual}, the model's {expected}): "
             f"is it a file of {name}, built with the same arguments?"
         )
     features.load_state_dict(with_grids_of(features, tensors), strict=False)
-    bent = [names[full] for full in misshapen if full in names]
-    missing = [short for short in names.values() if short not in tensors and short not in bent]
-    report = BackboneReport(list(tensors), missing, bent, unused)
+    wrong_shape = [names[full] for full in misshapen if full in names]
+    missing = [short for short in names.values() if short not in tensors and short not in wrong_shape]
+    report = BackboneReport(list(tensors), missing, wrong_shape, unused)
     for line in report.lines(path):
         rank_zero_info(printable(line))
     return report
 
 
 def plain_model(name: str, args: Mapping[str, Any]) -> nn.Module:
-    """Return the whole model, without a classifier and with fresh weights, that a backbone is taken from.
+    """Build the full model of a backbone, without classifier or pretrained weights.
 
     Args:
-        name: timm's name of the model.
-        args: Its further arguments; those about features and weights are passed over.
+        name: timm name of the model.
+        args: Its other arguments; those about features and weights are ignored.
     """
-    passed_over = ("features_only", "out_indices", "feature_cls", "num_classes")
-    own = {key: value for key, value in without_weights(args).items() if key not in passed_over}
+    ignored = ("features_only", "out_indices", "feature_cls", "num_classes")
+    own = {key: value for key, value in without_weights(args).items() if key not in ignored}
     model: nn.Module = timm.create_model(name, num_classes=0, **own)
     return model
 
 
 def without_weights(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``timm.create_model`` without those that say where weights come from.
+    """Return arguments of ``timm.create_model`` without those that select pretrained weights.
 
     Example:
         >>> without_weights({"depth": 1, "pretrained": True, "pretrained_cfg_overlay": {"file": "x", "num_classes": 3}})
@@ -112,9 +108,9 @@ def without_weights(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def feature_name(full: str, features: Mapping[str, Any]) -> str | None:
-    """Return the name in a backbone of what the whole model calls ``full``, or None if the backbone lacks it.
+    """Map a tensor name of the full model to its name in the backbone, or None if the backbone lacks it.
 
-    timm's wrappers join the first two parts of some names, or put one before all of them.
+    timm's feature wrappers join the first two parts of some names, or add a prefix.
 
     Example:
         >>> feature_name("stages.0.norm", {"stages_0.norm": 1}), feature_name("head.bias", {"stages_0.norm": 1})
@@ -124,10 +120,10 @@ def feature_name(full: str, features: Mapping[str, Any]) -> str | None:
 
 
 def _fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Return the tensors that fit by name and shape, the names of those of another shape, and of those left over."""
-    came = fit_checkpoint(tensors, model)
-    wanted, classifier = model.state_dict(), getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    """Return the tensors that fit by name and shape, and the names of misshapen and unused ones."""
+    actual = fit_checkpoint(tensors, model)
+    expected, classifier = model.state_dict(), getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
-    fitting = {name: value for name, value in came.items() if name in wanted and value.shape == wanted[name].shape}
-    misshapen = [name for name in came if name in wanted and name not in fitting]
-    return fitting, misshapen, [name for name in came if name not in wanted and not name.startswith(heads)]
+    fitting = {name: value for name, value in actual.items() if name in expected and value.shape == expected[name].shape}
+    misshapen = [name for name in actual if name in expected and name not in fitting]
+    return fitting, misshapen, [name for name in actual if name not in expected and not name.startswith(heads)]

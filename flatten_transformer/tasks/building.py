@@ -1,4 +1,4 @@
-"""Build models by name; refuse in one line what they were not made for."""
+"""Build models by name, with one-line errors for unsupported arguments."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Options = TypeVar("Options")
 
 @contextmanager
 def building(name: str, what: str, file: object = None) -> Iterator[None]:
-    """Raise ValueError, in one line, for whatever a constructor raises: it is not made for arguments of any kind.
+    """Turn any error of a model constructor into a one-line ValueError.
 
     Args:
-        name: Of the model.
-        what: What holds its arguments.
-        file: Of weights, if timm shall read one.
+        name: Model name.
+        what: Name of its arguments in messages.
+        file: Weights file that timm reads, if any.
 
     Example:
         >>> with building("a net", "model_args"):
@@ -41,13 +41,13 @@ def building(name: str, what: str, file: object = None) -> Iterator[None]:
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
             reason = f"{str(error).split('() ')[-1]}: leave it out or correct its name"
             raise ValueError(f"{what} do not fit {name}: {reason}") from error
-        if file and isinstance(error, (RuntimeError, KeyError)):  # timm's, of weights that do not fit
+        if file and isinstance(error, (RuntimeError, KeyError)):  # from timm, for weights that do not fit
             raise ValueError(f"the weights of {file} do not fit {name} ({one_line(error)}): give those of this model") from error
         raise ValueError(f"{what} do not fit {name} ({one_line(error)}): correct them{_cure(error)}") from error
 
 
 def _cure(error: Exception) -> str:
-    """Return what else may help where weights were read, which timm fetches and PyTorch keeps whatever they are."""
+    """Return a further cure for failed loading: a damaged download in the cache of PyTorch or Hugging Face."""
     if "load" not in str(error):
         return ""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -55,15 +55,15 @@ def _cure(error: Exception) -> str:
 
 
 def read_options(kind: type[Options], model: str, model_args: Mapping[str, Any]) -> Options:
-    """Return the options of a detector or a segmenter.
+    """Parse the options of a detector or segmenter.
 
     Args:
-        kind: The dataclass of its options, with a ``backbone``.
-        model: Its name, for messages.
+        kind: Dataclass of its options, with a ``backbone``.
+        model: Model name, for messages.
         model_args: Options by name.
 
     Raises:
-        ValueError: If it takes no such option, one is missing, of another type or out of range, or timm lacks the backbone.
+        ValueError: If an option is unknown, missing, of the wrong type or out of range, or timm lacks the backbone.
     """
     known = [option.name for option in fields(kind)]  # type: ignore[arg-type]
     if unknown := [key for key in model_args if key not in known]:
@@ -79,8 +79,8 @@ def check_name(name: str, what: str) -> None:
     """Raise ValueError if timm knows no model of this name.
 
     Args:
-        name: Of a model.
-        what: What a message calls it.
+        name: Model name.
+        what: Noun for the message.
     """
     if not timm.is_model(name):
         raise ValueError(f"timm knows no {what} {name!r}: {did_you_mean(name, timm.list_models())}")

@@ -1,4 +1,4 @@
-"""Descriptions that come in files: JSON of any content, read as exactly what is wanted or refused in one line."""
+"""Strict, typed parsing of untrusted JSON into dataclasses, with one-line errors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import MISSING, fields
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-Kind = TypeVar("Kind")
-_MAX_DIGITS = 18  # of an integer; 64 bits hold them
+Fields = TypeVar("Fields")
+_MAX_DIGITS = 18  # of an integer, to fit 64 bits
 
 
 def read_json(text: str) -> Any:
-    """Return what a JSON text says, if it says it by the standard and once.
+    """Parse standard JSON without duplicate keys.
 
     Raises:
-        ValueError: If it is no JSON, names a key twice, holds NaN, infinity or a number beyond 64 bits, or is nested too deep.
+        ValueError: If it is not JSON, repeats a key, holds NaN, infinity or a number beyond 64 bits, or is nested too deep.
 
     Example:
         >>> read_json('{"depth": 1, "depth": 2}')
@@ -25,18 +25,18 @@ def read_json(text: str) -> Any:
         ValueError: the key 'depth' is there twice
     """
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_short)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite, parse_int=_int)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in result:
             raise ValueError(f"the key {key!r} is there twice")
-        found[key] = value
-    return found
+        result[key] = value
+    return result
 
 
 def _no_constant(name: str) -> float:
@@ -49,25 +49,25 @@ def _finite(text: str) -> float:
     return value
 
 
-def _short(text: str) -> int:
+def _int(text: str) -> int:
     if len(text) > _MAX_DIGITS:
         raise ValueError(f"{text[:20]} is too large a number")
     return int(text)
 
 
-def read_fields(kind: type[Kind], values: object, what: str) -> Kind:
-    """Return a dataclass of values that came from a file or a recipe, each of the type that its field is annotated with.
+def read_fields(kind: type[Fields], values: object, what: str) -> Fields:
+    """Build a dataclass from values of a file or recipe, checked against the annotations of its fields.
 
     Args:
-        kind: The dataclass.
-        values: By the names of its fields.
-        what: What a message calls them.
+        kind: Dataclass.
+        values: Values by field name.
+        what: Name of the values in messages.
 
     Raises:
-        ValueError: If a value is unknown, missing or of another type, or the dataclass refuses it.
+        ValueError: If a value is unknown, missing or of the wrong type, or the dataclass rejects it.
 
     Example:
-        >>> from flatten_transformer.data.preprocessing import Preprocessing
+        >>> from flatten_transformer.tasks.classification.preprocessing import Preprocessing
         >>> read_fields(Preprocessing, {"img_size": "32", "in_chans": 1, "mean": [0], "std": [1]}, "preprocessing")
         Traceback (most recent call last):
         ValueError: preprocessing.img_size must be int, got '32'
@@ -86,7 +86,7 @@ def read_fields(kind: type[Kind], values: object, what: str) -> Kind:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Return whether a value is of an annotated type; numbers are finite, a bool is no number, a list may be a tuple.
+    """Return whether a value fits an annotation; numbers must be finite, a bool is no number, a list may be a tuple.
 
     Example:
         >>> fits([0.5, 1], tuple[float, ...]), fits(True, int), fits(None, int | None)
@@ -109,7 +109,7 @@ def fits(value: object, hint: Any) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it, cut short.
+    """Return a shortened repr of a value, for messages.
 
     Example:
         >>> shown("x" * 1000)

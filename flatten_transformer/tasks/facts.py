@@ -1,4 +1,4 @@
-"""What a checkpoint says of its training, compared with the one that wants to use it."""
+"""Training facts stored in checkpoints, and their comparison with the training that loads one."""
 
 from __future__ import annotations
 
@@ -14,20 +14,16 @@ from flatten_transformer.utils.printable import printable
 if TYPE_CHECKING:
     from flatten_transformer.tasks.task import Task
 
-KEY = "flatten_transformer"  # of our entry in a checkpoint
+KEY = "flatten_transformer"  # our entry in a checkpoint
 Facts = Mapping[str, Any]
-_SHOWN = 5  # names of classes
+_SHOWN = 5  # class names in a message
 
 
 def facts(task: Task) -> dict[str, Any]:
-    """Return what a checkpoint says of its training, in plain types.
-
-    Args:
-        task: With its trainer and data.
-    """
+    """Return the facts of a training, in plain types, from a task with its trainer and data."""
     trainer = task.trainer
     info = task.info()
-    said = {
+    values = {
         "task": info.task,
         "model.name": info.name,
         "class_names": list(info.class_names),
@@ -39,17 +35,17 @@ def facts(task: Task) -> dict[str, Any]:
         "trainer.max_steps": trainer.max_steps,
         "trainer.precision": trainer.precision,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(said, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 
 
 def compare(kept: Facts | None, here: Facts, *, resume: bool) -> None:
-    """Raise ValueError if a checkpoint is of something else; say what differs and can differ.
+    """Raise ValueError if a checkpoint does not match; print differences that are allowed.
 
     Args:
-        kept: What the checkpoint says; None if it is older and says nothing.
-        here: What uses it.
-        resume: A training goes on from it.
+        kept: Facts in the checkpoint; None for an older one without any.
+        here: Facts of the current training.
+        resume: The training resumes from it.
     """
     if kept is None:
         rank_zero_info("The checkpoint does not say which classes it knows, as older ones: not compared with those of the data")
@@ -60,15 +56,15 @@ def compare(kept: Facts | None, here: Facts, *, resume: bool) -> None:
     compare_classes(kept["class_names"], here["class_names"])
     if resume and kept["model.optim"]["opt"] != here["model.optim"]["opt"]:
         raise ValueError(other_optimizer(kept["model.optim"]["opt"], here["model.optim"]["opt"]))
-    _say("Note: not as in the training of the checkpoint", kept, here, ("preprocessing", "model.model_args"))
+    _print_differences("Note: not as in the training of the checkpoint", kept, here, ("preprocessing", "model.model_args"))
     if resume:
-        _say("Note: the training goes on with other settings", kept, here, ("data.batch_size", "trainer.precision"))
-        kept_ones = ("model.optim", "trainer.max_epochs", "trainer.max_steps")
-        _say("Note: optimizer and schedule go on as the checkpoint has them", kept, here, kept_ones)
+        _print_differences("Note: the training goes on with other settings", kept, here, ("data.batch_size", "trainer.precision"))
+        fixed = ("model.optim", "trainer.max_epochs", "trainer.max_steps")
+        _print_differences("Note: optimizer and schedule go on as the checkpoint has them", kept, here, fixed)
 
 
 def compare_classes(kept: Sequence[str], here: Sequence[str]) -> None:
-    """Raise ValueError unless two lists of classes are the same, in the same order.
+    """Raise ValueError unless two class lists are equal, order included.
 
     Example:
         >>> compare_classes(["cat", "dog"], ["dog", "cat"])
@@ -78,7 +74,7 @@ def compare_classes(kept: Sequence[str], here: Sequence[str]) -> None:
     if list(kept) == list(here):
         return
     number = next((i for i, (a, b) in enumerate(zip(kept, here, strict=False)) if a != b), min(len(kept), len(here)))
-    both = f"{_some(kept, number)} and not {_some(here, number)}"
+    both = f"{_excerpt(kept, number)} and not {_excerpt(here, number)}"
     what = "the data's classes in another order" if sorted(kept) == sorted(here) else "other classes than the data"
     raise ValueError(
         f"the checkpoint has {what} ({both}): use it with the data it was trained on; for a training on other classes begin "
@@ -87,7 +83,7 @@ def compare_classes(kept: Sequence[str], here: Sequence[str]) -> None:
 
 
 def other_optimizer(kept: str, here: str) -> str:
-    """Return what to say of a checkpoint of another optimizer."""
+    """Return the message for a checkpoint of another optimizer."""
     return (
         f"the checkpoint is of a training by {kept}, and here it is {here}: resume with the same model.optim, or begin anew with "
         "the weights of its model.safetensors, --model.model_args.checkpoint_path"
@@ -95,11 +91,11 @@ def other_optimizer(kept: str, here: str) -> str:
 
 
 def compare_groups(kept: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError unless the groups of parameters of two optimizers are alike.
+    """Raise ValueError unless the parameter groups of two optimizers match.
 
     Args:
         kept: ``param_groups`` of the checkpoint.
-        here: Those of the optimizer that is to go on.
+        here: ``param_groups`` of the optimizer to resume.
     """
     shapes = [[len(group["params"]) for group in groups] for groups in (kept, here)]
     if shapes[0] != shapes[1]:
@@ -111,25 +107,25 @@ def compare_groups(kept: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str
 
 
 def compare_length(kept: Mapping[str, Any], max_epochs: int | None, max_steps: int) -> None:
-    """Raise ValueError if a training has already gone further than it shall.
+    """Raise ValueError if a checkpoint is beyond the end of the training.
 
     Args:
-        kept: A checkpoint.
-        max_epochs: Of the trainer; -1 or None for no limit.
-        max_steps: Of the trainer; -1 for no limit.
+        kept: Checkpoint.
+        max_epochs: Limit of the trainer; -1 or None for none.
+        max_steps: Limit of the trainer; -1 for none.
     """
     epochs, steps = kept["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], kept["global_step"]
-    for done, most, name in ((epochs, max_epochs, "epochs"), (steps, max_steps, "steps")):
-        if most is not None and -1 < most < done:
-            raise ValueError(f"the checkpoint has done {done} {name}, and trainer.max_{name} is {most}: raise it")
+    for done, limit, name in ((epochs, max_epochs, "epochs"), (steps, max_steps, "steps")):
+        if limit is not None and -1 < limit < done:
+            raise ValueError(f"the checkpoint has done {done} {name}, and trainer.max_{name} is {limit}: raise it")
 
 
 def compare_averages(kept: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise ValueError if one of two models has a moving average and the other none.
+    """Raise ValueError if only one of two models has a moving average.
 
     Args:
-        kept: Tensors of the checkpoint by name.
-        here: Those of the task.
+        kept: State dict of the checkpoint.
+        here: State dict of the task.
     """
     averaged = [any(name.startswith("ema.") for name in names) for names in (kept, here)]
     if averaged[0] != averaged[1]:
@@ -140,13 +136,13 @@ def compare_averages(kept: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         )
 
 
-def _some(names: Sequence[str], number: int) -> str:
+def _excerpt(names: Sequence[str], number: int) -> str:
     begin = max(0, min(number, len(names) - 1) - _SHOWN // 2)
     shown = ", ".join(printable(str(name)) for name in names[begin : begin + _SHOWN])
     return ("… " if begin else "") + shown + (" …" if begin + _SHOWN < len(names) else "")
 
 
-def _say(title: str, kept: Facts, here: Facts, names: Sequence[str]) -> None:
+def _print_differences(title: str, kept: Facts, here: Facts, names: Sequence[str]) -> None:
     lines = [line for name in names for line in _differences(name, kept.get(name), here.get(name))]
     if lines:
         rank_zero_info(f"{title}: {', '.join(map(printable, lines))}")

@@ -1,4 +1,4 @@
-"""The file of a trained model: safetensors, with all that is needed to use it, written so that it is never half."""
+"""Model files: safetensors with everything needed for inference, written atomically."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from flatten_transformer.models.fit_weights import StateDict, grids_from_header,
 from flatten_transformer.models.read_weights import in_one_line, one_line, read_safetensors
 from flatten_transformer.tasks.backbone import without_weights
 from flatten_transformer.tasks.description import read_fields, read_json, shown
-from flatten_transformer.tasks.outline import outline, undrawn
-from flatten_transformer.tasks.registry import Kind, task_spec
+from flatten_transformer.tasks.outline import build_on_meta, build_uninitialized
+from flatten_transformer.tasks.registry import TaskName, task_spec
 from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.printable import printable
 
-_KEY = "flatten_transformer"  # of our entry in the metadata
-_MAX_NUMBER = 2**20  # of a count or a length among the arguments of a model
-_MAX_SIDE = 8192  # pixels; an image of this side is 0.8 GB to a model
+_KEY = "flatten_transformer"  # our entry in the metadata
+_MAX_NUMBER = 2**20  # for integers among model arguments
+_MAX_SIDE = 8192  # pixels; a square image of this side takes 0.8 GB
 _CHANGED = "it was changed, or written by another version"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says of its model besides the weights.
+    """Description of a model, stored beside its weights.
 
     Args:
-        name: timm's name of the model.
-        model_args: Further keyword arguments of ``timm.create_model``.
+        name: timm name of the model, or detector or segmenter.
+        model_args: Other arguments of the model.
         class_names: Name of each output.
-        preprocessing: What is done to an image first.
-        task: What it does.
-        category_ids: Of a detector: COCO's id of each class, as in its data; None for 1 and so on.
+        preprocessing: Image preprocessing.
+        task: Task name.
+        category_ids: COCO category id of each class of a detector; None for 1 and so on.
 
     Raises:
         ValueError: If ``category_ids`` do not fit the classes.
@@ -50,8 +50,8 @@ class ModelInfo:
     name: str
     model_args: dict[str, Any]
     class_names: Sequence[str]
-    preprocessing: Any  # the dataclass of the kind
-    task: Kind = "classify"
+    preprocessing: Any  # the dataclass of the task
+    task: TaskName = "classify"
     category_ids: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class ModelInfo:
             raise ValueError(f"category_ids must hold a whole number for each of {len(self.class_names)} classes, no two alike")
 
     def build(self) -> nn.Module:
-        """Return the model with fresh weights; nothing is opened or fetched, whatever the arguments say of weights."""
+        """Build the model with random weights; weight sources in the arguments are ignored, nothing is opened or fetched."""
         args = {**without_weights(self.model_args), "pretrained": False}
         if isinstance(backbone_args := args.get("backbone_args"), Mapping):
             args["backbone_args"] = without_weights(backbone_args)
@@ -69,15 +69,15 @@ class ModelInfo:
 
 
 def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
-    """Write a model file; whatever happens meanwhile, ``path`` holds the old file or the whole new one.
+    """Write a model file atomically.
 
     Args:
-        path: Where to; missing folders are made.
-        model: The model whose weights are kept.
-        info: What it takes to build and use it.
+        path: Output file; missing folders are created.
+        model: Model whose weights are saved.
+        info: Its description.
 
     Example:
-        >>> from flatten_transformer.data.preprocessing import Preprocessing
+        >>> from flatten_transformer.tasks.classification.preprocessing import Preprocessing
         >>> info = ModelInfo("flatten_deit_tiny_patch16_224", {"depth": 1}, ("cat", "dog"), Preprocessing(224, 1, (0.5,), (0.5,)))
         >>> file = getfixture("tmp_path") / "model.safetensors"
         >>> save_model(file, info.build(), info)
@@ -92,16 +92,16 @@ def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
-    """Return the model of a file, in evaluation mode on the CPU, and what the file says of it.
+    """Load a model, in evaluation mode on the CPU, with its description.
 
-    What the file says is compared with its tensors before anything is allocated, and nothing else is opened.
+    The description is checked against the tensors before anything is allocated; no other file is opened.
 
     Args:
-        path: A file written by :func:`save_model`.
+        path: File written by :func:`save_model`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a model file, or damaged, or describes a model that its tensors are not of; the message says
+        ValueError: If it is not a model file, is damaged, or its description does not match its tensors; the message says
             what to do.
 
     Warns:
@@ -112,21 +112,21 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     info = _info(path, metadata)
     _check(path, info, tensors, metadata)
     with _named(path, info):
-        model = undrawn(info.build)
+        model = build_uninitialized(info.build)
         model.load_state_dict(_on_grids(model, tensors, metadata))
     _warn_unless_finite(path, model)
     return model.eval(), info
 
 
 @contextmanager
-def seeing(info: ModelInfo) -> Iterator[None]:
-    """Raise ValueError, in one line, for whatever a model raises on an image: its file may describe images it cannot see.
+def forward_errors(info: ModelInfo) -> Iterator[None]:
+    """Turn any error of a forward pass into a one-line ValueError: a file may describe images its model cannot take.
 
     Args:
-        info: Of the model.
+        info: Description of the model.
 
     Example:
-        >>> with seeing(ModelInfo("a net", {}, ("cat", "dog"), None)):
+        >>> with forward_errors(ModelInfo("a net", {}, ("cat", "dog"), None)):
         ...     assert False, "16 pixels, not 32"
         Traceback (most recent call last):
         ValueError: a net cannot see the image (AssertionError: 16 pixels, not 32): its size may not be one that the model takes
@@ -141,7 +141,7 @@ def seeing(info: ModelInfo) -> Iterator[None]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors, which lie in the file until they are used, and the metadata."""
+    """Return the memory-mapped tensors and the metadata."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file: give it the model.safetensors that `flatten fit` writes")
     if not path.is_file():
@@ -161,7 +161,7 @@ def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
         if not isinstance(entry, dict):
             raise ValueError(f"it must hold values by name, got {shown(entry)}")
         known = {option.name for option in fields(ModelInfo)}
-        own = {name: value for name, value in entry.items() if name in known}  # another version may say more
+        own = {name: value for name, value in entry.items() if name in known}  # other versions may have more keys
         info = read_fields(ModelInfo, own, "the description")
         preprocessing = read_fields(task_spec(info.task).preprocessing, info.preprocessing, "preprocessing")
         _check_numbers(info)
@@ -171,7 +171,7 @@ def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
 
 
 def _check_numbers(info: ModelInfo) -> None:
-    """Raise ValueError for numbers that only cost time and memory."""
+    """Raise ValueError for numbers that would exhaust time or memory."""
     if not info.class_names:
         raise ValueError("class_names must not be empty")
     for name in ("img_size", "short_side", "long_side", "window"):
@@ -179,12 +179,12 @@ def _check_numbers(info: ModelInfo) -> None:
         if side / info.preprocessing.get("crop_pct", 1.0) > _MAX_SIDE:
             raise ValueError(f"preprocessing.{name} must be at most {_MAX_SIDE}, got {shown(side)}")
     for name, number in _numbers(info.model_args):
-        if abs(number) > (most := _MAX_SIDE if name == "min_size" else _MAX_NUMBER):
-            raise ValueError(f"model_args.{name} must be at most {most}, got {shown(number)}")
+        if abs(number) > (limit := _MAX_SIDE if name == "min_size" else _MAX_NUMBER):
+            raise ValueError(f"model_args.{name} must be at most {limit}, got {shown(number)}")
 
 
 def _numbers(value: object, name: str = "") -> Iterator[tuple[str, int]]:
-    """Return the integers in a value of JSON, however deep, and the name each was given by."""
+    """Yield the integers in a JSON value at any depth, each with its name."""
     stack = [(name, value)]
     while stack:
         name, value = stack.pop()
@@ -197,25 +197,25 @@ def _numbers(value: object, name: str = "") -> Iterator[tuple[str, int]]:
 
 
 def _on_grids(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> StateDict:
-    """Return tensors with the grids of a file; an older one has none: they are those of the model that it describes."""
+    """Return tensors with the grids stored in a file, or those of the model for an older file without grids."""
     return grids_from_header(tensors, metadata) if GRIDS in metadata else with_grids_of(model, tensors)
 
 
 def _check(path: Path, info: ModelInfo, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Raise ValueError unless the model of the description is that of the tensors; it takes no memory to find out."""
+    """Raise ValueError unless the tensors fit the described model, built on the meta device."""
     with _named(path, info):
-        model = outline(info.build, tensors)
+        model = build_on_meta(info.build, tensors)
         with torch.device("meta"):
             shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
             model.load_state_dict(_on_grids(model, shapes, metadata))
-    for name, wanted in model.state_dict().items():
-        if name in tensors and tensors[name].is_floating_point() != wanted.is_floating_point():
-            raise _no_fit(path, info, f"{name} is {tensors[name].dtype}, the model has {wanted.dtype}")
+    for name, expected in model.state_dict().items():
+        if name in tensors and tensors[name].is_floating_point() != expected.is_floating_point():
+            raise _no_fit(path, info, f"{name} is {tensors[name].dtype}, the model has {expected.dtype}")
 
 
 @contextmanager
 def _named(path: Path, info: ModelInfo) -> Iterator[None]:
-    """Name the file in whatever a builder says of a description: any error can come of arguments that are not its own."""
+    """Name the file in any error of building its model, which may come from invalid arguments."""
     try:
         yield
     except Exception as error:

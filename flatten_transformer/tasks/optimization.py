@@ -1,4 +1,4 @@
-"""The optimizer and the schedules that the paper trains by, a cosine, steps or a polynomial: timm's, chosen by a few numbers."""
+"""timm's optimizers and learning-rate schedules (cosine, steps, polynomial), as in the paper."""
 
 from __future__ import annotations
 
@@ -17,29 +17,27 @@ from flatten_transformer.utils.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the weights are changed, step by step: an optimizer of timm, linear warm-up, one cosine, and a cool-down.
+    """Optimizer settings and schedule: linear warm-up, one decay, and a cool-down.
 
-    The rates ``lr``, ``warmup_lr`` and ``min_lr`` are meant for a batch of ``lr_base_size`` images and scale linearly
-    with the batch, all three, as in the released training code.
+    ``lr``, ``warmup_lr`` and ``min_lr`` are given for a batch of ``lr_base_size`` images; all three scale linearly with the
+    batch, as in the released training code.
 
     Args:
-        lr: Learning rate at its highest.
-        weight_decay: Decay of the weight matrices; biases, vectors and what the model exempts do not decay.
-        opt: Name of an optimizer of timm, ``timm.optim.list_optimizers()``: ``"adamw"`` as in the paper, ``"muon"`` for
-            short trainings from scratch.
-        betas: Shares of the old averages of gradients and of their squares; None for the optimizer's own.
-        eps: Added to the optimizer's denominator; None for its own.
-        warmup_epochs: Epochs, also fractions, in which the rate grows linearly from ``warmup_lr``.
-        warmup_lr: Rate at the first step of the warm-up; None for ``min_lr``.
-        min_lr: Rate at the end of the cosine.
-        cooldown_epochs: Epochs at the end of the training in which the rate stays at ``min_lr``; they count among the
-            training's, so that 300 epochs of cosine and 10 of cool-down are 310.
-        lr_base_size: Images a step that the rates are meant for; None takes the rates as they are.
-        layer_decay: The rate of each layer is this share of that of the layer above it, so that early layers change
-            less; None for one rate. For fine-tuning.
-        milestones: Epochs after which the rate falls to a tenth, as detectors are trained; None for a cosine.
-        power: Of the polynomial by which the rate falls to ``min_lr``, as segmenters are trained, 1 for a straight line;
-            None for a cosine.
+        lr: Peak learning rate.
+        weight_decay: Decay of weight matrices; biases, vectors and parameters exempted by the model do not decay.
+        opt: timm optimizer, see ``timm.optim.list_optimizers()``: ``"adamw"`` as in the paper, ``"muon"`` for
+            short runs from scratch.
+        betas: Decay rates of the first and second moments; None for the optimizer's default.
+        eps: Added to the optimizer's denominator; None for its default.
+        warmup_epochs: Epochs of linear warm-up from ``warmup_lr``; may be fractional.
+        warmup_lr: Learning rate at the first step; None for ``min_lr``.
+        min_lr: Learning rate at the end of the decay.
+        cooldown_epochs: Final epochs at ``min_lr``, included in the training's length: 300 epochs of cosine and 10 of
+            cool-down are 310.
+        lr_base_size: Batch size the rates are given for; None for no scaling.
+        layer_decay: Learning rate of a layer relative to the layer above it, for fine-tuning; None for one rate.
+        milestones: Epochs after which the rate drops to a tenth, as for detectors; None for a cosine.
+        power: Exponent of a polynomial decay to ``min_lr``, as for segmenters, 1 for linear; None for a cosine.
 
     Raises:
         ValueError: If a number is out of range, or timm has no such optimizer.
@@ -90,14 +88,14 @@ class Optimization:
             raise ValueError(f"power must be positive and without milestones, got {self.power} and {self.milestones}")
 
     def optimizer(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """Return the optimizer with the groups of timm's rule: with decay and without, and by layers if the rate decays.
+        """Build the optimizer with timm's parameter groups: by weight decay and, if set, by layer.
 
         Args:
-            model: Whose weights it changes.
-            batch_size: Images of one optimizer step, over all devices.
+            model: Model to optimise.
+            batch_size: Images per optimizer step, over all devices.
 
         Raises:
-            ValueError: If the optimizer has no betas or no eps and one is given.
+            ValueError: If betas or eps are given but the optimizer has none.
         """
         scale = 1.0 if self.lr_base_size is None else batch_size / self.lr_base_size
         given = {"betas": self.betas, "eps": self.eps}
@@ -110,21 +108,21 @@ class Optimization:
             layer_decay=self.layer_decay,
             **chosen,
         )
-        if not chosen.keys() <= optimizer.defaults.keys():  # timm drops what it cannot hand on
+        if not chosen.keys() <= optimizer.defaults.keys():  # timm silently drops unknown options
             unknown = ", ".join(sorted(chosen.keys() - optimizer.defaults.keys()))
             raise ValueError(f"{self.opt} has no {unknown}: leave it out of model.optim")
         return optimizer
 
     def schedule(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: float) -> Scheduler:
-        """Return the schedule over ``total_steps`` optimizer steps; call ``step_update(step)`` after each.
+        """Build the schedule over ``total_steps`` optimizer steps; call ``step_update(step)`` after each.
 
         Args:
-            optimizer: From :meth:`optimizer`; its rate is set to that of step 0.
+            optimizer: From :meth:`optimizer`; its learning rate is set to that of step 0.
             total_steps: Optimizer steps of the whole training, cool-down included.
-            steps_per_epoch: Optimizer steps an epoch.
+            steps_per_epoch: Optimizer steps per epoch.
 
         Raises:
-            ValueError: If the cool-down leaves no step for the cosine.
+            ValueError: If the cool-down leaves no step for the decay.
 
         Example:
             >>> recipe = Optimization(lr=1.0, warmup_epochs=2, min_lr=0.0, cooldown_epochs=1)
@@ -143,7 +141,7 @@ class Optimization:
             falls = [round(epoch * steps_per_epoch) + 1 for epoch in self.milestones]  # timm counts from 1 here
             return MultiStepLRScheduler(optimizer, falls, decay_rate=0.1, warmup_prefix=False, **warmup)
         cosine_steps = total_steps - round(self.cooldown_epochs * steps_per_epoch)
-        if cosine_steps < 1 < total_steps:  # one step is a dry run, which has no curve
+        if cosine_steps < 1 < total_steps:  # a single step is a dry run without a curve
             raise ValueError(
                 f"a cool-down of {self.cooldown_epochs:g} epochs leaves nothing of a training of "
                 f"{total_steps / steps_per_epoch:g}: raise trainer.max_epochs or lower model.optim.cooldown_epochs"

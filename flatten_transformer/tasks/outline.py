@@ -1,4 +1,4 @@
-"""Building what a file describes: first without memory and under bounds, then for good and without drawing weights."""
+"""Build untrusted models cheaply: on the meta device under limits, then without initialising weights."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.overrides import TorchFunctionMode
 
 Result = TypeVar("Result")
 _MIB = 2**20
-_CALLS, _CALLS_A_TENSOR = 5000, 50  # measured over timm's families and our detectors: at most 15 calls a tensor
-_SPARE_BYTES = 256 * _MIB  # of one tensor beyond the file: masks of windows and the like are computed, not saved
-_INIT = frozenset(  # what initialisation calls on a parameter
+_CALLS, _CALLS_A_TENSOR = 5000, 50  # measured over timm's families and our detectors: at most 15 calls per tensor
+_SPARE_BYTES = 256 * _MIB  # for one tensor beyond the file: window masks and the like are computed, not saved
+_INIT = frozenset(  # functions that initialise a parameter
     [getattr(nn.init, f"{name}_") for name in ("constant", "kaiming_normal", "kaiming_uniform", "normal", "uniform")]
     + [getattr(Tensor, f"{name}_") for name in ("add", "clamp", "erfinv", "fill", "mul", "normal", "uniform", "zero")]
 )
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves parameters as they were allocated where they would be initialised: a file overwrites all of them."""
+class _SkipInit(TorchFunctionMode):
+    """Skip the initialisation of parameters, which a file will overwrite."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -30,8 +30,8 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Bounded(TorchFunctionMode):
-    """Ends a construction that calls PyTorch more often, or makes a larger tensor, than the model in a file can need."""
+class _Limits(TorchFunctionMode):
+    """Abort a construction with more PyTorch calls or larger tensors than the model of a file can need."""
 
     def __init__(self, calls: int, nbytes: int) -> None:
         super().__init__()
@@ -43,40 +43,36 @@ class _Bounded(TorchFunctionMode):
         self.calls -= 1
         if self.calls < 0:
             raise ValueError("its model would have many more tensors than the file")
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and made.nbytes > self.nbytes:
-            raise ValueError(f"its model would have a tensor of {made.nbytes / 1e9:.3g} GB, {list(made.shape)}")
-        return made
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.nbytes > self.nbytes:
+            raise ValueError(f"its model would have a tensor of {result.nbytes / 1e9:.3g} GB, {list(result.shape)}")
+        return result
 
 
-def outline(build: Callable[[], Result], tensors: Mapping[str, Tensor]) -> Result:
-    """Build a module on the meta device, and no more of it than a file with ``tensors`` can hold.
+def build_on_meta(build: Callable[[], Result], tensors: Mapping[str, Tensor]) -> Result:
+    """Build a module on the meta device, limited to the size of a file with ``tensors``.
 
     Args:
         build: Returns the module.
-        tensors: Of the file.
+        tensors: Tensors of the file.
 
     Raises:
-        ValueError: If the module would be larger than the file allows.
+        ValueError: If the module exceeds the limits.
 
     Example:
-        >>> outline(lambda: nn.Linear(2, 3), {}).weight.device.type
+        >>> build_on_meta(lambda: nn.Linear(2, 3), {}).weight.device.type
         'meta'
-        >>> outline(lambda: nn.Linear(10**6, 10**6), {})
+        >>> build_on_meta(lambda: nn.Linear(10**6, 10**6), {})
         Traceback (most recent call last):
         ValueError: its model would have a tensor of 4e+03 GB, [1000000, 1000000]
     """
     size = sum(tensor.nbytes for tensor in tensors.values())
-    bounds = _Bounded(_CALLS + _CALLS_A_TENSOR * len(tensors), 2 * size + _SPARE_BYTES)  # 2: halves become float32
-    with torch.device("meta"), bounds, _Undrawn():
+    bounds = _Limits(_CALLS + _CALLS_A_TENSOR * len(tensors), 2 * size + _SPARE_BYTES)  # 2: float16 becomes float32
+    with torch.device("meta"), bounds, _SkipInit():
         return build()
 
 
-def undrawn(build: Callable[[], Result]) -> Result:
-    """Build a module whose parameters hold whatever was in memory, which is faster than to draw them at random.
-
-    Args:
-        build: Returns the module.
-    """
-    with _Undrawn():
+def build_uninitialized(build: Callable[[], Result]) -> Result:
+    """Build a module with uninitialised parameters, which is faster than random ones."""
+    with _SkipInit():
         return build()

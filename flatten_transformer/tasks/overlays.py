@@ -1,4 +1,4 @@
-"""Pictures of what a model found, drawn over the image: colours that colour-blind people tell apart."""
+"""Draw predictions over images, in a colour-blind-safe palette."""
 
 # n objects of an image.
 
@@ -19,10 +19,10 @@ from flatten_transformer.utils.font_fallback import FallbackFonts
 
 Colour = tuple[int, int, int]
 _GAP = 8  # pixels between pictures
-_LONGEST = 240  # bytes of a name, which file systems end at 255 with suffix and number
-_TITLE = 18  # pixels of height of what is written above a column
+_LONGEST = 240  # bytes of a file name; file systems allow 255 with suffix and number
+_TITLE = 18  # font size of column titles, in pixels
 
-# Okabe and Ito, "Color Universal Design", 2008, in an order whose neighbours differ most; black is left out.
+# Okabe and Ito, "Color Universal Design", 2008, without black, ordered for contrast between neighbours.
 COLOURS: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -47,14 +47,14 @@ def colour_of(label: int) -> Colour:
 def draw_objects(
     image: Image.Image, boxes: Tensor, labels: Sequence[int], captions: Sequence[str], masks: Tensor | None = None
 ) -> Image.Image:
-    """Return an image with a frame and a caption around each object, and its mask in the same colour.
+    """Return an image with the box, caption and mask of each object, coloured by class.
 
     Args:
-        image: In any mode.
+        image: Image in any mode.
         boxes: ``[n, 4]``, corners in pixels.
-        labels: Number of each object's class; it chooses the colour.
-        captions: What to write at each box.
-        masks: ``[n, height, width]``, True inside; None for frames alone.
+        labels: Class number of each object.
+        captions: Caption of each box.
+        masks: ``[n, height, width]``, True inside; None for boxes alone.
 
     Example:
         >>> draw_objects(Image.new("L", (60, 40)), torch.tensor([[4.0, 4, 30, 30]]), [0], ["cat 90 %"]).size
@@ -73,13 +73,13 @@ def draw_objects(
 
 
 def write_captions(image: Image.Image, boxes: Tensor, captions: Sequence[str], colours: Sequence[Colour]) -> None:
-    """Write a caption on a plate of its colour above each box, or inside where there is no room above.
+    """Write each caption on a coloured background above its box, or inside if there is no room.
 
     Args:
-        image: Written on.
+        image: Drawn on in place.
         boxes: ``[n, 4]``, corners in pixels.
-        captions: One a box.
-        colours: One a box.
+        captions: One per box.
+        colours: One per box.
     """
     canvas, fonts = ImageDraw.Draw(image), FallbackFonts(captions)
     size = max(9, max(image.size) // 45)
@@ -98,16 +98,16 @@ def _is_light(colour: Colour) -> bool:
 
 
 def overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
-    """Return where the picture of each image goes: ``output/<stem>.png``, numbered where two images share a name.
+    """Return the output path of each image: ``output/<stem>.png``, numbered where names collide.
 
-    Names that differ in capitals alone count as one, as some file systems have it; overlong ones are cut.
+    Names are compared case-insensitively, as on some file systems; overlong ones are truncated.
 
     Args:
-        files: The images.
-        output: A folder.
+        files: Image files.
+        output: Output folder.
 
     Raises:
-        ValueError: If a picture would take the place of an image.
+        ValueError: If an output would overwrite an image.
 
     Example:
         >>> [path.name for path in overlay_paths([Path("a/cat.jpg"), Path("b/cat.jpg")], Path("found"))]
@@ -131,12 +131,12 @@ def overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
 
 
 def side_by_side(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
-    """Write pictures in rows, such as truth and detections of an image in one, into a PNG file.
+    """Write a grid of pictures, such as truth and detections side by side, to a PNG file.
 
     Args:
-        titles: One above each column.
-        rows: Pictures of any sizes, one a column.
-        path: Where the PNG goes.
+        titles: One per column.
+        rows: Pictures of any sizes, one per column.
+        path: Output file.
     """
     font = ImageFont.load_default(_TITLE)
     widths = [max(row[column].width for row in rows) for column in range(len(titles))]

@@ -1,4 +1,4 @@
-"""Run a model on image files one by one, and say which could not be used."""
+"""Run a model on image files one by one and report the unusable ones."""
 
 from __future__ import annotations
 
@@ -13,45 +13,44 @@ from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.utils.printable import printable
 from flatten_transformer.utils.stopping import UnfinishedError
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 _PATIENCE_S = 2.0  # before a progress bar appears
 
 
-def look_at(
+def run_on_files(
     files: Sequence[Path],
-    look: Callable[[Path], Found],
-    keep: Callable[[int, Found], None],
+    predict: Callable[[Path], Result],
+    handle: Callable[[int, Result], None],
     on_bad_image: OnBadImage = "skip",
     *,
     bar: bool = True,
 ) -> list[str]:
-    """Look at image files one after the other, and keep what is found in each before the next.
+    """Run a prediction on image files one by one, handling each result before the next file.
 
     Args:
         files: Image files.
-        look: Reads one and returns what is found; its ValueError or OSError says that this image cannot be used.
-        keep: Gets the number of the file, from 0, and what is found.
-        on_bad_image: ``"skip"`` names an image that cannot be used on stderr and goes on.
-        bar: Show how far it is, on a terminal.
+        predict: Reads a file and returns a result; ValueError or OSError marks the image as unusable.
+        handle: Receives the index of the file and the result.
+        on_bad_image: ``"skip"`` reports an unusable image on stderr and continues.
+        bar: Show a progress bar on a terminal.
 
     Returns:
-        Why images were skipped, a sentence each.
+        The reason for each skipped image.
 
     Raises:
-        ValueError: If an image cannot be used and is not to be skipped, or none can.
+        ValueError: If an image is unusable and must not be skipped, or if all are.
 
     Example:
-        >>> look_at([Path("a.png"), Path("b.png")], lambda file: file.stem, print)
+        >>> run_on_files([Path("a.png"), Path("b.png")], lambda file: file.stem, print)
         0 a
         1 b
         []
     """
     skipped: list[str] = []
-    # shown on a terminal alone, to those who wait
     for number, file in enumerate(tqdm(files, delay=_PATIENCE_S, leave=False, disable=None if bar else True)):
         try:
-            found = look(file)
-        except (ValueError, OSError, MemoryError) as error:  # noqa: PERF203  # one image must not end the others
+            result = predict(file)
+        except (ValueError, OSError, MemoryError) as error:  # noqa: PERF203  # one bad image must not stop the rest
             if len(files) == 1:
                 raise
             skipped.append(_reason(file, error))
@@ -59,7 +58,7 @@ def look_at(
                 raise ValueError(f"{skipped[-1]}; or go on without it: --on_bad_image skip") from error
             tqdm.write(f"flatten: skipped: {printable(' '.join(skipped[-1].split()))}", file=sys.stderr)
         else:
-            keep(number, found)
+            handle(number, result)
     if skipped and len(skipped) == len(files):
         raise ValueError(f"none of {len(files)} images can be used; the first: {skipped[0]}")
     return skipped
@@ -74,8 +73,8 @@ def check_complete(skipped: Sequence[str], count: int) -> None:
     """Raise UnfinishedError if images were skipped.
 
     Args:
-        skipped: From :func:`look_at`.
-        count: How many images there were.
+        skipped: From :func:`run_on_files`.
+        count: Number of images.
     """
     if skipped:
         more = " …" if len(skipped) > 1 else ""
@@ -83,7 +82,7 @@ def check_complete(skipped: Sequence[str], count: int) -> None:
 
 
 def count_images(count: int) -> str:
-    """Return a number of images in words.
+    """Return a count with its noun.
 
     Example:
         >>> count_images(1), count_images(2)

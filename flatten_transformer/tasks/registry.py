@@ -1,4 +1,4 @@
-"""The tasks by name; nothing of one is loaded before it is used."""
+"""Tasks by name, imported on first use."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ if TYPE_CHECKING:
     from flatten_transformer.data.module import DataModule
     from flatten_transformer.tasks.task import Task
 
-Kind = Literal["classify", "detect", "segment"]
-KINDS: dict[Kind, str] = {"classify": "classification", "detect": "detection", "segment": "segmentation"}  # their folders
+TaskName = Literal["classify", "detect", "segment"]
+TASKS: dict[TaskName, str] = {"classify": "classification", "detect": "detection", "segment": "segmentation"}  # name: folder
 
 
 class TaskSpec(NamedTuple):
-    """The parts of a task; the module ``spec`` in its folder holds one."""
+    """Components of a task, assembled in the ``spec`` module of its folder."""
 
     task: type[Task]
     data: type[DataModule]
-    build: Callable[[str, dict[str, Any], int, int], nn.Module]  # of name, model_args, num_classes and in_chans
-    preprocessing: type[Any]  # a dataclass: what is done to an image first
-    monitor: str  # the metric whose best checkpoint is kept, the higher the better
-    does: str  # what a model of it does, in words
-    options: tuple[str, ...]  # of `flatten predict` that have a meaning for it alone
-    predict: Callable[..., None]  # of a model, its info, files and these options
+    build: Callable[[str, dict[str, Any], int, int], nn.Module]  # from name, model_args, num_classes and in_chans
+    preprocessing: type[Any]  # a dataclass
+    monitor: str  # metric that selects the best checkpoint; higher is better
+    does: str  # verb phrase for messages
+    options: tuple[str, ...]  # of `flatten predict` specific to this task
+    predict: Callable[..., None]  # from model, info, files and these options
 
 
-def task_spec(kind: Kind) -> TaskSpec:
-    """Return the parts of a task.
+def task_spec(name: TaskName) -> TaskSpec:
+    """Return the components of a task.
 
     Example:
         >>> task_spec("classify").monitor
         'val/accuracy'
     """
-    spec: TaskSpec = import_module(f"flatten_transformer.tasks.{KINDS[kind]}.spec").spec
+    spec: TaskSpec = import_module(f"flatten_transformer.tasks.{TASKS[name]}.spec").spec
     return spec

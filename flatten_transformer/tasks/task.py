@@ -1,4 +1,4 @@
-"""What every training shares: timm's optimizer, schedule and moving average, and the watch over the loss."""
+"""Base task: timm's optimizer, schedule and weight averaging, and the check for a finite loss."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from flatten_transformer.models.fit_weights import check_fit
 from flatten_transformer.tasks.facts import KEY, compare, compare_averages, compare_groups, compare_length, facts
 from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.tasks.registry import Kind
+from flatten_transformer.tasks.registry import TaskName
 
 
 class Task(LightningModule):
-    """Train and judge a model; a subclass says by which loss and which metrics.
+    """Train and evaluate a model; subclasses define losses and metrics.
 
     Args:
-        model: What is trained.
-        name: What it was built by, for its file.
-        model_args: What else it was built by.
+        model: Model to train.
+        name: Name it was built by, for the model file.
+        model_args: Arguments it was built by, for the model file.
         optim: Learning rate, weight decay and warm-up.
-        ema_decay: Share of the old weights that a moving average keeps at a step. Validation, test and the saved model use
-            the average. None keeps none.
-        ema_warmup: The share starts at 0 and rises to ``ema_decay`` as 1 - step^(-2/3); 0.9999 takes a million steps.
+        ema_decay: Decay of a moving average of the weights, which validation, test and the saved model then use; None for no
+            average.
+        ema_warmup: Let the decay rise from 0 to ``ema_decay`` as 1 - step^(-2/3); 0.9999 takes a million steps.
 
     Raises:
         ValueError: If ``ema_decay`` is out of range.
     """
 
-    kind: ClassVar[Kind]
+    task_name: ClassVar[TaskName]
 
     def __init__(
         self,
@@ -61,42 +61,42 @@ class Task(LightningModule):
         self.model = model
         self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
-            # train(): in the mode of everything else until Lightning switches modes
+            # train(): same mode as the rest until Lightning switches it
             self.ema = ModelEmaV3(model, ema_decay, use_warmup=ema_warmup).requires_grad_(False).train()
 
     @property
     def final_model(self) -> nn.Module:
-        """The model to judge, keep and use: the moving average where there is one."""
+        """The model to evaluate and save: the moving average, if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     @property
     def data(self) -> DataModule:
-        """The data module of the trainer."""
+        """The trainer's data module."""
         data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, unannotated
         return data
 
     def info(self) -> ModelInfo:
-        """Return what a file of this task's model must say."""
-        return ModelInfo(self.name, self.model_args, tuple(self.data.class_names), self.data.preprocessing, self.kind)
+        """Return the description to store in the model file."""
+        return ModelInfo(self.name, self.model_args, tuple(self.data.class_names), self.data.preprocessing, self.task_name)
 
     def count_macs(self) -> int | None:
-        """Return the multiply-accumulates of one image, where its size is known."""
+        """Return the multiply-accumulates of one image, or None if its size is not fixed."""
         return None
 
     def draw_report(self, folder: Path) -> list[Path]:
-        """Draw how the training ended into ``folder``; return the files."""
+        """Draw the results of the training into ``folder``; return the files."""
         return []
 
     def report_loss(self, loss: Tensor, batch: Any, batch_idx: int) -> Tensor:
         """Log a loss, and return it.
 
         Args:
-            loss: A number.
-            batch: What it is the loss of; the images come first.
-            batch_idx: The number of the batch in its epoch.
+            loss: Scalar.
+            batch: Its batch, images first.
+            batch_idx: Index of the batch in its epoch.
 
         Raises:
-            FloatingPointError: If the loss is not finite; the message says where, and of which images.
+            FloatingPointError: If the loss is not finite; the message names the step and the images.
         """
         if not torch.isfinite(loss):
             names = self.data.names(batch)
@@ -111,23 +111,23 @@ class Task(LightningModule):
         return loss
 
     def recompute_activations(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them, wherever the model can.
+        """Enable activation checkpointing wherever the model supports it.
 
         Raises:
-            ValueError: If it can nowhere.
+            ValueError: If it does not support it anywhere.
         """
         switches: list[Any] = [getattr(part, "set_grad_checkpointing", None) for part in self.model.modules()]
-        able = [switch for switch in switches if switch is not None]
+        supported = [switch for switch in switches if switch is not None]
         try:
-            for switch in able:
+            for switch in supported:
                 switch(True)
-        except AssertionError:  # timm's answer where a model has the switch, but not the ability
-            able = []
-        if not able:
+        except AssertionError:  # timm raises it for models that have the switch but no support
+            supported = []
+        if not supported:
             raise ValueError(f"{self.name} cannot recompute its activations: leave grad_checkpointing out")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule, which moves at every step."""
+        """Return the optimizer and its per-step schedule."""
         optimizer = self.optim.optimizer(self.model, self.data.batch_size)
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
@@ -147,17 +147,17 @@ class Task(LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step, then take the new weights into the moving average."""
+        """Step, then update the moving average."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step + 1)  # Lightning counts this step only afterwards
+            self.ema.update(self.model, step=self.global_step + 1)  # Lightning counts this step only later
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in the checkpoint what it is of: classes above all."""
+        """Store the training facts in the checkpoint, above all the classes."""
         checkpoint[KEY] = facts(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise ValueError if the checkpoint is of something else, before anything is loaded."""
+        """Raise ValueError if the checkpoint does not match this training, before anything is loaded."""
         resume = self.trainer.state.fn == TrainerFn.FITTING
         compare(checkpoint.get(KEY), facts(self), resume=resume)
         compare_averages(checkpoint["state_dict"], self.state_dict())

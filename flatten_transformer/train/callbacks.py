@@ -29,7 +29,7 @@ class KeepBatchSize(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the number of micro-batches, once the number of devices is known."""
         if stage == "fit":
-            trainer.accumulate_grad_batches = datamodule(trainer).share.times
+            trainer.accumulate_grad_batches = datamodule(trainer).share.micro_batches
 
 
 class SeedEpochs(Callback):

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from flatten_transformer.tasks.registry import KINDS, Kind, task_spec
+from flatten_transformer.tasks.registry import TASKS, TaskName, task_spec
 from flatten_transformer.train.callbacks import KeepBatchSize, PrintData, ReportSkipped, SaveModel, SeedEpochs
 from flatten_transformer.train.checkpoints import (
     LAST,
@@ -113,7 +113,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our own options, and link the data's to the model's."""
-        parser.add_argument("--task", type=Kind, default=self.kind, help="What is learned; a recipe says it.")
+        parser.add_argument("--task", type=TaskName, default=self.kind, help="What is learned; a recipe says it.")
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
@@ -290,7 +290,7 @@ def with_recipe_paths(args: Sequence[str]) -> list[str]:
     return [str(find_recipe(arg)) if before in _CONFIG else arg for before, arg in zip(["", *parts], parts, strict=False)]
 
 
-def kind_of(args: Sequence[str]) -> Kind:
+def kind_of(args: Sequence[str]) -> TaskName:
     """Return the task that the arguments name: by ``--task``, or else in the last recipe that names one.
 
     Args:
@@ -308,9 +308,9 @@ def kind_of(args: Sequence[str]) -> Kind:
     if not named:
         recipes = [yaml.safe_load(Path(value).read_text("utf-8")) for option, value in pairs if option in _CONFIG]
         named = [recipe["task"] for recipe in recipes if "task" in recipe] or ["classify"]
-    if named[-1] not in KINDS:
-        raise ValueError(f"no task {named[-1]!r}: {did_you_mean(str(named[-1]), KINDS)}")
-    kind: Kind = named[-1]
+    if named[-1] not in TASKS:
+        raise ValueError(f"no task {named[-1]!r}: {did_you_mean(str(named[-1]), TASKS)}")
+    kind: TaskName = named[-1]
     return kind
 
 

@@ -41,7 +41,7 @@ class Summary(Callback):
         """Print and plot the result."""
         assert isinstance(pl_module, Task)
         if trainer.is_global_zero and self.history.rows:
-            _print("Trained", result_rows(self.history, task_spec(pl_module.kind).monitor))
+            _print("Trained", result_rows(self.history, task_spec(pl_module.task_name).monitor))
             for picture in self._draw(pl_module):
                 say(f"See {picture}", stderr=True)
 
@@ -49,14 +49,16 @@ class Summary(Callback):
         if self.folder is None or find_spec("matplotlib") is None:
             return []
         curves = self.folder / "curves.png"
-        draw_curves(self.history.rows, task_spec(task.kind).monitor, curves)
+        draw_curves(self.history.rows, task_spec(task.task_name).monitor, curves)
         return [curves, *task.draw_report(self.folder)]
 
 
 def plan_rows(trainer: Trainer, task: Task) -> dict[str, str]:
     """Return the plan of a training run, by name."""
     share, macs = task.data.share, task.count_macs()
-    pieces = f" = {share.images} x {trainer.world_size} devices x {share.times}" if share.images != task.data.batch_size else ""
+    pieces = f" = {share.images} x {trainer.world_size} devices x {share.micro_batches}"
+    if share.images == task.data.batch_size:
+        pieces = ""
     steps = int(trainer.estimated_stepping_batches)
     return {
         "model": task.name,

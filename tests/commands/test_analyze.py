@@ -19,7 +19,7 @@ from flatten_transformer import cli
 from flatten_transformer.analysis.models import AnalyzedModel, load_models
 from flatten_transformer.analysis.study import Options, Study, study_model
 from flatten_transformer.commands import analyze
-from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
 from flatten_transformer.train import cli as training  # noqa: F401  # Lightning logs to the stderr of its first import
 

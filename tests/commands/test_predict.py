@@ -7,17 +7,17 @@ from PIL import Image
 
 from flatten_transformer.commands.predict import expand, predict
 from flatten_transformer.data.digits import CLASS_NAMES, Digits
-from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks import per_image
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
-from flatten_transformer.tasks.registry import KINDS, Kind, task_spec
+from flatten_transformer.tasks.registry import TASKS, TaskName, task_spec
 from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
 
 DEIT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 PVT = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 8, 8], "num_heads": [1, 1, 1, 1], "img_size": 32}
 PYRAMID: dict[str, Any] = {"backbone": "flatten_pvt_v2_b0", "backbone_args": PVT}
-INFOS: dict[Kind, ModelInfo] = {
+INFOS: dict[TaskName, ModelInfo] = {
     "classify": ModelInfo("flatten_deit_tiny_patch16_224", DEIT, CLASS_NAMES, Preprocessing(16, 1, (0.3,), (0.4,))),
     "detect": ModelInfo(
         "mask_rcnn",
@@ -34,7 +34,7 @@ INFOS: dict[Kind, ModelInfo] = {
         "segment",
     ),
 }
-WRITTEN: dict[Kind, list[str]] = {
+WRITTEN: dict[TaskName, list[str]] = {
     "classify": [],
     "detect": ["image.png", "detections.json"],
     "segment": ["masks/image.png", "overlays/image.png", "classes.txt"],
@@ -54,14 +54,14 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "image.jpg"
 
 
-def saved(kind: Kind, folder: Path) -> Path:
+def saved(kind: TaskName, folder: Path) -> Path:
     save_model(folder / f"{kind}.safetensors", INFOS[kind].build(), INFOS[kind])
     return folder / f"{kind}.safetensors"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASKS)
 def test_the_file_of_a_model_says_what_is_done_with_it(
-    kind: Kind, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: TaskName, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     predict([image], saved(kind, tmp_path))
@@ -70,15 +70,15 @@ def test_the_file_of_a_model_says_what_is_done_with_it(
     predict([image], tmp_path / f"{kind}.safetensors", task=kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_task_that_is_not_the_models_is_refused(kind: Kind, image: Path, tmp_path: Path) -> None:
-    other: Kind = "detect" if kind != "detect" else "segment"
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_task_that_is_not_the_models_is_refused(kind: TaskName, image: Path, tmp_path: Path) -> None:
+    other: TaskName = "detect" if kind != "detect" else "segment"
     with pytest.raises(ValueError, match=rf"the model in .*{kind}\.safetensors \w+ \w+: leave --task {other} out"):
         predict([image], saved(kind, tmp_path), task=other)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_options_that_do_not_belong_to_a_task_are_refused(kind: Kind, image: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", TASKS)
+def test_options_that_do_not_belong_to_a_task_are_refused(kind: TaskName, image: Path, tmp_path: Path) -> None:
     values: dict[str, Any] = {"top_k": 1, "csv": tmp_path / "x.csv", "output": tmp_path / "new", "threshold": 0.9}
     checkpoint = saved(kind, tmp_path)
     for name in set(values) - set(task_spec(kind).options):
@@ -105,7 +105,7 @@ def test_a_bar_is_shown_to_those_who_wait_at_a_terminal(
 ) -> None:
     monkeypatch.setattr(per_image, "_PATIENCE_S", after_s)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    per_image.look_at([Path("a.png"), Path("b.png")], lambda file: file, lambda number, file: None)
+    per_image.run_on_files([Path("a.png"), Path("b.png")], lambda file: file, lambda number, file: None)
     printed = capsys.readouterr()
     assert ("0/2" in printed.err) == shown
     assert printed.out == ""

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flatten_transformer.data.class_list import MOST, read_class_names
+from flatten_transformer.data.class_list import MAX_CLASSES, read_class_names
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
@@ -27,7 +27,7 @@ def test_names_stand_in_lines_whatever_their_ends(start: bytes, content: bytes, 
         (b"sky\nfield\x0bof corn\n", r"line 2 of .* holds control characters"),
         ("sky\ngro\u2028und\n".encode(), r"line 2 of .* holds control characters"),
         (b"a\0\nb\n", r"line 1 of .* holds control characters"),
-        (b"\n".join(b"%d" % n for n in range(MOST + 1)), "names 8193 classes, but 8192 are the most"),
+        (b"\n".join(b"%d" % n for n in range(MAX_CLASSES + 1)), "names 8193 classes, but 8192 are the most"),
     ],
     ids=range(13),
 )

@@ -7,7 +7,7 @@ from PIL import Image
 
 from flatten_transformer.data.image_folder import ImageFiles, find_images, open_folder
 from flatten_transformer.data.source import Source, Splits
-from flatten_transformer.data.walk import Found, identities
+from flatten_transformer.data.walk import ImageFile, identities
 
 DrawFolder = Callable[[Mapping[str, int]], Path]
 
@@ -239,4 +239,4 @@ def test_a_file_system_that_gives_all_files_one_number_loses_none(tmp_path: Path
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path in paths:
         path.touch()
-    assert len(set(identities([Found(path, 2**32 - 1) for path in paths]))) == 3
+    assert len(set(identities([ImageFile(path, 2**32 - 1) for path in paths]))) == 3

@@ -35,7 +35,7 @@ def test_a_step_sees_the_same_images_on_one_device_and_on_two(device_batch_size:
     (one,) = loaders(1, batch_size=20)
     wanted = [sorted(batch) for batch in numbers(one.train_dataloader())[:10]]
     two = loaders(2, batch_size=20, device_batch_size=device_batch_size)
-    pieces = two[0].share.times
+    pieces = two[0].share.micro_batches
     assert two[0].share.images * pieces == 10
     halves = [numbers(data.train_dataloader()) for data in two]
     steps = [[i for half in halves for piece in half[step * pieces : (step + 1) * pieces] for i in piece] for step in range(10)]

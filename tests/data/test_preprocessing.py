@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from flatten_transformer.data.digits import Digits
-from flatten_transformer.data.preprocessing import Preprocessing, read_image, to_mode
+from flatten_transformer.data.preprocessing import read_image, to_mode
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
 GREY = Preprocessing(16, 1, (0.5,), (0.5,))
 COLOUR = Preprocessing(16, 3, (0.5,) * 3, (0.5,) * 3)

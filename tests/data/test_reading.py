@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from flatten_transformer.data.image_folder import ImageFiles
-from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.data.reading import BadImageError, Transformed
 from flatten_transformer.data.source import Source
 from flatten_transformer.tasks.classification.data import ImageData
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
 DrawFolder = Callable[[Mapping[str, int]], Path]
 COLOUR = Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3)

@@ -22,8 +22,9 @@ from safetensors.torch import save
 from flatten_transformer.data.by_name import open_data_set
 from flatten_transformer.data.coco import read_coco
 from flatten_transformer.data.mask_folder import open_mask_folder
-from flatten_transformer.data.preprocessing import Preprocessing, decode_image, to_mode
+from flatten_transformer.data.preprocessing import decode_image, to_mode
 from flatten_transformer.data.shards import open_shards
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
 from flatten_transformer.train.cli import TrainingCLI
 from flatten_transformer.train.recipes import find_recipe

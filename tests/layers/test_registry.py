@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -121,6 +121,15 @@ def test_the_options_of_every_attention_are_one_list() -> None:
         layer = create_attention(name, 16, 2, (5, 7))
         known = inspect.signature(type(layer)).parameters
         assert {option: known[option].default for option in GridOptions.__annotations__} == layer.defaults
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("agent", ("query_bias", "key_bias")), ("inline", ("residual",)), ("polaformer", ("g",))]
+)
+def test_what_a_design_learns_stands_before_the_projections_as_saved_optimizers_count(name: str, own: Sequence[str]) -> None:
+    modules = [part for part, _ in create_attention(name, 16, 2, (5, 7)).named_children()]
+    convolution = [] if name == "inline" else ["dwc"]
+    assert modules[: modules.index("qkv")] == [*convolution, *own]
 
 
 def test_a_default_of_no_option_is_refused() -> None:

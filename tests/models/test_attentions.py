@@ -1,5 +1,6 @@
 """Every family with every attention, on tiny models: one argument, any input size, checkpoints, and refusals."""
 
+import inspect
 import pickle
 import re
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "flatten_cswin_tiny_224": {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 2), "split_sizes": 4},
 }
+HOSTED = ("flatten_deit_tiny_patch16_224", "flatten_pvt_v2_b0", "flatten_swin_tiny_patch4_224")  # by timm
 PYRAMIDS = ("flatten_pvt_tiny", "flatten_pvt_v2_b0")
 FAMILY = pytest.mark.parametrize("family", TINY)
 EVERY = pytest.mark.parametrize("attention", list_attentions())
@@ -46,6 +48,14 @@ def create(family: str, attention: str = "focused", **options: Any) -> Any:
     torch.manual_seed(0)
     options = {"img_size": 64, "num_classes": 3, **TINY[family], **options}
     return timm.create_model(family, attention=attention, **options).eval()
+
+
+@FAMILY
+def test_the_signature_lists_the_keywords_of_the_attention(family: str) -> None:
+    parameters = inspect.signature(type(create(family))).parameters
+    assert parameters.keys() >= AttentionOptions.__annotations__.keys()
+    assert parameters["attention"].default == "focused"
+    assert ("kwargs" in parameters) == (family in HOSTED)
 
 
 def linear_parts(model: Any) -> list[GridAttention]:

@@ -129,7 +129,7 @@ def said_once(caplog: pytest.LogCaptureFixture) -> str:
 def test_own_rectangle_without_its_grid_is_resumed_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, model = build("deit", WIDE), build("deit", WIDE)
     save_file(source.state_dict(), tmp_path / "x.safetensors")
-    learned_grids._say_once.cache_clear()
+    learned_grids._warn_once.cache_clear()
     model.load_state_dict(load_file(tmp_path / "x.safetensors"))
     assert "64 tokens come without their grid and are taken for (4, 16)" in said_once(caplog)
     assert_resized(model, source)
@@ -148,7 +148,7 @@ def test_a_square_without_its_grid_is_taken_for_one_by_a_square_without_a_word(
     size: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     source, model = build("deit", (128, 128)), build("deit", size)
-    learned_grids._say_once.cache_clear()
+    learned_grids._warn_once.cache_clear()
     model.load_state_dict(dict(source.state_dict()))
     assert_resized(model, source)
     assert not caplog.records
@@ -156,7 +156,7 @@ def test_a_square_without_its_grid_is_taken_for_one_by_a_square_without_a_word(
 
 def test_a_square_without_its_grid_is_taken_for_one_by_a_rectangle_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     source, model = build("deit", (128, 128)), build("deit", (96, 160))
-    learned_grids._say_once.cache_clear()
+    learned_grids._warn_once.cache_clear()
     model.load_state_dict(dict(source.state_dict()))
     assert "64 tokens come without their grid and are taken for (8, 8), where the model has the grid (6, 10)" in said_once(caplog)
     assert_resized(model, source)

@@ -268,11 +268,19 @@ def test_a_mask_of_all_keys_changes_nothing() -> None:
     assert relative_error(full, focused_linear_attention(query, key, value)) <= TOLERANCES[torch.float64]
 
 
-def test_the_plain_linear_attention_takes_masks_too() -> None:
-    q, k, v = torch.rand(3, 2, 3, 14, 16, dtype=torch.float64).unbind(0)
-    kept = torch.rand(14) < 0.6
-    came = linear_attention(q, k, v, kept[None, None, None, :])
-    assert relative_error(came, linear_attention(q, k[:, :, kept], v[:, :, kept])) <= TOLERANCES[torch.float64]
+@pytest.mark.parametrize("queries", [3, 40], ids=["matrix first", "context first"])
+def test_the_plain_linear_attention_takes_masks_too(queries: int) -> None:
+    leaves = q, k, v = [torch.rand(2, 3, tokens, 16, dtype=torch.float64) for tokens in (queries, 14, 14)]
+    kept = torch.arange(14) % 3 > 0
+    k[:, :, ~kept] = v[:, :, ~kept] = torch.nan
+    for leaf in leaves:
+        leaf.requires_grad_()
+    out, expected = linear_attention(q, k, v, kept[None, None, None]), linear_attention(q, k[:, :, kept], v[:, :, kept])
+    assert relative_error(out, expected) <= TOLERANCES[torch.float64]
+    gradients, of_kept = (torch.autograd.grad(y.square().sum(), leaves) for y in (out, expected))
+    for gradient, other in zip(gradients, of_kept, strict=True):
+        assert relative_error(gradient, other) <= TOLERANCES[torch.float64]
+    assert not any(gradient[:, :, ~kept].any() for gradient in gradients[1:])
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)

@@ -187,9 +187,9 @@ def test_output_and_every_gradient_equal_the_oracle(name: str) -> None:
 
 @pytest.mark.parametrize("programs", [1, 10**6])
 def test_stretches_of_tokens_add_up(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "_WANTED_PROGRAMS", programs)
-    monkeypatch.setattr(sizes, "_SHORTEST", 32)  # one block
-    monkeypatch.setattr(sizes, "_LONGEST", 96)  # three blocks
+    monkeypatch.setattr(sizes, "_TARGET_PROGRAMS", programs)
+    monkeypatch.setattr(sizes, "_MIN_STRETCH", 32)  # one block
+    monkeypatch.setattr(sizes, "_MAX_STRETCH", 96)  # three blocks
     for tensor, error in errors(Problem(queries=200, keys=230, heads=1, temperature=True, masked=True)).items():
         assert error <= TOLERANCES[torch.float32], tensor
 
@@ -420,6 +420,6 @@ def test_stretches_cover_the_tokens_and_are_short(tokens: int, programs: int) ->
     splits, stretch = sizes.split(tokens, 64, programs)
     assert stretch % 64 == 0
     assert splits == math.ceil(tokens / stretch)
-    assert stretch < sizes._LONGEST + 64
-    assert splits == 1 or stretch >= sizes._SHORTEST / 2
-    assert splits * programs >= min(sizes._WANTED_PROGRAMS / 2, programs * math.ceil(tokens / sizes._SHORTEST) / 2)
+    assert stretch < sizes._MAX_STRETCH + 64
+    assert splits == 1 or stretch >= sizes._MIN_STRETCH / 2
+    assert splits * programs >= min(sizes._TARGET_PROGRAMS / 2, programs * math.ceil(tokens / sizes._MIN_STRETCH) / 2)

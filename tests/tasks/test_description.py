@@ -3,7 +3,7 @@ from typing import Any, Literal
 
 import pytest
 
-from flatten_transformer.data.preprocessing import Preprocessing
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.description import fits, read_fields, read_json, shown
 from flatten_transformer.tasks.detection.options import RegionOptions
 

@@ -184,8 +184,8 @@ def test_weights_decay_by_the_table_and_biases_and_vectors_do_not(built: Built) 
 
 def test_eight_gpus_take_the_batch_of_the_table_and_fewer_take_turns(built: Built) -> None:
     batch, device = built.data.batch_size, built.data.device_batch_size
-    assert share_batch(batch, 8, device) == Share(images=built.row.gpu_batch, times=1)
-    assert share_batch(batch, 2, device) == Share(images=built.row.gpu_batch, times=4)
+    assert share_batch(batch, 8, device) == Share(images=built.row.gpu_batch, micro_batches=1)
+    assert share_batch(batch, 2, device) == Share(images=built.row.gpu_batch, micro_batches=4)
 
 
 def test_clipping_drop_path_and_average_are_those_of_the_table(built: Built) -> None:

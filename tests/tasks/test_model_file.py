@@ -10,8 +10,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks.classification.predict import classify
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}

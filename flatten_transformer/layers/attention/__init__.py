@@ -1,4 +1,4 @@
-"""Attentions over a grid of tokens: their base, their registry, and one file for each design."""
+"""Attentions over a grid of tokens: base class, registry, and one file a design."""
 
 from flatten_transformer.layers.attention.base import GridAttention
 from flatten_transformer.layers.attention.registry import (

@@ -65,7 +65,7 @@ class PositionBias(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the bias: normal with deviation 0.02."""
+        """Initialise the biases: truncated normal, deviation 0.02."""
         for parameter in self.parameters():
             nn.init.trunc_normal_(parameter, std=0.02)
 
@@ -81,7 +81,7 @@ class PositionBias(nn.Module):
         return bias if self.prefix is None else torch.cat([self.prefix, bias], dim=1)
 
     def set_grid_size(self, grid_size: Sequence[int]) -> None:
-        """Learn the lines on another grid from here on."""
+        """Change the grid that the lines are learned on."""
         for index, size in enumerate(grid_size):
             line = self.lines[index]
             self.lines[index] = nn.Parameter(resize_line(line.detach(), size), requires_grad=line.requires_grad)
@@ -96,7 +96,7 @@ def resize_line(line: Tensor, size: int) -> Tensor:
 class AgentAttention(GridAttention):
     """Attention through a few agents, in O(A(N + M)): ``softmax(s Q Aᵀ + B₂) softmax(s A Kᵀ + B₁) V``, s = 1/√D.
 
-    ArXiv 2312.08874: pooled queries are the agents, which gather from the keys by softmax attention, and queries from
+    ArXiv 2312.08874: pooled queries are the agents: they gather from the keys by softmax attention, and the queries from
     them. The convolution has a kernel for each channel of all heads. The position biases B are those of the paper: a
     coarse block of 7 a side, bilinearly enlarged, and a line for each axis, here resized too, so that any grid may come.
     Pooling leaves prefix tokens and padding out. Released models take 9, 16, 49 and 49 agents in the four stages of a
@@ -151,14 +151,14 @@ class AgentAttention(GridAttention):
         return softmax_rows(spread, None) @ softmax_rows(gather, layout.attn_mask)
 
     def set_grid_size(self, grid_size: Sequence[int]) -> None:
-        """Learn on another grid from here on: resizes the lines of the biases too."""
+        """Change the learned grid: resizes the lines of the biases too."""
         super().set_grid_size(grid_size)
         for bias in (self.query_bias, self.key_bias):
             if bias is not None:
                 bias.set_grid_size(self.grid_size)
 
     def fit(self, name: str, tensor: Tensor) -> Tensor:
-        """Resize the line of a bias, ``[H, length, A]``, that comes from another grid."""
+        """Resize the line of a bias, ``[H, length, A]``, from another grid."""
         _, is_line, axis = name.partition(".lines.")
         return resize_line(tensor, self.grid_size[int(axis)]) if is_line else tensor
 
@@ -192,7 +192,7 @@ def pool_agents(query: Tensor, grid_size: Sequence[int], agents: Sequence[int], 
         query: ``[B, H, N, D]``, grid tokens only, last axis fastest.
         grid_size: One to three axes; their product is N.
         agents: As many axes, of A agents.
-        mask: Boolean, ``[B, 1, 1, N]``; True where a query is a token and no padding. An agent of padding alone is 0.
+        mask: Boolean, ``[B, 1, 1, N]``; False where a query is padding. An agent of padding alone is 0.
 
     Returns:
         ``[B, H, A, D]`` in ``query.dtype``.

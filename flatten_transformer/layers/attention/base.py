@@ -1,4 +1,4 @@
-"""The base of every attention over a grid of tokens: everything but how queries, keys and values mix."""
+"""Base class of attentions over a grid of tokens: everything but the mixing of queries, keys and values."""
 
 # B batch, N queries, M keys, C channels = H heads × D channels per head, G groups of value channels.
 
@@ -28,7 +28,7 @@ from flatten_transformer.utils.suggest import did_you_mean
 
 
 class GridOptions(TypedDict, total=False):
-    """The options of every attention; :class:`GridAttention` explains them, and its ``defaults`` are theirs."""
+    """Options of every attention, documented by :class:`GridAttention`, whose ``defaults`` hold their defaults."""
 
     kernel_size: int
     num_prefix_tokens: int
@@ -47,18 +47,18 @@ class GridOptions(TypedDict, total=False):
 
 
 class Projected(NamedTuple):
-    """Projected tokens, heads side by side in the channels, and where they lie: the arguments of ``attend``."""
+    """Projected tokens, heads side by side in the channels, and their layout: the arguments of ``attend``."""
 
     query: Tensor  # [B, N, C], prefix tokens first
     key: Tensor  # [B, M, C]
     value: Tensor  # [B, M, C]
     layout: Layout
-    x: Tensor | None = None  # [B, N, C], the tokens that were projected, for designs that look at them
+    x: Tensor | None = None  # [B, N, C], the tokens before projection, for designs that use them
 
 
-@register_notrace_module  # a leaf to torch.fx, as timm's own modules that look at sizes
+@register_notrace_module  # a leaf to torch.fx, as timm's modules that read sizes
 class GridAttention(LearnsOnGrid, nn.Module):
-    """Attention over a grid of tokens: a subclass says how queries, keys and values mix; the rest is here.
+    """Attention over a grid of tokens: a subclass mixes queries, keys and values; the rest is here.
 
     A subclass writes ``mix``, and ``weights`` to show its matrix. Options of its own are keyword arguments of its
     ``__init__``, which passes ``**options`` on; ``defaults`` holds those of the options below that differ.
@@ -67,7 +67,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         dim: Channels C.
         num_heads: Heads; divides ``dim``.
         grid_size: The grid that encodings are learned on (that of the context, where there is one): one, two or three
-            axes. Other grids may be passed at each call; what was learned is resized to them.
+            axes. Other grids may be passed at each call; encodings are resized to them.
         kernel_size: Side of the depthwise convolution; odd.
         num_prefix_tokens: Class and register tokens before the grid tokens: they take part in the attention, not in
             the convolution and the key encoding.
@@ -83,8 +83,8 @@ class GridAttention(LearnsOnGrid, nn.Module):
         qkv_bias: Learn biases in the projections of queries, keys and values.
         proj_bias: Learn a bias in the output projection.
         proj_drop: Dropout probability after the output projection.
-        sr_ratio: Take ``x`` for the context, reduced that many times by a strided convolution ``sr`` and
-            normalised (PVT); 1 takes it as it is. None: no such context.
+        sr_ratio: Take the context from ``x``, reduced this many times by a strided convolution ``sr`` and normalised (PVT);
+            1: ``x`` itself. None: no such context.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -117,9 +117,9 @@ class GridAttention(LearnsOnGrid, nn.Module):
         "device": None,
         "dtype": None,
     }
-    attends_elsewhere: ClassVar[bool] = True  # whether keys may be other tokens than the queries
+    attends_elsewhere: ClassVar[bool] = True  # whether keys and queries may be different tokens
     wide_sums: ClassVar[bool] = True  # whether mix runs in the dtype of sums, out of autocast
-    own_modules: ClassVar[tuple[str, ...]] = ()  # registered before the projections, the order saved optimizers know
+    own_modules: ClassVar[tuple[str, ...]] = ()  # registered before the projections, the order in saved optimizers
 
     __signature__: ClassVar[inspect.Signature]
     context_dim: int | None = None
@@ -144,8 +144,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
             raise ValueError(f"num_prefix_tokens must be at least 0, got {chosen['num_prefix_tokens']}")
         if chosen["stretch"] not in ("grid", "tokens"):
             raise ValueError(f'stretch must be "grid" or "tokens", got {chosen["stretch"]!r}')
-        self.dim = dim
-        self.num_heads = num_heads
+        self.dim, self.num_heads = dim, num_heads
         self.grid_size = check_grid(grid_size)
         self.num_prefix_tokens = chosen["num_prefix_tokens"]
         self.stretch: Stretch = chosen["stretch"]
@@ -155,7 +154,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         self.positional_encoding: nn.Parameter | None = None
         if chosen["key_encoding"]:
             self.positional_encoding = nn.Parameter(torch.zeros(1, math.prod(self.grid_size), dim, **factory))
-        self.dwc: nn.Module | None = None  # a depthwise convolution, or what somebody has made of it
+        self.dwc: nn.Module | None = None  # a depthwise convolution, or a wrapper or replacement of it
         if chosen["rank_restoration"]:
             self._add_restoration(chosen["kernel_size"], **factory)
         for name in self.own_modules:
@@ -165,7 +164,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
             self._add_projections(chosen, **factory)
 
     def _add_restoration(self, kernel_size: int, **factory: Any) -> None:
-        """Make what :meth:`restore` calls."""
+        """Make the modules of :meth:`restore`."""
         self.dwc = depthwise_convolution(self._kernel_count(), kernel_size, len(self.grid_size), **factory)
 
     def _kernel_count(self) -> int:
@@ -187,7 +186,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
             self.kv = nn.Linear(self.context_dim, 2 * self.dim, bias=options["qkv_bias"], **factory)
         self.proj = nn.Linear(self.dim, self.dim, bias=options["proj_bias"], **factory)
         self.proj_drop = nn.Dropout(options["proj_drop"])
-        # as the released models do; not in reset_parameters, by which timm's init_weights would end
+        # as in the released models; not in reset_parameters, which timm's init_weights calls last
         for module in self.children():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -198,22 +197,22 @@ class GridAttention(LearnsOnGrid, nn.Module):
             self.sr_norm = nn.LayerNorm(self.dim, **factory)
 
     def reset_parameters(self) -> None:
-        """Set what the attention learns beside its modules back to zero, as timm's ``init_weights`` asks for."""
+        """Set the parameters outside the submodules to zero, as timm's ``init_weights`` expects."""
         for parameter in (self.scale, self.positional_encoding):
             if parameter is not None:
                 nn.init.zeros_(parameter)
 
-    # Written by a subclass --------------------------------------------------------------------------------------------
+    # Overridden by subclasses -----------------------------------------------------------------------------------------
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Attend, ``[B, H, N, D]``, with queries ``[B, H, N, D]``, keys and values ``[B, H, M, D]``.
 
-        Masked values are zeros; masked keys are finite and may be anything.
+        Masked values are zeros; masked keys are finite but arbitrary.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how it attends: write mix(self, q, k, v, layout)")
 
     def weights(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        """Return the matrix that :meth:`mix` multiplies the values by, ``[B, G, N, M]``, of the same arguments."""
+        """Return the matrix by which :meth:`mix` multiplies the values, ``[B, G, N, M]``, from the same arguments."""
         raise NotImplementedError(f"{type(self).__name__} shows no matrix: write weights(self, q, k, v, layout)")
 
     def gate(self, x: Tensor | None) -> Tensor | None:
@@ -221,7 +220,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         return None
 
     def fit(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor of a checkpoint, of the parameter ``name``, resized to the grid of this attention."""
+        """Return a checkpoint's tensor for the parameter ``name``, resized to the grid of this attention."""
         return tensor
 
     # Called with tokens -----------------------------------------------------------------------------------------------
@@ -263,7 +262,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         context_grid_size: Sequence[int] | None = None,
         attn_mask: Tensor | None = None,
     ) -> Decomposition:
-        """Return the attention matrix and the other parts of the output: quadratic, to look at, not to train with.
+        """Return the attention matrix and the other parts of the output: quadratic, for analysis, not training.
 
         Args: as :meth:`forward`.
 
@@ -310,14 +309,14 @@ class GridAttention(LearnsOnGrid, nn.Module):
         return Projected(self.q(x), key, value, Layout(own_grid, other_grid, attn_mask, cross=context is not x), x)
 
     def _reduce(self, x: Tensor, grid_size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
-        """Return the context made of ``x`` by spatial reduction, and its grid."""
+        """Return the spatially reduced ``x`` as the context, and its grid."""
         if self.sr_ratio is None or self.sr_ratio == 1:
             return x, grid_size
         image = self.sr(pad_to_patches(x.transpose(1, 2).unflatten(2, tuple(grid_size)), self.sr_ratio))
         return self.sr_norm(image.flatten(2).transpose(1, 2)), image.shape[2:]
 
     def _fit(self, name: str, tokens: Tensor, grid_size: Sequence[int] | None) -> tuple[int, ...]:
-        """Return the grid of ``tokens``, or raise ValueError if they do not lie on it."""
+        """Return the grid of ``tokens``, or raise ValueError if they do not fit it."""
         channels = self.dim if name == "x" else self.context_dim
         if tokens.ndim != 3 or tokens.shape[2] != channels:
             raise ValueError(f"{name} must be [batch, tokens, {channels}], got {shape_of(tokens)}")
@@ -333,23 +332,12 @@ class GridAttention(LearnsOnGrid, nn.Module):
     # With projected tokens --------------------------------------------------------------------------------------------
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, x: Tensor | None = None) -> Tensor:
-        """Attend with projected tokens.
-
-        Args:
-            query: ``[B, N, C]``, heads side by side in the channels, prefix tokens first.
-            key: ``[B, M, C]``.
-            value: ``[B, M, C]``.
-            layout: Where they lie, and which keys take part.
-            x: The tokens that were projected, ``[B, N, C]``, for designs that look at them.
-
-        Returns:
-            ``[B, N, C]``.
-        """
+        """Return the attention ``[B, N, C]`` of projected tokens; the arguments are the fields of :class:`Projected`."""
         q, k, v = (split_heads(tokens, self.num_heads) for tokens in (query, key, value))
         return self.compute(q, k, v, layout, x)
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, x: Tensor | None) -> Tensor:
-        """Return ``[B, N, C]`` of the heads apart, ``[B, H, N, D]`` and twice ``[B, H, M, D]``: :meth:`mix` and all around it."""
+        """Return ``[B, N, C]`` of split heads, ``[B, H, N, D]`` and twice ``[B, H, M, D]``: :meth:`mix` and all around it."""
         k, v = layout.hide(k, v)
         q, k = self.condition(q, k, layout)
         dtype = sum_dtype(q) if self.wide_sums else q.dtype
@@ -360,9 +348,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
     def decompose_projected(
         self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, x: Tensor | None = None
     ) -> Decomposition:
-        """Return the attention matrix of projected tokens and the other parts of the output, quadratic.
-
-        Args: as :meth:`attend`.
+        """Return the attention matrix of projected tokens and the other parts of the output: quadratic.
 
         Raises:
             NotImplementedError: If the design has no ``weights``.
@@ -387,7 +373,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         return q * inverse, k * inverse
 
     def restore(self, v: Tensor, layout: Layout, x: Tensor | None) -> Tensor | None:
-        """Convolve the values ``[B, H, M, D]``, zero where masked, where the outputs lie: ``[B, N, C]``, or None."""
+        """Convolve the values ``[B, H, M, D]``, zero where masked, on the grid of the outputs: ``[B, N, C]``, or None."""
         if self.dwc is None:
             return None
         if self._kernel_count() != v.shape[3]:
@@ -396,7 +382,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         return merge_heads(F.pad(restored, (0, 0, self.num_prefix_tokens, 0)))
 
     def _values_at_outputs(self, v: Tensor, layout: Layout) -> Tensor:
-        """Return the grid tokens of ``[B, H, M, D]``, stretched to the grid of the queries if it is another."""
+        """Return the grid tokens of ``[B, H, M, D]``, stretched to the grid of the queries if that differs."""
         tokens = v[:, :, self.num_prefix_tokens :]
         if layout.in_place:
             return tokens
@@ -414,7 +400,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
     def temperature(self) -> Tensor | None:
         """Return the positive temperature softplus(scale), ``[H, D]``, or None where it is switched off.
 
-        It never falls below 1e-30, so that its reciprocal is a number: a channel that small outweighs all others.
+        It never falls below 1e-30, so that its reciprocal is finite: a channel that small outweighs all others.
         """
         if self.scale is None:
             return None
@@ -424,7 +410,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
     # Learned on a grid ------------------------------------------------------------------------------------------------
 
     def set_grid_size(self, grid_size: Sequence[int]) -> None:
-        """Learn on another grid from here on: resizes the parameters that belong to a grid."""
+        """Change the learned grid: resizes the parameters that lie on it."""
         old, self.grid_size = self.grid_size, check_grid(grid_size, self.grid_size)
         if self.positional_encoding is not None:
             resized = resize_grid(self.positional_encoding.detach(), old, self.grid_size)
@@ -437,7 +423,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
     def fit_learned(
         self, tensors: MutableMapping[str, Tensor], prefix: str, known: Any = None, *, resuming: bool = False
     ) -> None:
-        """Resize what was learned on other grids, by subclasses (:meth:`fit`) too."""
+        """Resize tensors from other grids, those of subclasses (:meth:`fit`) too."""
         super().fit_learned(tensors, prefix, known, resuming=resuming)
         for leaf, _ in self.named_parameters():
             if prefix + leaf in tensors and leaf != "positional_encoding":

@@ -1,4 +1,4 @@
-"""Focused linear attention: Han et al., "FLatten Transformer", ICCV 2023, arXiv 2308.00442, and what it is with switches."""
+"""Focused linear attention: Han et al., "FLatten Transformer", ICCV 2023, arXiv 2308.00442, and its ablations."""
 
 # B batch, N queries, M keys, C channels = H heads × D channels per head.
 
@@ -53,11 +53,11 @@ class FocusedLinearAttention(GridAttention):
         rank_restoration: Add the depthwise convolution ``dwc`` of the values.
         stretch: Where queries and context lie on different grids, how the values are stretched before the
             convolution: along the ``"grid"``, or along the flattened ``"tokens"`` as the released code does.
-        sr_ratio: Take ``x`` for the context, reduced that many times by a strided convolution ``sr`` and normalised, as
-            PVT does; 1 takes it as it is. ``grid_size`` is then that of the reduced map. None: no such context.
-        backend: What computes the attention, see :func:`flatten_transformer.focused_linear_attention`; None chooses.
-        device: Where the parameters are made.
-        dtype: Their dtype.
+        sr_ratio: Take the context from ``x``, reduced this many times by a strided convolution ``sr`` and normalised, as in
+            PVT; 1: ``x`` itself. ``grid_size`` is then that of the reduced map. None: no such context.
+        backend: Backend of the attention, see :func:`flatten_transformer.focused_linear_attention`; None chooses.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: At construction, if an option is out of range; at a call, if tokens and grid do not fit.
@@ -92,7 +92,7 @@ class FocusedLinearAttention(GridAttention):
         self.backend = backend
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, x: Tensor | None) -> Tensor:
-        """Return ``[B, N, C]`` of the heads apart by one call of the op, which may be fused."""
+        """Return ``[B, N, C]`` of split heads by one call of the op, which may be fused."""
         dwc = self._readable_dwc(v, layout)
         out = focused_linear_attention(
             q,
@@ -112,7 +112,7 @@ class FocusedLinearAttention(GridAttention):
         return merge_heads(out) if restored is None else merge_heads(out) + restored
 
     def _readable_dwc(self, v: Tensor, layout: Layout) -> DepthwiseConvolution | None:
-        """Return the convolution where the op may read its weights, None where it must be called, if there is one."""
+        """Return the convolution if the op may read its weights; None if it must be called, or there is none."""
         if self.dwc is None or not layout.in_place or not may_read(self.dwc, v):
             return None
         assert isinstance(self.dwc, DepthwiseConvolution)
@@ -135,13 +135,13 @@ class FocusedLinearAttention(GridAttention):
 
 
 class FocusedLinearAttentionCore(FocusedLinearAttention):
-    """Focused linear attention with ``projections=False``: the name of earlier versions."""
+    """Focused linear attention with ``projections=False``: an alias from earlier versions."""
 
     defaults: ClassVar[GridOptions] = {"projections": False}
 
 
 def set_backend(module: nn.Module, backend: Backend | None) -> None:
-    """Tell every focused linear attention in ``module`` what computes it.
+    """Set the backend of every focused linear attention in ``module``.
 
     Args:
         module: A model, or any part of one.

@@ -1,4 +1,4 @@
-"""Where the tokens of an attention lie, and the parts of its output."""
+"""Token layout of an attention, and the parts of its output."""
 
 # B batch, N queries, M keys, C channels = H heads × D channels per head, G groups of value channels.
 
@@ -14,7 +14,7 @@ from flatten_transformer.ops.checks import check_mask, is_grid
 
 
 class Layout(NamedTuple):
-    """Where the tokens of one call lie, and which of them count."""
+    """Grids of the tokens of one call, and which keys take part."""
 
     grid_size: Sequence[int]  # of the queries
     context_grid_size: Sequence[int]  # of keys and values
@@ -23,8 +23,8 @@ class Layout(NamedTuple):
 
     @property
     def in_place(self) -> bool:
-        """Whether values lie where outputs do."""
-        # The exporter cannot tell whether two free sizes are equal, but whether they are one.
+        """Whether values and outputs lie on one grid."""
+        # The exporter cannot tell whether two free sizes are equal, only whether they are one object.
         return self.context_grid_size is self.grid_size or (
             not torch.compiler.is_exporting() and tuple(self.context_grid_size) == tuple(self.grid_size)
         )
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
     def hide(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values, ``[B, H, M, D]``, with zeros where masked.
 
-        Before anything else, since a masked NaN must not reach a sum, forward or backward.
+        Call it first: a masked NaN must not reach a sum, forward or backward.
 
         Raises:
             ValueError: If the mask does not fit.
@@ -62,7 +62,7 @@ class Decomposition(NamedTuple):
     gate: Tensor | None  # [B, N, C]
 
     def output(self) -> Tensor:
-        """Return the parts put together, ``[B, N, C]``."""
+        """Return the sum of the parts, gated, ``[B, N, C]``."""
         return combine(merge_heads(apply_matrix(self.matrix, self.value)), self.convolved, self.gate)
 
 
@@ -73,7 +73,7 @@ def combine(out: Tensor, convolved: Tensor | None, gate: Tensor | None) -> Tenso
 
 
 def apply_matrix(matrix: Tensor, value: Tensor) -> Tensor:
-    """Weigh values by the matrix of their group: ``matrix @ value``.
+    """Weight values by the matrix of their group: ``matrix @ value``.
 
     Args:
         matrix: ``[B, G, N, M]``; G divides the channels of all heads.

@@ -26,9 +26,9 @@ class PolaFormerAttention(GridAttention):
     ``φ(k) = (k⁺, k⁻)``, each half is linear attention normalised by its own sum. Powers above 5 of entries above a few
     thousand leave the range of float32.
 
-    Around it is all that the release has: ``gate(x) ⊙ (attention + DWC(v))`` with key encoding and temperature as in
+    Everything else is as in the release: ``gate(x) ⊙ (attention + DWC(v))`` with key encoding and temperature as in
     FLatten, and powers ``1 + alpha · sigmoid(power)``, learned for each channel of each head. In the released code the
-    projection of the gate is one matrix with that of the queries; here it is ``g``, so that ``qkv`` is that of the other
+    projection of the gate is one matrix with that of the queries; here it is ``g``, so that ``qkv`` is as in the other
     attentions. Where a host gives a branch a share of the channels (CSwin's stripes), the gate sees those channels alone.
 
     Args:
@@ -70,7 +70,7 @@ class PolaFormerAttention(GridAttention):
             self.g = nn.Linear(dim, dim, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Set the powers back as well."""
+        """Reset the powers too."""
         super().reset_parameters()
         nn.init.zeros_(self.power)
 

@@ -1,4 +1,4 @@
-"""Attentions by name: those of this library, and yours."""
+"""Registry of attentions: those of this library, and yours."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _ATTENTIONS: dict[str, _Entry] = {}
 
 
 def register_attention(name: str, **defaults: Any) -> Callable[[Class], Class]:
-    """Make a subclass of GridAttention known by a name: to :func:`create_attention` and to every model.
+    """Register a subclass of GridAttention under a name, for :func:`create_attention` and every model.
 
     Args:
-        name: The name; one class may have several, with other defaults.
-        defaults: Options of the class that are others than its own by this name.
+        name: The name; one class may have several, with different defaults.
+        defaults: Defaults of the class's options that differ under this name.
 
     Returns:
-        A decorator for the class, which it returns as it is.
+        A decorator that returns the class unchanged.
 
     Raises:
         ValueError: If the name is taken by another class, or the class does not take the options of every attention.
@@ -46,7 +46,7 @@ def register_attention(name: str, **defaults: Any) -> Callable[[Class], Class]:
 
     def register(attention: Class) -> Class:
         taken = _ATTENTIONS.get(name)
-        # the same class again is a cell of a notebook that was run again
+        # the same class again: a notebook cell was rerun
         if taken is not None and _identity(taken.attention) != _identity(attention):
             raise ValueError(f"{name!r} is {taken.attention.__name__} already: choose another name")
         missing = GridOptions.__annotations__.keys() - _options(attention)
@@ -65,10 +65,10 @@ def register_attention(name: str, **defaults: Any) -> Callable[[Class], Class]:
 
 
 def unregister_attention(name: str) -> None:
-    """Forget a name.
+    """Remove a name.
 
     Raises:
-        ValueError: If there is none such.
+        ValueError: If it is not registered.
     """
     _entry(name)
     del _ATTENTIONS[name]
@@ -85,18 +85,18 @@ def list_attentions() -> list[str]:
 
 
 def create_attention(name: str, dim: int, num_heads: int, grid_size: Sequence[int], **options: Any) -> GridAttention:
-    """Return an attention layer by name: ``layer(x, grid_size, attn_mask=…)``, whichever it is.
+    """Return an attention layer by name, called as ``layer(x, grid_size, attn_mask=…)``.
 
     Args:
         name: One of :func:`list_attentions`.
         dim: Channels C of ``x``.
         num_heads: Heads; divides ``dim``.
         grid_size: The grid that encodings are learned on; others may be passed at each call.
-        options: Those of every attention (:class:`GridAttention`), such as ``rank_restoration`` or
-            ``projections=False``, and its own, such as ``focusing_factor`` or ``num_agents``.
+        options: Options of every attention (:class:`GridAttention`), such as ``rank_restoration`` or
+            ``projections=False``, and of this one, such as ``focusing_factor`` or ``num_agents``.
 
     Raises:
-        ValueError: If there is no such attention, or it has no such option; the message says what there is.
+        ValueError: If there is no such attention, or it has no such option; the message lists the known ones.
 
     Example:
         >>> create_attention("hydra", dim=192, num_heads=3, grid_size=(14, 14))(torch.randn(2, 196, 192)).shape
@@ -107,11 +107,11 @@ def create_attention(name: str, dim: int, num_heads: int, grid_size: Sequence[in
     return attention(dim, num_heads, grid_size, **{**defaults, **options})
 
 
-create_attention_core = partial(create_attention, projections=False)  # the name of earlier versions
+create_attention_core = partial(create_attention, projections=False)  # an alias from earlier versions
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the attention ``name`` has all ``options``, and each of them acts."""
+    """Raise ValueError unless the attention ``name`` has all ``options``, and each of them has an effect."""
     attention, defaults = _entry(name)
     known = _options(attention)
     for option in options:

@@ -1,4 +1,4 @@
-"""Numerics that designs share: masked sums and norms for ``mix``, rows of a literal matrix for ``weights``."""
+"""Numerics shared by the designs: masked sums and norms for ``mix``, rows of a literal matrix for ``weights``."""
 
 # B batch, G groups of value channels, N queries, M keys.
 
@@ -13,10 +13,10 @@ from flatten_transformer.ops.precision import sum_dtype
 
 
 def masked_mean(x: Tensor, kept: Tensor | None) -> Tensor:
-    """Return the mean of the tokens ``[B, H, M, D]`` that are kept, ``[B, H, 1, D]``; zeros where none is.
+    """Return the mean of the kept tokens of ``[B, H, M, D]``, ``[B, H, 1, D]``; zeros where none is kept.
 
     Args:
-        x: Anything where masked, also NaN.
+        x: Tokens; masked ones may hold anything, even NaN.
         kept: Boolean, ``[B, 1, M, 1]``; None keeps all.
     """
     if x.shape[2] == 0:
@@ -33,7 +33,7 @@ def count(kept: Tensor) -> Tensor:
 
 
 def masked_softmax(scores: Tensor, kept: Tensor | None, dim: int) -> Tensor:
-    """Return the softmax over the kept scores, 0 elsewhere; where nothing is kept, equal weights: for values that are zeros.
+    """Return the softmax over the kept scores, 0 elsewhere; equal weights, for values of zero, where none is kept.
 
     Args:
         scores: Any shape.
@@ -52,7 +52,7 @@ def masked_softmax(scores: Tensor, kept: Tensor | None, dim: int) -> Tensor:
 def unit(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
     """Return ``x / max(‖x‖, 1e-6)`` with the norm over ``dims``: zeros stay zero, and no square leaves the range.
 
-    The largest entry is divided out first: a constant, so that the gradient need not pass through it.
+    The largest entry is divided out first: a constant, through which no gradient need pass.
 
     Example:
         >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), 1)

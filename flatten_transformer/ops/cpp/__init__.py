@@ -16,7 +16,7 @@ from flatten_transformer.ops.precision import shift
 
 __all__ = ["attend", "warn_if_off", "why_not"]
 
-_REFUSED = 2  # what the kernel returns for a temperature that is not positive
+_REFUSED = 2  # the kernel's error code for a temperature that is not positive
 
 
 def why_not(a: Arguments) -> str | None:
@@ -44,7 +44,7 @@ attend = define_operator("cpp_attention", _forward, _backward, norm_numbers=0)
 
 
 def _run(direction: str, a: Arguments, saved: Saved, **others: Tensor) -> None:
-    """Lay out the arguments as the kernel wants them and run it."""
+    """Run the kernel on a ``Problem`` made of the arguments."""
     given = {**a._asdict(), **saved._asdict(), **others}
     tensors = {name: x for name, x in given.items() if isinstance(x, Tensor) and x.numel()}
     batch, heads, queries, channels = a.query.shape

@@ -1,4 +1,4 @@
-"""The kernel's entry points, compiled once for this machine's processor and kept among the user's cached files."""
+"""Compile the kernel once for this processor, cache it, and load its entry points."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NUMBERS: dict[str, Any] = {name: _TYPES[kind] for name, kind in get_type_hints(A
 
 
 class Problem(ctypes.Structure):
-    """The arguments of the kernel; a pointer that is left out is null, strides count elements of batch, head and token."""
+    """Arguments of the kernel: pointers, null for missing tensors; strides of batch, head and token, in elements."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in _POINTERS),
@@ -45,7 +45,7 @@ _Functions = dict[tuple[str, torch.dtype], Callable[[Any], int]]  # by direction
 
 
 class Kernel(NamedTuple):
-    """The entry points of the compiled kernel, which return 0 or, out of memory, 1; or why there are none."""
+    """Entry points of the compiled kernel, which return 0 or an error code; or the reason why there are none."""
 
     functions: _Functions
     unavailable: str | None = None
@@ -59,7 +59,7 @@ def unavailable() -> str | None:
 
 @torch.compiler.assume_constant_result
 def warn_if_off() -> None:
-    """Say, once a process, why the kernel that would run by default does not; nothing if nobody has asked for it yet."""
+    """Warn, once a process, why the default kernel does not run; silent until something has tried to load it."""
     if load.cache_info().currsize and (reason := load().unavailable):
         _warn(f"the compiled kernel of attention is off: {reason} (FLATTEN_BACKEND=portable says that this is meant)")
 
@@ -69,7 +69,7 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-@functools.cache  # failures too: nobody waits twice for a compiler that fails
+@functools.cache  # failures too: a failing compiler is not tried twice
 def load() -> Kernel:
     """Load the kernel from the cache, or compile it."""
     try:
@@ -80,7 +80,7 @@ def load() -> Kernel:
 
 
 def _cached(compiler: list[str], key: str) -> _Functions:
-    """Return the kernel of the cache, put there if it is missing or cannot be loaded."""
+    """Return the cached kernel; compile it if it is missing or cannot be loaded."""
     try:
         folder = cache_folder()
     except (OSError, RuntimeError) as error:  # others can write there, it cannot be made, this user has no home
@@ -92,9 +92,9 @@ def _cached(compiler: list[str], key: str) -> _Functions:
 
 
 def _compiled(compiler: list[str], key: str, cache: Path | Exception) -> _Functions:
-    """Compile the kernel and load it, from the cache or, where that cannot be used for a reason, for this process alone."""
+    """Compile the kernel and load it, from the cache or, where that is unusable, for this process alone."""
     with ExitStack() as stack:
-        draft = compile_kernel(compiler, _workshop(stack, cache))
+        draft = compile_kernel(compiler, _build_folder(stack, cache))
         if isinstance(cache, Path):
             try:
                 return _functions(keep(draft, cache, key))
@@ -105,8 +105,8 @@ def _compiled(compiler: list[str], key: str, cache: Path | Exception) -> _Functi
     return functions
 
 
-def _workshop(stack: ExitStack, cache: Path | Exception) -> Path:
-    """Return a new folder that is ours alone: where the system has its temporary ones, or else in the cache."""
+def _build_folder(stack: ExitStack, cache: Path | Exception) -> Path:
+    """Return a new private folder: among the system's temporary ones, or else in the cache."""
     new = partial(tempfile.TemporaryDirectory, prefix=".flatten-", ignore_cleanup_errors=True)
     try:
         return ours_alone(Path(stack.enter_context(new())))
@@ -120,7 +120,7 @@ def _functions(path: Path) -> _Functions:
     """Load the entry points of a library.
 
     Raises:
-        OSError: If it cannot be loaded, or has others.
+        OSError: If it cannot be loaded, or lacks them.
     """
     library = ctypes.CDLL(str(path))
     try:

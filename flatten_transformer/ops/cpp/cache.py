@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: in a folder that nobody else can write to, under names that hold their digests."""
+"""Cache of compiled kernels: a folder that nobody else can write to, file names that hold digests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CURE = "take that right from them (chmod go-w), or let XDG_CACHE_HOME and TMPDI
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled kernels among the user's cached files, made if it is missing.
+    """Return the folder of compiled kernels in the user's cache, made if it is missing.
 
     Raises:
         OSError: If it cannot be made, or somebody else can write to it.
@@ -26,17 +26,17 @@ def cache_folder() -> Path:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder, and those above it, that are for this user alone whatever the umask."""
+    """Make a folder and its missing parents, private to this user whatever the umask."""
     if not folder.is_dir():
         _make(folder.parent)
         folder.mkdir(0o700, exist_ok=True)
 
 
 def ours_alone(folder: Path) -> Path:
-    """Return the true path of a folder in which nobody but this user and root can make, change or exchange a file.
+    """Return the resolved path of a folder in which only this user and root can create, change or replace files.
 
-    As ``ssh`` does for its keys, it looks at the folders above too, up to this user's home; of those, others may write to a
-    sticky one, such as ``/tmp``.
+    As ``ssh`` does for its keys, it checks the parent folders too, up to this user's home; others may write to sticky
+    ones, such as ``/tmp``.
 
     Raises:
         PermissionError: If others can write there; the message says where and what to do.
@@ -75,14 +75,14 @@ def _home() -> Path | None:
 
 
 def _why_foreign(path: Path, status: os.stat_result) -> str | None:
-    """Return in what way a file or folder is another user's, or None."""
+    """Return why a file or folder is not this user's or root's, or None."""
     if status.st_uid in (0, os.geteuid()):
         return None
     return f"{path} belongs to another user (number {status.st_uid})"
 
 
 def _why_open(path: Path, status: os.stat_result) -> str | None:
-    """Return in what way others may write to a file or folder, or None."""
+    """Return why others may write to a file or folder, or None."""
     if not status.st_mode & stat.S_IWOTH and (not status.st_mode & stat.S_IWGRP or _is_private_group(status)):
         return None
     return f"others can write to {path}"
@@ -101,7 +101,7 @@ def _is_private_group(status: os.stat_result) -> bool:
 
 
 def kept(folder: Path, key: str) -> Iterator[Path]:
-    """Yield the whole libraries of a key in a folder of :func:`cache_folder`; damaged and foreign files are passed over.
+    """Yield the intact libraries of a key in a folder of :func:`cache_folder`; damaged and foreign files are skipped.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -132,7 +132,7 @@ def _digest(library: Path) -> str:
 
 
 def keep(draft: Path, folder: Path, key: str) -> Path:
-    """Copy a library into a folder of :func:`cache_folder`, whole or not at all, and return the copy.
+    """Copy a library into a folder of :func:`cache_folder`, atomically, and return the copy.
 
     Raises:
         OSError: If it cannot be written.

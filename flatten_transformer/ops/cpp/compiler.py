@@ -1,4 +1,4 @@
-"""Find a C++ compiler, ask it what this processor can do, and compile the kernel."""
+"""Find a C++ compiler, identify the processor by its macros, and compile the kernel."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FLAGS = (
     f"-DLARGEST_MULTIPLIED_POWER={LARGEST_MULTIPLIED_POWER}",
 )
 SECONDS = 300.0  # a compilation takes about 3
-_MOST_BYTES = 2**22  # of a compiler's output
+_MAX_BYTES = 2**22  # of a compiler's output
 
 
 def find_compiler() -> list[str]:
-    """Return the command that compiles C++: that of CXX, which may have several words, or the first that is there.
+    """Return the C++ compiler's command: CXX, which may have several words, or the first one installed.
 
     Raises:
         OSError: If there is none.
@@ -43,10 +43,10 @@ def find_compiler() -> list[str]:
 
 
 def fingerprint(compiler: list[str]) -> str:
-    """Return 16 digits that tell apart what would be compiled: by source, flags, compiler and processor.
+    """Return 16 hexadecimal digits that identify source, flags, compiler and processor.
 
-    Homes are shared between machines, so what matters is what ``-march=native`` means here: the compiler's own macros say
-    it, on any kind of processor.
+    Home folders may be shared between machines, so the meaning of ``-march=native`` counts: the compiler's own macros
+    reveal it on any processor.
 
     Raises:
         OSError: If the compiler fails.
@@ -56,10 +56,10 @@ def fingerprint(compiler: list[str]) -> str:
 
 
 def compile_kernel(compiler: list[str], folder: Path) -> Path:
-    """Compile the kernel in a folder, which the compiler's own temporary files go to as well, and return the library.
+    """Compile the kernel in a folder, which also takes the compiler's temporary files, and return the library.
 
     Raises:
-        OSError: If the compiler fails, does not end or makes nothing.
+        OSError: If the compiler fails, times out or produces nothing.
     """
     library = folder / "attention.so"
     command = [*compiler, *FLAGS, str(SOURCE), "-o", str(library)]
@@ -70,7 +70,7 @@ def compile_kernel(compiler: list[str], folder: Path) -> Path:
 
 
 def _run(command: list[str], folder: Path | None = None) -> bytes:
-    """Return what a command prints, of which there is a limit as there is for its time; Ctrl-C ends it too."""
+    """Return the output of a command, limited in size and time; Ctrl-C ends it too."""
     variables = {**os.environ, "LC_ALL": "C", **({} if folder is None else {"TMPDIR": str(folder)})}
     with subprocess.Popen(
         command,
@@ -84,7 +84,7 @@ def _run(command: list[str], folder: Path | None = None) -> bytes:
         timer = threading.Timer(SECONDS, _kill, [process])
         timer.start()
         try:
-            output = process.stdout.read(_MOST_BYTES)
+            output = process.stdout.read(_MAX_BYTES)
             process.stdout.close()
             status = process.wait()
         finally:
@@ -98,7 +98,7 @@ def _run(command: list[str], folder: Path | None = None) -> bytes:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command, if it has not ended, and whatever it started."""
+    """Kill a command, if it is still running, and its children."""
     if process.returncode is not None:
         return
     if hasattr(os, "killpg"):

@@ -1,4 +1,4 @@
-"""The backend ``"triton"``: an operator of PyTorch whose kernels are loaded when they are first called."""
+"""The backend ``"triton"``: a PyTorch operator whose kernels are loaded at their first call."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 
@@ -15,7 +15,7 @@ from flatten_transformer.ops.fused import Saved, define_operator
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHANNELS = range(8, 129)
-_OLDEST_CAPABILITY = (8, 0)
+_MIN_CAPABILITY = (8, 0)
 _INSTALLED = find_spec("triton") is not None  # looked up once: it takes as long as launching a kernel
 
 
@@ -39,8 +39,8 @@ def why_not(a: Arguments) -> str | None:
         return "Triton is not installed: pip install triton"
     if query.device.type == "cuda":
         capability = torch.cuda.get_device_capability(query.device)
-        if torch.version.hip is None and capability < _OLDEST_CAPABILITY:
-            return f"Triton needs compute capability {_OLDEST_CAPABILITY}, this GPU has {capability}"
+        if torch.version.hip is None and capability < _MIN_CAPABILITY:
+            return f"Triton needs compute capability {_MIN_CAPABILITY}, this GPU has {capability}"
         return None
     if query.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None

@@ -44,7 +44,7 @@ def rows_around(pointer, stride, groups, prefix, height, width, down):
 
 @triton.jit
 def shifted_tile(rows, stride, there, column, right, width, E: tl.constexpr, PAD_E: tl.constexpr):
-    """Return what lies ``right`` of the tokens that :func:`rows_around` points to, in float32, zero beyond the grid."""
+    """Return the values ``right`` columns from the tokens of :func:`rows_around`, in float32, zero beyond the grid."""
     channels = tl.arange(0, PAD_E)
     to_column = column + right
     inside = there & (to_column >= 0) & (to_column < width)

@@ -11,9 +11,9 @@ import os
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # whose tl.dot takes bfloat16 for integers
-TINY = tl.constexpr(1e-37)  # what divides is at least this
-SHIFT = tl.constexpr(2.0**-16)  # by which all a are made smaller: sums of the largest stay finite; exact
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # its tl.dot reads bfloat16 as integers
+TINY = tl.constexpr(1e-37)  # lower bound of divisors
+SHIFT = tl.constexpr(2.0**-16)  # scales all a down, exactly: sums of the largest stay finite
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def load_tile(pointer, rows, inside, stride, WIDTH: tl.constexpr, PADDED: tl.con
 
 @triton.jit
 def store_tile(pointer, tile, rows, inside, stride, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Write what :func:`load_tile` reads, in the dtype of ``pointer``."""
+    """Write rows as :func:`load_tile` reads them, in the dtype of ``pointer``."""
     channels = tl.arange(0, PADDED)
     mask = inside[:, None] & (channels < WIDTH)[None, :]
     tl.store(pointer + rows[:, None] * stride + channels[None, :], tile.to(pointer.dtype.element_ty), mask=mask)
@@ -41,7 +41,7 @@ def load_channels(pointer, WIDTH: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def place_of_program(parts, heads):
-    """Return which part of the tokens a program has, its sample and its head.
+    """Return a program's part of the tokens, its sample and its head.
 
     The last two are int64, and so must be a token's number before it meets a stride: the product may exceed 2³¹.
     """
@@ -61,7 +61,7 @@ def power(base, exponent, WHOLE: tl.constexpr):
                 if (WHOLE >> (6 - bit)) & 1 == 1:
                     result = result * base
     else:
-        result = tl.exp2(exponent * tl.log2(tl.where(base < TINY, TINY, base)))  # a NaN stays one
+        result = tl.exp2(exponent * tl.log2(tl.where(base < TINY, TINY, base)))  # NaN stays NaN
     return result
 
 
@@ -100,7 +100,7 @@ def features_of_head(scores, inverse_temperature, eps, exponent, WHOLE: tl.const
 
 @triton.jit
 def load_norms(norms, group, rows, inside, total):
-    """Return what norms_kernel wrote of these tokens: 1 / peak, its gain, 1 / ‖u‖² and 1 / ‖u**p‖², each ``[BLOCK]``."""
+    """Return the norms of these tokens from norms_kernel: 1 / peak, its gain, 1 / ‖u‖² and 1 / ‖u**p‖², each ``[BLOCK]``."""
     at = norms + group * 4 * total + rows
     inverse_peak = tl.load(at, mask=inside, other=0.0)
     gain = tl.load(at + total, mask=inside, other=0.0)
@@ -194,7 +194,7 @@ def product(left, right):
 
 @triton.jit
 def load_means(means, at, rows, D: tl.constexpr, E: tl.constexpr, PAD_E: tl.constexpr, PARTS: tl.constexpr):
-    """Return rows of what means_kernel wrote, rounded to the tokens' dtype, ``[PAD_D, PAD_E]``, and what rounding cut off."""
+    """Return rows of means_kernel's output, rounded to the tokens' dtype, ``[PAD_D, PAD_E]``, and the rounding residuals."""
     row = means + at * (D * E * PARTS)
     rounded = load_tile(row, rows, rows < D, E * PARTS, E, PAD_E)
     rest = rounded

@@ -144,7 +144,7 @@ def values_backward_kernel(
 ):
     """Write the gradient of one block of values of one head, and each key's sum of ``f · df``, ``totals [B, H, M]``.
 
-    ``pulls``, ``sizes`` and ``shares`` are what :func:`means_kernel` made of what the queries sent back.
+    ``pulls``, ``sizes`` and ``shares`` are the output of :func:`means_kernel` for the gradient of the means.
     """
     block, batch, head = place_of_program(blocks, heads)
     at = batch * heads + head

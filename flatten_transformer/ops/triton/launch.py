@@ -1,4 +1,4 @@
-"""From tensors to kernel launches: arguments, buffers, and the sums over what the programs wrote."""
+"""Kernel launches: arguments, buffers, and sums over the partial results of the programs."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head, K taps of the convolution.
 
@@ -24,19 +24,17 @@ _CROWDED = _LAUNCH | ({"maxnreg": 128} if torch.version.cuda else {})  # so that
 
 
 class _Call(NamedTuple):
-    """One attention, and what all of its kernels over the queries or over the keys begin with."""
+    """One attention, and the first arguments of all its kernels over the queries or over the keys."""
 
     a: Arguments
     sizes: Sizes
     saved: Saved
-    queries: tuple[
-        Any, ...
-    ]  # of kernels over the queries: query, its strides, 1 / temperature, norms and how many tokens have some
-    keys: tuple[Any, ...]  # of kernels over the keys: key and value, their strides, weights, encoding, then as above
+    queries: tuple[Any, ...]  # query, its strides, 1 / temperature, norms and how many tokens have some
+    keys: tuple[Any, ...]  # key and value, their strides, weights, encoding, then as above
 
     @property
     def means(self) -> Tensor:
-        """The buffer of the context as the kernels fill it: in half precision with means and what rounding cut off."""
+        """The buffer of the context as the kernels fill it: in half precision with means and their rounding residuals."""
         return self.saved.context if is_single(self.a) else self.saved.context.view(self.a.value.dtype)
 
     def new(self, *shape: int) -> Tensor:
@@ -126,7 +124,7 @@ def _queries_forward(call: _Call) -> Tensor:
 
 
 def _context_backward(grad: Tensor, call: _Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return numbers of each query, and what the queries send back: means_kernel's means, sizes of their rows, and shares."""
+    """Return numbers of each query, and the gradient of the means: means_kernel's output, sizes of its rows, and shares."""
     a, sizes = call.a, call.sizes
     splits, stretch = split(sizes.queries, sizes.block.many, sizes.samples)
     products, shares = call.new(splits, *call.saved.context.shape), call.new(splits, *call.saved.key_sum.shape)
@@ -194,7 +192,7 @@ def _convolution_backward(grad: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
 
 
 def _add_up(products: Tensor, shares: Tensor, means: Tensor, sums: Tensor, row_sizes: Tensor | None, sizes: Sizes) -> None:
-    """Add up what the stretches made, over the first axis: see :func:`means_kernel`."""
+    """Add up the partial results of the stretches over the first axis: see :func:`means_kernel`."""
     splits, _, _, channels, value_channels = products.shape
     means_kernel[(sizes.samples, -(-channels // _MEANS_ROWS))](
         products, shares, means, sums, row_sizes, splits, channels, value_channels,
@@ -203,7 +201,7 @@ def _add_up(products: Tensor, shares: Tensor, means: Tensor, sums: Tensor, row_s
 
 
 def _temperature_parts(call: _Call) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return what the programs write of the temperature's gradient, and of it what those over queries and over keys write."""
+    """Return the buffer of the temperature's partial gradients, and its parts for programs over queries and over keys."""
     sizes, temperature = call.sizes, call.a.temperature
     if temperature is None:
         return call.new(0), None, None

@@ -1,4 +1,4 @@
-"""Kernels before the others: the norms of the tokens, and the means that stretches of tokens add up to."""
+"""Kernels of the norms of tokens, and of the means over their stretches."""
 
 # B batch, H heads, T tokens (N queries or M keys), D key channels, E value channels per head.
 
@@ -39,7 +39,7 @@ def norms_kernel(
     WHOLE: tl.constexpr,
     JOINT: tl.constexpr,
 ):
-    """Write into ``norms [groups, 4, N + M]`` what :func:`load_norms` reads of queries and keys.
+    """Write the norms of queries and keys that :func:`load_norms` reads, ``norms [groups, 4, N + M]``.
 
     One program for a block of tokens of a group: of a sample if the norm is joint, else of one head of it.
     """
@@ -78,7 +78,7 @@ def _write_norms(
     WHOLE: tl.constexpr,
     JOINT: tl.constexpr,
 ):
-    """The peak grows from head to head, and what was summed before shrinks with it: one pass, nothing overflows."""
+    """Write norms in one pass: as the peak grows from head to head, earlier sums are rescaled, and nothing overflows."""
     rows = (block * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     inside = rows < tokens
     peak = tl.zeros([BLOCK], tl.float32)
@@ -124,7 +124,7 @@ def means_kernel(
 
     One program for ROWS channels of one head of one sample. The sum of the shares goes to ``sums [samples, D]``; by it the
     products are divided, or, if there are ``row_sizes [samples, D]``, by each row's largest, which goes there. ``means
-    [samples, D, PARTS, E]`` are rounded to their dtype; with two PARTS the second holds what rounding cut off.
+    [samples, D, PARTS, E]`` are rounded to their dtype; with two PARTS the second holds the rounding residuals.
     """
     at, samples = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     channels = tl.program_id(1) * ROWS + tl.arange(0, ROWS)

@@ -34,13 +34,13 @@ def attend_to_channels(powered, sums, gain, eps):
     weighted = powered * sums[None, :]
     epsilon = eps * SHIFT / tl.maximum(gain, TINY) * SHIFT
     total = tl.sum(weighted, axis=1) + epsilon
-    inverse = tl.where(total < TINY, 0.0, 1.0 / total)  # out of range: it attends to nothing
+    inverse = tl.where(total < TINY, 0.0, 1.0 / total)  # underflow: it attends to nothing
     return weighted * inverse[:, None], inverse, epsilon
 
 
 @triton.jit
 def load_sums(key_sum, at, D: tl.constexpr, PADDED: tl.constexpr):
-    """Return the sums of the keys' channels; one without any weight is left out, as its mean is."""
+    """Return the sums of the keys' channels; one without any weight is zeroed, as its mean is."""
     sums = load_channels(key_sum + at * D, D, PADDED)
     return tl.where(sums > TINY, sums, 0.0)
 
@@ -129,11 +129,11 @@ def context_backward_kernel(
     WHOLE: tl.constexpr,
     JOINT: tl.constexpr,
 ):
-    """Sum over one stretch of the queries of one head what its attention sends back to the channels.
+    """Sum the gradients of the channels over one stretch of the queries of one head.
 
     ``of_means [split, B, H, D, E]`` is the gradient of the means of the values, ``of_shares [split, B, H, D]`` what each
-    channel's sum loses by it. ``numbers [B, H, 3, N]`` takes what :func:`queries_backward_kernel` needs of each query: the sum
-    of ``f · df``, of which only eps leaves any, ``grad · out`` without the convolution, and 1 / normaliser.
+    channel's sum loses by it. ``numbers [B, H, 3, N]`` is the input of :func:`queries_backward_kernel` for each query: the sum
+    of ``f · df``, nonzero only by eps, ``grad · out`` without the convolution, and 1 / normaliser.
     """
     split, batch, head = place_of_program(splits, heads)
     at = batch * heads + head

@@ -1,4 +1,4 @@
-"""What an attention's sizes decide: tiles, how many tokens a program holds, and how they are cut into stretches."""
+"""Tiles, tokens per program and stretches of tokens, from the sizes of an attention."""
 
 # B batch, H heads, N queries, M keys, D key channels, E value channels per head.
 
@@ -14,12 +14,12 @@ from flatten_transformer.ops.checks import Arguments
 from flatten_transformer.ops.feature_maps import is_multiplied
 from flatten_transformer.ops.triton.convolution import GROUP
 
-_WANTED_PROGRAMS = 528  # four for each processor of a large GPU
-_SHORTEST, _LONGEST = 128, 4096  # tokens of a stretch: what it writes must stay small beside what it reads
+_TARGET_PROGRAMS = 528  # four for each processor of a large GPU
+_MIN_STRETCH, _MAX_STRETCH = 128, 4096  # tokens: the output of a stretch must stay small beside its input
 
 
 class Blocks(NamedTuple):
-    """Tokens of a head that a program holds at a time: what was quickest on an H100."""
+    """Tokens of a head that a program holds at a time: the fastest on an H100."""
 
     few: int  # norms, keys forward
     some: int
@@ -27,7 +27,7 @@ class Blocks(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of an attention, and what its kernels are compiled for, in four dictionaries."""
+    """Sizes of an attention, and the compile-time constants of its kernels, in four dictionaries."""
 
     batch: int
     heads: int
@@ -47,7 +47,7 @@ class Sizes(NamedTuple):
 
     @property
     def narrow(self) -> bool:
-        """Whether heads are so narrow that other kernels gain by sharing a processor than among wide ones."""
+        """Whether heads are narrow: other kernels then gain by sharing a processor than with wide ones."""
         return max(self.tiles["PAD_D"], self.tiles["PAD_E"]) <= 32
 
     @property
@@ -99,6 +99,6 @@ def _blocks(widest: int, single: bool) -> Blocks:
 
 def split(tokens: int, block: int, programs: int) -> tuple[int, int]:
     """Return into how many stretches to cut the tokens of each of ``programs`` heads, and the length of one: whole blocks."""
-    wanted = max(min(-(-_WANTED_PROGRAMS // programs), -(-tokens // _SHORTEST)), -(-tokens // _LONGEST), 1)
-    stretch = block * -(-max(tokens, 1) // (block * wanted))
+    target = max(min(-(-_TARGET_PROGRAMS // programs), -(-tokens // _MIN_STRETCH)), -(-tokens // _MAX_STRETCH), 1)
+    stretch = block * -(-max(tokens, 1) // (block * target))
     return max(1, -(-tokens // stretch)), stretch

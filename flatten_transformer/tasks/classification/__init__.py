@@ -1,1 +1,4 @@
-"""Image classification; import from the modules."""
+"""Classification: data, preprocessing, augmentation, mixing, model, task, metrics, plots, predict, spec.
+
+Import from the submodules.
+"""

@@ -1,4 +1,4 @@
-"""What is done to an image in training alone: timm's crops, mirror, policies, colour jitter and random erasing."""
+"""Training augmentation: timm's random crops, flips, policies, colour jitter and random erasing."""
 
 # C channels.
 
@@ -9,25 +9,26 @@ from typing import Literal, get_args
 
 from timm.data import create_transform
 
-from flatten_transformer.data.preprocessing import Preprocessing, Transform
+from flatten_transformer.data.preprocessing import Transform
 from flatten_transformer.data.source import check_probabilities
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
 EraseMode = Literal["const", "rand", "pixel"]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Change a training image at random, to reduce overfitting.
+    """Random changes of training images, to reduce overfitting.
 
     Args:
-        scale: Smallest and largest share of the area that a random crop keeps; it is resized bicubically.
-        ratio: Smallest and largest width by height of that crop.
-        hflip: Probability of mirroring; digits are not to be mirrored.
-        auto_augment: timm's name of a policy for further augmentation, such as ``"rand-m9-mstd0.5-inc1"``; None for none.
-        color_jitter: How far brightness, contrast and saturation may change, as a share of what they are. A policy takes
-            its place, in timm and so in the paper's code too: it acts where ``auto_augment`` is None or ``"3a"``.
+        scale: Range of the share of the area that a random crop keeps; it is resized bicubically.
+        ratio: Range of the aspect ratio (width / height) of that crop.
+        hflip: Probability of a horizontal flip; keep 0 for digits.
+        auto_augment: timm policy for further augmentation, such as ``"rand-m9-mstd0.5-inc1"``; None for none.
+        color_jitter: Relative range of brightness, contrast and saturation. A policy replaces it, in timm and thus in the
+            paper's code too: it acts if ``auto_augment`` is None or ``"3a"``.
         re_prob: Probability of erasing a random rectangle.
-        re_mode: What is put there: ``"const"``, the mean; ``"rand"``, one random colour; ``"pixel"``, noise.
+        re_mode: Fill of that rectangle: ``"const"``, the mean; ``"rand"``, a random colour; ``"pixel"``, noise.
 
     Raises:
         ValueError: If a number is out of range.
@@ -60,13 +61,13 @@ class Augmentation:
             raise ValueError(f"re_mode must be one of {', '.join(get_args(EraseMode))}, got {self.re_mode!r}")
 
     def transform(self, preprocessing: Preprocessing) -> Transform:
-        """Return timm's training transform, from a PIL image of the right mode to ``[C, img_size, img_size]``.
+        """Return timm's training transform, from a PIL image in the right mode to ``[C, img_size, img_size]``.
 
         Args:
-            preprocessing: Says size, channels, mean and deviation.
+            preprocessing: Size, channels, mean and standard deviation.
 
         Raises:
-            ValueError: If timm knows no such policy.
+            ValueError: If timm does not know the policy.
         """
         size = preprocessing.img_size
         try:
@@ -84,7 +85,7 @@ class Augmentation:
                 re_prob=self.re_prob,
                 re_mode=self.re_mode,
             )
-        except (AssertionError, KeyError) as error:  # timm's answers to a policy it does not know
+        except (AssertionError, KeyError) as error:  # timm's errors for unknown policies
             raise ValueError(
                 f"timm knows no augmentation {self.auto_augment!r} ({error}): try rand-m5-n2, or null for none"
             ) from None

@@ -1,4 +1,4 @@
-"""The data module of image classification: data sets by name, timm's augmentation."""
+"""Data module of image classification: data sets by name, timm's augmentation."""
 
 # B batch, C channels.
 
@@ -12,40 +12,39 @@ from typing import Any
 
 from flatten_transformer.data.by_name import image_defaults, open_data_set
 from flatten_transformer.data.module import DataModule
-from flatten_transformer.data.preprocessing import Preprocessing, channel_statistics
+from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.reading import Transformed
 from flatten_transformer.data.source import Split, check_val_share
 from flatten_transformer.tasks.classification.augmentation import Augmentation
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
 
 class ImageData(DataModule):
-    """Images for training, validation and test: batches ``[B, C, img_size, img_size]``, classes ``[B]``, numbers ``[B]``.
+    """Labelled images: batches of ``[B, C, img_size, img_size]``, classes ``[B]`` and indices ``[B]``.
 
-    The numbers tell which images of their data set they are, for messages.
+    The indices of the images in their data set serve messages.
 
     Args:
-        dataset: ``"digits"``, scikit-learn's, embedded; ``"folder"``, your images; ``"wds"``, your tar files, or of them
-            ``"wds/<beginning of their names>"``; ``"hfds/<name>"``, of the Hugging Face Hub or a folder it can read; or
-            ``"torch/<name>"``, torchvision's by timm's name, such as ``"torch/fashion_mnist"``.
-        root: Folder of the data: images in ``root/<class>/``, or in ``root/train/<class>/`` and, if you like,
-            ``root/val/<class>/`` and ``root/test/<class>/``; without the last, validation images are the test images.
-            ``left_out`` says what in it is in no split, and why.
-            Tar files say their split by their names, see ``open_shards``. For torchvision's, where they lie or are
-            downloaded to; for Hugging Face's, where they are kept. None for the digits, for Hugging Face's own cache, and
-            for Fashion-MNIST where Debian's package dataset-fashion-mnist is installed.
-        download: Fetch what ``root`` lacks, for torchvision's data sets.
-        val_share: Share of the training images of each class that is kept for validation, at random but always the
-            same, where the data set has no validation images.
-        img_size: Side of the square the model sees, in pixels; None for 32 with the digits, 28 with MNIST and
-            Fashion-MNIST, 224 with all others.
-        in_chans: 1 for grey, 3 for colour; images are converted. None for grey with these three, colour with all others.
-        crop_pct: Share of the resized image's side that is kept, from its centre, outside training.
-        batch_size: Images of one optimizer step, over all devices; the last of an epoch may hold fewer, no image is left out.
-        augmentation: What is done to the training images besides.
+        dataset: ``"digits"``, scikit-learn's, embedded; ``"folder"``, an image folder; ``"wds"``, tar files, or
+            ``"wds/<file name prefix>"`` to select some; ``"hfds/<name>"``, from the Hugging Face Hub or a folder it can
+            read; or ``"torch/<name>"``, torchvision's by timm's name, such as ``"torch/fashion_mnist"``.
+        root: Data folder: images in ``root/<class>/``, or in ``root/train/<class>/`` and optionally ``root/val/<class>/``
+            and ``root/test/<class>/``; without the last, validation images serve as test images. Files in no split are
+            listed in ``left_out``. Tar files name their split, see ``open_shards``. For torchvision, where the data are or
+            will be downloaded; for Hugging Face, the cache. None for the digits, Hugging Face's default cache, and
+            Fashion-MNIST from Debian's package dataset-fashion-mnist.
+        download: Fetch missing files into ``root``; torchvision's data sets only.
+        val_share: Share of the training images of each class held out for validation, drawn with a fixed seed, if the data
+            set has no validation split.
+        img_size: Input size of the model in pixels; None for 32 with the digits, 28 with MNIST and Fashion-MNIST, else 224.
+        in_chans: 1 for grey, 3 for colour; images are converted. None for grey with these three, else colour.
+        crop_pct: Share of the resized image's side kept by the centre crop outside training.
+        batch_size: Images per optimizer step, over all devices; the last batch of an epoch may be smaller.
+        augmentation: Training augmentation.
         **shared: Further arguments of :class:`DataModule`.
 
     Raises:
-        ValueError: If the data set is unknown or not as it should be, or a number is out of range.
+        ValueError: If the data set is unknown or malformed, or a number is out of range.
         FileNotFoundError: If ``root`` is missing.
 
     Example:
@@ -74,35 +73,35 @@ class ImageData(DataModule):
         check_val_share(val_share)
         self.preprocessing = replace(fill_in(dataset, img_size, in_chans, self.mean, self.std), crop_pct=crop_pct)
         size = self.preprocessing.img_size
-        found = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
-        self.class_names, self._sources, self.left_out = found
+        data_set = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
+        self.class_names, self._sources, self.left_out = data_set
         self._train_transform = augmentation.transform(self.preprocessing)
 
     def _open(self, split: Split) -> Transformed:
-        """Return the images of a split: augmented to learn from, preprocessed to judge by."""
+        """Return the images of a split, augmented for training, else preprocessed."""
         transform = self._train_transform if split == "train" else self.preprocessing
         return Transformed(self._sources[split], transform, self.in_chans, self.on_bad_image)
 
     def counts(self, split: Split) -> list[int]:
-        """Return how many images each class has in a split."""
-        found = Counter(self._sources[split].labels)
-        return [found[label] for label in range(self.num_classes)]
+        """Return the number of images per class in a split."""
+        counts = Counter(self._sources[split].labels)
+        return [counts[label] for label in range(self.num_classes)]
 
 
 def fill_in(
     dataset: str, img_size: int | None, in_chans: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> Preprocessing:
-    """Return the preprocessing of a data set, with its own numbers wherever None is given.
+    """Return the preprocessing of a data set, with its defaults in place of None.
 
-    The digits are 32 pixels wide and grey, MNIST and Fashion-MNIST 28 and grey, with their own mean and deviation;
-    everything else is 224 and in colour, with those of ImageNet. For another number of channels, each gets the average.
+    Defaults are 32 pixels and grey for the digits, 28 and grey for MNIST and Fashion-MNIST, with their own statistics, and 224
+    and colour with ImageNet's for all others. Statistics are averaged if the number of channels differs.
 
     Args:
         dataset: Name of the data set.
         img_size: Side in pixels.
         in_chans: 1 for grey, 3 for colour.
-        mean: One number a channel.
-        std: One number a channel.
+        mean: One number per channel.
+        std: One number per channel.
 
     Raises:
         ValueError: If a number is out of range or ``mean`` and ``std`` do not fit ``in_chans``.

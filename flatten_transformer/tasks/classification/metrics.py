@@ -1,4 +1,4 @@
-"""Which images a classifier gets wrong, the surest first."""
+"""The most confident errors of a classifier."""
 
 # B batch, K classes.
 
@@ -11,45 +11,45 @@ import torch
 from torch import Tensor
 
 
-class Mistake(NamedTuple):
-    """An image that is taken for something else."""
+class Misclassification(NamedTuple):
+    """A misclassified image."""
 
-    probability: float  # of the class it is taken for
+    probability: float  # of the predicted class
     predicted: int
     label: int
-    number: int  # of the image in its data set
+    image_index: int  # in the data set
 
 
-class Mistakes:
-    """The surest mistakes of one pass over the data.
+class ConfidentErrors:
+    """Keep the most confident errors of one pass over the data.
 
     Args:
-        most: How many are kept.
+        limit: Number of errors kept.
 
     Example:
-        >>> mistakes = Mistakes()
-        >>> mistakes.update(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.tensor([0, 0]), torch.tensor([7, 8]))
-        >>> [(round(m.probability, 2), m.predicted, m.label, m.number) for m in mistakes.found]
+        >>> errors = ConfidentErrors()
+        >>> errors.update(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.tensor([0, 0]), torch.tensor([7, 8]))
+        >>> [(round(e.probability, 2), e.predicted, e.label, e.image_index) for e in errors.top]
         [(0.88, 1, 0, 7)]
     """
 
-    def __init__(self, most: int = 24) -> None:
-        self.most = most
-        self.found: list[Mistake] = []
+    def __init__(self, limit: int = 24) -> None:
+        self.limit = limit
+        self.top: list[Misclassification] = []
 
     def reset(self) -> None:
-        """Begin a new pass."""
-        self.found = []
+        """Start a new pass."""
+        self.top = []
 
     def update(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
-        """Look at a batch.
+        """Add the errors of a batch.
 
         Args:
             logits: ``[B, K]``.
             labels: ``[B]``.
-            indices: ``[B]``, which images they are.
+            indices: ``[B]``, of the images in their data set.
         """
         probabilities, predicted = logits.float().softmax(1).max(1)
         wrong = torch.nonzero(predicted != labels).flatten()
         columns = (column[wrong].tolist() for column in (probabilities, predicted, labels, indices))
-        self.found = heapq.nlargest(self.most, [*self.found, *map(Mistake, *columns)])
+        self.top = heapq.nlargest(self.limit, [*self.top, *map(Misclassification, *columns)])

@@ -1,4 +1,4 @@
-"""Mixup and CutMix by timm, for batches of any size."""
+"""timm's mixup and CutMix, for batches of any size."""
 
 # B batch, C channels, K classes.
 
@@ -14,14 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mix the images of a batch in pairs, and their classes with them; both at 0 mix nothing.
+    """Mix the images and labels of a batch in pairs; with both alphas 0, nothing is mixed.
 
     Args:
-        mixup_alpha: Of the Beta distribution of mixup's shares; 0 switches mixup off.
-        cutmix_alpha: Of the Beta distribution of CutMix's shares; 0 switches CutMix off. With both on, each
-            batch takes one of the two at random.
+        mixup_alpha: Parameter of mixup's Beta distribution; 0 disables mixup.
+        cutmix_alpha: Parameter of CutMix's Beta distribution; 0 disables CutMix. With both on, each batch uses one at random.
         prob: Probability that a batch is mixed at all.
-        switch_prob: Probability that it is CutMix's turn, with both on.
+        switch_prob: Probability of CutMix, with both on.
 
     Raises:
         ValueError: If a number is out of range.
@@ -45,7 +44,7 @@ class Mixing:
                 raise ValueError(f"{name} must lie in 0 … 1, got {getattr(self, name)}")
 
     def __call__(self, images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Return mixed images, ``[B, C, height, width]``, and the share of each class, ``[B, K]``.
+        """Return mixed images, ``[B, C, height, width]``, and soft targets, ``[B, K]``.
 
         Args:
             images: ``[B, C, height, width]``.
@@ -53,7 +52,7 @@ class Mixing:
             num_classes: K.
         """
         targets = F.one_hot(labels, num_classes).to(images.dtype)
-        even = len(images) // 2 * 2  # timm mixes pairs; the last of an odd batch stays as it is
+        even = len(images) // 2 * 2  # timm mixes pairs; the last of an odd batch stays unmixed
         if even == 0 or self.mixup_alpha == self.cutmix_alpha == 0:
             return images, targets
         mix = Mixup(

@@ -1,4 +1,4 @@
-"""Any timm model by name, with errors a user can act on."""
+"""Any timm model by name, with actionable errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flatten_transformer.utils.digest import check_whole
 
 
 def weights_args(pretrained: bool | Path) -> dict[str, Any]:
-    """Return the arguments by which timm begins with published weights, or with those of a file; none for False.
+    """Return the timm arguments that load published weights or those of a file; none for False.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -37,7 +37,7 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
     """Build a timm model.
 
     Args:
-        name: A name of ``timm.list_models()``; the FLatten models are among them.
+        name: Any name in ``timm.list_models()``, which includes the FLatten models.
         model_args: Further keyword arguments of ``timm.create_model``, such as ``img_size`` or ``depth``.
         num_classes: Outputs of the classifier.
         in_chans: Channels of the images.
@@ -46,7 +46,7 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
         A module from ``[B, in_chans, height, width]`` to ``[B, num_classes]``.
 
     Raises:
-        ValueError: If timm knows no such model, or the model no such argument.
+        ValueError: If timm does not know the model, or the model does not know an argument.
         FileNotFoundError: If ``model_args`` hold a ``checkpoint_path`` that is not there.
 
     Example:
@@ -56,22 +56,22 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
     """
     _check(name, model_args)
     args = dict(model_args)
-    begin = None if _jax(args.get("checkpoint_path")) else args.pop("checkpoint_path", None)
-    weights = read_tensors(Path(begin)) if begin else None
+    path = None if _is_jax(args.get("checkpoint_path")) else args.pop("checkpoint_path", None)
+    weights = read_tensors(Path(path)) if path else None
     overlay = args.get("pretrained_cfg_overlay")
     with building(name, "model_args", overlay.get("file") if isinstance(overlay, Mapping) else None):
         model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **args)
     if weights is not None:
-        _begin(model, weights, begin, f"{name} with {num_classes} classes")
+        _load(model, weights, path, f"{name} with {num_classes} classes")
     return model
 
 
-def _jax(path: object) -> bool:
-    """Return whether a file is one of JAX's, which timm reads for the models that were published so."""
+def _is_jax(path: object) -> bool:
+    """Return whether a file is a JAX checkpoint, which timm reads for some models."""
     return str(path).endswith((".npz", ".npy"))
 
 
-def _begin(model: nn.Module, weights: Mapping[str, Tensor], path: object, what: str) -> None:
+def _load(model: nn.Module, weights: Mapping[str, Tensor], path: object, what: str) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -89,8 +89,8 @@ def _check(name: str, model_args: Mapping[str, Any]) -> None:
     taken = sorted({"device", "dtype"} & model_args.keys())
     if taken:
         raise ValueError(f"model_args must not hold {' and '.join(taken)}: the trainer says it; leave it out")
-    begin = model_args.get("checkpoint_path")
-    if begin and not Path(begin).is_file():
+    path = model_args.get("checkpoint_path")
+    if path and not Path(path).is_file():
         raise FileNotFoundError(
-            f"no weights {begin} to begin with: give model.model_args.checkpoint_path, such as an earlier run's model.safetensors"
+            f"no weights {path} to begin with: give model.model_args.checkpoint_path, such as an earlier run's model.safetensors"
         )

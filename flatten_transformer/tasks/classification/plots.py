@@ -1,4 +1,4 @@
-"""Pictures of what a classifier confuses."""
+"""Plots of the confusion matrix and of misclassified images."""
 
 # K classes.
 
@@ -15,17 +15,17 @@ from torch import Tensor
 from flatten_transformer.utils.atomic_file import write_figure
 from flatten_transformer.utils.font_fallback import FallbackFonts
 
-_LARGEST = 40  # classes that can be told apart in one picture
+_LARGEST = 40  # classes in one plot
 _TITLE = 30  # characters above a small image
 
 
 def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> None:
-    """Draw which classes are taken for which into a PNG file; of many classes, those with the most mistakes.
+    """Draw a confusion matrix to a PNG file; with many classes, only those with the most errors.
 
     Args:
-        matrix: ``[K, K]``, how many images of the class of the row are taken for that of the column.
-        class_names: K names, of which long ones are cut.
-        path: Where the PNG goes.
+        matrix: ``[K, K]``, images by true class (row) and predicted class (column).
+        class_names: K names; long ones are truncated.
+        path: Output file.
     """
     from matplotlib.figure import Figure
 
@@ -50,29 +50,29 @@ def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> No
         write_figure(path, figure)
 
 
-def most_confused(matrix: Tensor, most: int) -> list[int]:
-    """Return at most ``most`` classes in their order, those with the most mistakes.
+def most_confused(matrix: Tensor, limit: int) -> list[int]:
+    """Return the ``limit`` classes with the most errors, in class order.
 
     Args:
         matrix: ``[K, K]``, as for :func:`draw_confusion`.
-        most: How many.
+        limit: Maximum number of classes.
 
     Example:
         >>> most_confused(torch.tensor([[5, 0, 0], [2, 3, 0], [0, 1, 4]]), 2)
         [0, 1]
     """
     wrong = matrix - torch.diag(matrix.diag())
-    return sorted((wrong.sum(0) + wrong.sum(1)).topk(min(most, len(matrix))).indices.tolist())
+    return sorted((wrong.sum(0) + wrong.sum(1)).topk(min(limit, len(matrix))).indices.tolist())
 
 
 def draw_images(images: Sequence[Image.Image], titles: Sequence[str], title: str, path: Path) -> None:
-    """Draw images in a grid, each under its title, into a PNG file.
+    """Draw a grid of titled images to a PNG file.
 
     Args:
-        images: Of any size and mode.
-        titles: One for each, of one line or more, each of which may be cut.
-        title: Of the picture.
-        path: Where the PNG goes.
+        images: Images of any size and mode.
+        titles: Title of each image; may have several lines, which may be truncated.
+        title: Title of the figure.
+        path: Output file.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What a trained classifier sees in image files: as values, as a table, and as CSV."""
+"""Classify image files; return the classes, print a table or write CSV."""
 
 # n images, K classes.
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from torch import nn
 
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.reading import OnBadImage
-from flatten_transformer.tasks.model_file import ModelInfo, seeing
-from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
+from flatten_transformer.tasks.model_file import ModelInfo, forward_errors
+from flatten_transformer.tasks.per_image import check_complete, count_images, run_on_files
 from flatten_transformer.utils.atomic_file import check_outputs, is_stream
 from flatten_transformer.utils.csv_file import CsvFile, path_cell
 from flatten_transformer.utils.terminal import RowPrinter, say
@@ -37,21 +38,21 @@ def predict_files(
     on_bad_image: OnBadImage = "skip",
     inputs: Sequence[Path] = (),
 ) -> None:
-    """Print the most probable classes of image files, or write them into a CSV file, each as soon as it is known.
+    """Print the most probable classes of image files, or write them to a CSV file, image by image.
 
     Args:
         model: From :func:`load_model`.
         info: From :func:`load_model`.
         files: Image files.
-        top_k: How many classes to print an image, the most probable first.
-        csv: Write a table of file, class and probability into this file, a line for each class, instead of printing.
-        on_bad_image: ``"skip"`` goes on without an image that cannot be used; ``"raise"`` ends there.
-        inputs: Further files that must stay as they are.
+        top_k: Classes per image, the most probable first.
+        csv: Write file, class and probability to this file, one row per class, instead of printing.
+        on_bad_image: ``"skip"`` continues without an unusable image; ``"raise"`` stops there.
+        inputs: Further files that must not be overwritten.
 
     Raises:
         FileNotFoundError: If a file is missing.
         UnfinishedError: At the end, if images were skipped.
-        ValueError: If no image can be used, ``csv`` is a folder or one of the files that are read, or ``top_k`` is below 1.
+        ValueError: If no image is usable, ``csv`` is a folder or one of the files that are read, or ``top_k`` is below 1.
     """
     _check(top_k)
     if csv is None:
@@ -70,10 +71,11 @@ def _print(model: nn.Module, info: ModelInfo, files: Sequence[Path], top_k: int,
         widest[f"{rank + 1}."] = f"{max(info.class_names, key=len)} (100.0%)"
     table = RowPrinter("The most probable classes", widest)
 
-    def keep(number: int, row: Sequence[Guess]) -> None:
+    def handle(number: int, row: Sequence[Guess]) -> None:
         table.print(str(files[number]), *(f"{guess.class_name} ({guess.probability:.1%})" for guess in row))
 
-    return look_at(files, lambda file: _classify_one(model, info, file, top_k), keep, on_bad_image, bar=not sys.stdout.isatty())
+    predict = partial(_classify_one, model, info, top_k=top_k)
+    return run_on_files(files, predict, handle, on_bad_image, bar=not sys.stdout.isatty())
 
 
 def _write(
@@ -81,14 +83,14 @@ def _write(
 ) -> list[str]:
     table, done = CsvFile(csv, ("file", "class", "probability")), 0
 
-    def keep(number: int, row: Sequence[Guess]) -> None:
+    def handle(number: int, row: Sequence[Guess]) -> None:
         nonlocal done
         table.write_rows([(path_cell(files[number]), guess.class_name, f"{guess.probability:.6f}") for guess in row])
         done += 1
 
     try:
         with table:
-            return look_at(files, lambda file: _classify_one(model, info, file, top_k), keep, on_bad_image)
+            return run_on_files(files, partial(_classify_one, model, info, top_k=top_k), handle, on_bad_image)
     finally:
         if done:
             say(f"The classes of {count_images(done)} are in {table.place}", stderr=is_stream(csv))
@@ -101,7 +103,7 @@ def classify(model: nn.Module, info: ModelInfo, images: Sequence[Path], top_k: i
         model: From :func:`load_model`.
         info: From :func:`load_model`.
         images: Image files.
-        top_k: How many classes an image.
+        top_k: Classes per image.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -119,7 +121,7 @@ def _check(top_k: int) -> None:
 @torch.inference_mode()
 def _classify_one(model: nn.Module, info: ModelInfo, path: Path, top_k: int) -> list[Guess]:
     image = info.preprocessing(read_image(path)).unsqueeze(0)  # [1, C, size, size]
-    with seeing(info):
+    with forward_errors(info):
         logits = model(image)[0]  # [K]
     probabilities, classes = logits.softmax(0).topk(min(top_k, len(info.class_names)))
     return [Guess(info.class_names[index], float(p)) for index, p in zip(classes.tolist(), probabilities, strict=True)]

@@ -1,9 +1,9 @@
-"""The parts of image classification."""
+"""Components of image classification."""
 
-from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.model import build_model
 from flatten_transformer.tasks.classification.predict import predict_files
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.tasks.registry import TaskSpec
 

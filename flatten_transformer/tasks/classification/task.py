@@ -1,4 +1,4 @@
-"""Image classification as a Lightning module: any timm model, mixed images, smoothed labels."""
+"""Image classification task: any timm model, mixup and CutMix, label smoothing."""
 
 # B batch, C channels, K classes.
 
@@ -12,31 +12,31 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from flatten_transformer.models.cost import count_macs
-from flatten_transformer.tasks.classification.metrics import Mistakes
+from flatten_transformer.tasks.classification.metrics import ConfidentErrors
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.model import build_model, weights_args
 from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.tasks.registry import Kind
+from flatten_transformer.tasks.registry import TaskName
 from flatten_transformer.tasks.task import Task
 from flatten_transformer.utils.font_fallback import shortened
 
 _TITLE = 22  # characters of a class above a small image
-Batch = tuple[Tensor, Tensor, Tensor]  # images, classes, and the number of each image in its data set
+Batch = tuple[Tensor, Tensor, Tensor]  # images, classes, and indices in the data set
 
 
 class ClassificationTask(Task):
-    """Train and judge an image classifier.
+    """Train and evaluate an image classifier.
 
     Args:
-        name: Any name of timm's registry, such as ``flatten_deit_tiny_patch16_224`` or ``resnet18``.
+        name: Any timm model, such as ``flatten_deit_tiny_patch16_224`` or ``resnet18``.
         model_args: Further keyword arguments of ``timm.create_model``, such as ``{"img_size": 32, "depth": 4}``.
-        pretrained: Begin with the published weights, downloaded if need be, or with those of a file.
-        num_classes: Classes K; the command line takes it from the data.
-        in_chans: Channels C of the images; the command line takes it from the data.
+        pretrained: Start from the published weights, downloaded if necessary, or from those of a file.
+        num_classes: Number of classes K; the command line takes it from the data.
+        in_chans: Image channels C; the command line takes it from the data.
         optim: Learning rate, weight decay and warm-up.
-        mixing: Mixup and CutMix, in training only.
-        label_smoothing: Share of the target that goes to all classes alike, in training only.
+        mixing: Mixup and CutMix.
+        label_smoothing: Share of the training target spread evenly over all classes.
         **averaging: ``ema_decay`` and ``ema_warmup`` of :class:`Task`.
 
     Raises:
@@ -49,7 +49,7 @@ class ClassificationTask(Task):
         torch.Size([2, 10])
     """
 
-    kind: ClassVar[Kind] = "classify"
+    task_name: ClassVar[TaskName] = "classify"
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class ClassificationTask(Task):
             self.top5 = nn.ModuleDict({f"of_{split}": MulticlassAccuracy(num_classes, 5, "micro") for split in ("val", "test")})
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self.confused: Tensor | None = None  # [K, K] of the last validation
-        self.mistakes = Mistakes()
+        self.errors = ConfidentErrors()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``[B, K]`` of ``images`` ``[B, C, height, width]`` by :attr:`final_model`."""
@@ -94,23 +94,23 @@ class ClassificationTask(Task):
         return self.report_loss(loss, batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what was confused before."""
+        """Reset the confusion matrix and the errors."""
         self.confusion.reset()
-        self.mistakes.reset()
+        self.errors.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss and accuracy of one validation batch, and note what is confused."""
+        """Log loss and accuracy of a validation batch; update the confusion matrix and the errors."""
         logits = self._evaluate(batch, "val", self.val_accuracy)
         _, labels, indices = batch
         self.confusion.update(logits, labels)
-        self.mistakes.update(logits, labels, indices)
+        self.errors.update(logits, labels, indices)
 
     def on_validation_epoch_end(self) -> None:
-        """Gather from all devices what is confused."""
+        """Gather the confusion matrix from all devices."""
         self.confused = self.confusion.compute()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss and accuracy of one test batch."""
+        """Log loss and accuracy of a test batch."""
         self._evaluate(batch, "test", self.test_accuracy)
 
     def _evaluate(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> Tensor:
@@ -131,15 +131,15 @@ class ClassificationTask(Task):
         return count_macs(self.model, (preprocessing.in_chans, preprocessing.img_size, preprocessing.img_size))
 
     def draw_report(self, folder: Path) -> list[Path]:
-        """Draw what was confused in the last validation, and the surest mistakes, into two PNG files; return them."""
+        """Draw confusion matrix and most confident errors of the last validation into PNG files; return them."""
         if self.confused is None:
             return []
-        names, found = self.data.class_names, self.mistakes.found
+        names, errors = self.data.class_names, self.errors.top
         draw_confusion(self.confused, names, folder / "confusion.png")
-        if not found:
+        if not errors:
             return [folder / "confusion.png"]
         names = [shortened(name, _TITLE) for name in names]
-        titles = [f"{names[m.predicted]} ({m.probability:.0%}),\nnot {names[m.label]}" for m in found]
-        images = [self.data.image("val", mistake.number) for mistake in found]
+        titles = [f"{names[e.predicted]} ({e.probability:.0%}),\nnot {names[e.label]}" for e in errors]
+        images = [self.data.image("val", error.image_index) for error in errors]
         draw_images(images, titles, "The surest mistakes of the last validation", folder / "mistakes.png")
         return [folder / "confusion.png", folder / "mistakes.png"]

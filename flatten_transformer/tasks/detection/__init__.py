@@ -1,1 +1,4 @@
-"""Object detection and instance segmentation; import from the modules."""
+"""Detection: data (coco_images), preprocessing, model (detector, cascade, pyramid, options), task, metrics, plots, predict, spec.
+
+Import from the submodules.
+"""

@@ -1,4 +1,4 @@
-"""Cascade R-CNN (arXiv 1712.00726): box heads in a row, each trained on the boxes of the one before and at a higher IoU."""
+"""Cascade R-CNN (arXiv 1712.00726): successive box heads, each trained on the boxes of the previous one at a higher IoU."""
 
 # N proposals of a batch, K classes and the background, C channels.
 
@@ -22,11 +22,11 @@ LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 
 
 class ClassAgnosticPredictor(nn.Module):
-    """Scores of each class, and one box for all of them.
+    """Class scores and one class-agnostic box.
 
     Args:
-        in_channels: Of the features of a proposal.
-        num_outputs: Classes and the background, K + 1.
+        in_channels: Feature channels of a proposal.
+        num_outputs: Classes and background, K + 1.
     """
 
     def __init__(self, in_channels: int, num_outputs: int) -> None:
@@ -36,20 +36,20 @@ class ClassAgnosticPredictor(nn.Module):
         self.bbox_pred = nn.Linear(in_channels, 4)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``[N, K + 1]`` and deltas ``[N, 4 · (K + 1)]``, alike for all classes, as torchvision wants them."""
+        """Return logits ``[N, K + 1]`` and deltas ``[N, 4 · (K + 1)]``, repeated for all classes as torchvision expects."""
         return self.cls_score(features), self.bbox_pred(features).repeat(1, self.num_outputs)
 
 
 class CascadeRoIHeads(nn.Module):
-    """Stages of torchvision's box heads, then a mask head on the boxes of the last.
+    """Successive stages of torchvision's box heads, then a mask head on the final boxes.
 
-    In training each stage matches and samples the boxes of the stage before at its own IoU. At inference the scores are
-    the mean of all stages', each on the boxes it was given, and the boxes are the last stage's.
+    In training, each stage matches and samples the boxes of the previous one at its own IoU. At inference, scores are averaged
+    over the stages, each on its own input boxes; boxes are those of the last stage.
 
     Args:
         stages: Box heads with class-agnostic predictors, the first on the proposals.
-        loss_weights: Of each stage's losses; the mask's counts in full.
-        mask: torchvision's pooling, head and predictor of masks; None for boxes alone.
+        loss_weights: Weight of each stage's losses; the mask loss has weight 1.
+        mask: torchvision's mask pooling, head and predictor; None for boxes alone.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class CascadeRoIHeads(nn.Module):
     def forward(
         self, features: Maps, proposals: list[Tensor], image_shapes: Sizes, targets: Dicts | None = None
     ) -> tuple[Dicts, dict[str, Tensor]]:
-        """Return detections and losses, as torchvision's RoIHeads does; in training no detections, else no losses.
+        """Return detections and losses, like torchvision's RoIHeads: only losses in training, only detections otherwise.
 
         Args:
-            features: Maps of the pyramid, ``[B, C, height, width]`` each.
-            proposals: Of each image, ``[n, 4]``, corners in pixels.
+            features: Pyramid maps, ``[B, C, height, width]`` each.
+            proposals: ``[n, 4]`` per image, corners in pixels.
             image_shapes: Height and width of each image.
-            targets: Of each image ``boxes``, ``labels`` (the background is 0) and, for masks, ``masks``.
+            targets: Per image ``boxes``, ``labels`` (0 is background) and, for masks, ``masks``.
         """
         if self.training:
             assert targets is not None
@@ -81,9 +81,9 @@ class CascadeRoIHeads(nn.Module):
     def _losses(self, features: Maps, proposals: list[Tensor], image_shapes: Sizes, targets: Dicts) -> dict[str, Tensor]:
         losses, boxes = {}, proposals
         for number, (stage, weight) in enumerate(zip(self.stages, self.loss_weights, strict=True), 1):
-            given, matches, labels, wanted = stage.select_training_samples(boxes, targets)
+            given, matches, labels, regression_targets = stage.select_training_samples(boxes, targets)
             logits, deltas = predict(stage, features, given, image_shapes)
-            classifier, regression = fastrcnn_loss(logits, deltas, labels, wanted)
+            classifier, regression = fastrcnn_loss(logits, deltas, labels, regression_targets)
             losses[f"loss_classifier_{number}"], losses[f"loss_box_reg_{number}"] = weight * classifier, weight * regression
             boxes = refine(stage, deltas, given, image_shapes)
         if self.has_masks:
@@ -101,9 +101,9 @@ class CascadeRoIHeads(nn.Module):
             probabilities.append(logits.softmax(-1))
             boxes = refine(stage, deltas, given, image_shapes)
         mean = torch.stack(probabilities).mean(0)  # [N, K + 1]
-        # the logarithm: torchvision takes the softmax itself, which gives the mean back
-        found = self.stages[-1].postprocess_detections(mean.log(), deltas, given, image_shapes)
-        results = [{"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in zip(*found, strict=True)]
+        # log: torchvision applies softmax itself, which gives the mean back
+        raw = self.stages[-1].postprocess_detections(mean.log(), deltas, given, image_shapes)
+        results = [{"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in zip(*raw, strict=True)]
         if self.has_masks:
             masks = self._masks(features, [result["boxes"] for result in results], image_shapes)
             for result, mask in zip(results, maskrcnn_inference(masks, [result["labels"] for result in results]), strict=True):
@@ -123,12 +123,12 @@ def predict(stage: RoIHeads, features: Maps, proposals: list[Tensor], image_shap
 
 
 def refine(stage: RoIHeads, deltas: Tensor, proposals: list[Tensor], image_shapes: Sizes) -> list[Tensor]:
-    """Return the boxes that a stage makes of its proposals, within their images, ``[n, 4]`` each; no gradient passes.
+    """Apply a stage's deltas to its proposals, clipped to their images, ``[n, 4]`` each; no gradient passes.
 
     Args:
-        stage: What predicted ``deltas``.
-        deltas: ``[N, 4 · (K + 1)]``, alike for all classes.
-        proposals: Of each image.
+        stage: Stage that predicted ``deltas``.
+        deltas: ``[N, 4 · (K + 1)]``, equal for all classes.
+        proposals: ``[n, 4]`` per image.
         image_shapes: Height and width of each image.
     """
     boxes = stage.box_coder.decode(deltas.detach(), proposals)[:, 0]

@@ -1,4 +1,4 @@
-"""Images with boxes and masks, from a COCO file and the folder of its images."""
+"""Images with boxes and masks, from a COCO file and its image folder."""
 
 # n objects of an image, C channels.
 
@@ -19,28 +19,27 @@ from torchvision.transforms.v2 import functional as F
 from flatten_transformer.data.coco import CocoFile, CocoImage
 from flatten_transformer.data.coco_json import brief
 from flatten_transformer.data.coco_masks import encode
-from flatten_transformer.data.inside import check_place, lies_under
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.reading import OnBadImage, Reading
+from flatten_transformer.data.safe_paths import check_inside, lies_under
 from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 
 Target = dict[str, Tensor]
-Sample = tuple[Tensor, Target, int]  # an image, what is on it, and its number in the file
+Sample = tuple[Tensor, Target, int]  # image, target, index in the file
 Augment = Callable[[tv_tensors.Image, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 
 
 class CocoSource:
-    """The images of an annotation file, each with its entry.
+    """Images of an annotation file with their entries.
 
     Args:
-        file: Says which images there are.
-        folder: Where they lie.
-        empty_images: Take images without objects too.
-        links: Folders that links in ``folder`` may lead to, besides itself; None for any.
+        file: Annotation file.
+        folder: Image folder.
+        empty_images: Include images without objects.
+        links: Further folders that links in ``folder`` may lead to; None for any.
 
     Raises:
-        ValueError: If the file leaves no object, or an image of it is not in the folder; on access, if an image is not what
-            the file says.
+        ValueError: If no object is left, or a file name leaves the folder; on access, if an image does not match its entry.
     """
 
     def __init__(self, file: CocoFile, folder: Path, *, empty_images: bool, links: Sequence[Path] | None = ()) -> None:
@@ -59,7 +58,7 @@ class CocoSource:
         return len(self.indices)
 
     def entry(self, index: int) -> CocoImage:
-        """Return what the file says of an image."""
+        """Return the entry of an image."""
         entry: CocoImage = self.file.images[self.indices[index]]
         return entry
 
@@ -69,7 +68,7 @@ class CocoSource:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, CocoImage]:
         entry = self.entry(index)
-        check_place(self.folder / entry.file_name, self._allowed)
+        check_inside(self.folder / entry.file_name, self._allowed)
         image = read_image(self.folder / entry.file_name)
         if image.size != (entry.width, entry.height):
             raise ValueError(
@@ -80,7 +79,7 @@ class CocoSource:
 
 
 def _check_objects(file: CocoFile) -> None:
-    """Raise an error if there is nothing to learn or to judge by."""
+    """Raise if the file holds no object."""
     if not any(image.objects for image in file.images):
         reasons = ", ".join(f"{len(names)} {reason}" for reason, names in file.left_out.items())
         raise ValueError(
@@ -89,17 +88,17 @@ def _check_objects(file: CocoFile) -> None:
 
 
 class CocoImages(Reading):
-    """The images of an annotation file as tensors, ``[C, height, width]``, with what is on them.
+    """Images of an annotation file as tensors, ``[C, height, width]``, with their targets.
 
     Args:
         source: Images and their entries.
-        preprocessing: From pixels to what a detector sees.
-        augment: What is done to pixels, boxes and masks before; None for nothing.
-        masks: Give masks too.
-        on_bad_image: As of :class:`Reading`.
+        preprocessing: Normalisation.
+        augment: Augmentation of pixels, boxes and masks, applied before; None for none.
+        masks: Include masks in the targets.
+        on_bad_image: As for :class:`Reading`.
 
     Raises:
-        BadImageError: On access, as of :class:`Reading`.
+        BadImageError: On access, as for :class:`Reading`.
     """
 
     source: CocoSource
@@ -120,18 +119,18 @@ class CocoImages(Reading):
         self.masks = masks
 
     def __getitem__(self, index: int) -> Sample:
-        """Return an image, ``boxes`` ``[n, 4]``, ``labels`` ``[n]``, ``masks`` ``[n, height, width]``, and its number."""
-        image, entry, found = self.read(index)
+        """Return an image, ``boxes`` ``[n, 4]``, ``labels`` ``[n]``, ``masks`` ``[n, height, width]``, and its index."""
+        image, entry, index = self.read(index)
         pixels, target = tv_tensors.Image(F.pil_to_tensor(image)), self._target(entry)
         if self.augment is not None:
             pixels, target = self.augment(pixels, target)
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
-        return self.preprocessing.normalise(pixels.as_subclass(Tensor)), plain, found
+        return self.preprocessing.normalise(pixels.as_subclass(Tensor)), plain, index
 
     def collate(self, samples: list[Sample]) -> tuple[list[Tensor], list[Target], Tensor]:
-        """Return images of any sizes, their targets, and their numbers, ``[B]``."""
-        images, targets, numbers = zip(*samples, strict=True)
-        return list(images), list(targets), torch.tensor(numbers)
+        """Return lists of images and targets, and indices ``[B]``."""
+        images, targets, indices = zip(*samples, strict=True)
+        return list(images), list(targets), torch.tensor(indices)
 
     def _target(self, entry: CocoImage) -> dict[str, Any]:
         size = (entry.height, entry.width)

@@ -1,4 +1,4 @@
-"""The data module of detection: any data set in COCO's format."""
+"""Data module of detection: any data set in COCO's format."""
 
 # B images of a batch, C channels.
 
@@ -25,32 +25,31 @@ SIZES = tuple(range(480, 801, 32))
 
 
 class CocoData(DataModule):
-    """Images with boxes and masks: batches are lists of images ``[C, height, width]``, of targets, and numbers ``[B]``.
+    """Images with boxes and masks: batches are lists of images ``[C, height, width]`` and targets, and indices ``[B]``.
 
-    The numbers tell which images of their file they are, for messages.
+    The indices of the images in their file serve messages.
 
     Args:
-        dataset: ``"coco"``, any data set in its format, or ``"scenes"``, digits on photographs, made here, no download.
-        root: Folder of the data, for the scenes where they are written to, once, by default runs/scenes. Others are laid out
-            as COCO is: ``train2017/``, ``val2017/`` and
-            ``annotations/instances_train2017.json``, ``…_val2017.json``. Each can be named by itself:
-        train_images: Folder of the images to learn from.
-        train_annotations: What is on them, a JSON file in COCO's format.
-        val_images: Folder of the images to choose by.
-        val_annotations: What is on them.
-        test_images: Folder of the images to judge by; without it those to choose by.
-        test_annotations: What is on them.
-        masks: Learn masks; without them the file needs none.
-        empty_images: Learn from images without objects too; COCO's records leave them out.
-        outside_links: Follow links among the images that lead out of their folder and of ``root``.
+        dataset: ``"coco"``, any data set in its format, or ``"scenes"``, synthetic digits on photographs, no download.
+        root: Data folder, in COCO's layout: ``train2017/``, ``val2017/``, ``annotations/instances_train2017.json`` and
+            ``…_val2017.json``. For the scenes, where they are written, by default runs/scenes. Overridden by:
+        train_images: Training images.
+        train_annotations: Their annotations, a JSON file in COCO's format.
+        val_images: Validation images.
+        val_annotations: Their annotations.
+        test_images: Test images; by default the validation images.
+        test_annotations: Their annotations.
+        masks: Train on masks; if False, the files need none.
+        empty_images: Train on images without objects too, unlike COCO's baselines.
+        outside_links: Follow image links that lead out of their folder and ``root``.
         in_chans: 1 for grey, 3 for colour; images are converted.
-        sizes: In training an image's shorter side is resized to one of these, at random; in evaluation ``model_args`` says.
-        max_size: Pixels that the longer side must not exceed then.
-        hflip: Probability of mirroring in training.
+        sizes: Sizes of the shorter side in training, drawn at random; in evaluation, see ``model_args``.
+        max_size: Limit of the longer side in training, in pixels.
+        hflip: Probability of a horizontal flip in training.
         **shared: Arguments of :class:`DataModule`.
 
     Raises:
-        ValueError: If an annotation file is not as it should be, or a number is out of range.
+        ValueError: If an annotation file is malformed, or a number is out of range.
         FileNotFoundError: If a file or folder is missing.
     """
 
@@ -95,7 +94,7 @@ class CocoData(DataModule):
         self.empty_images = empty_images
         self._links = None if outside_links else [Path(root)] if root else []
         self.preprocessing = DetectionPreprocessing(in_chans, *channel_statistics(in_chans, self.mean, self.std))
-        # not anti-aliased, as the detector resizes in evaluation
+        # not antialiased, like the detector's resize in evaluation
         resize = v2.RandomShortestSize(list(sizes), max_size, antialias=False)
         self._augment = v2.Compose([v2.RandomHorizontalFlip(hflip), resize])
         self._files: dict[Path, CocoFile] = {}
@@ -108,12 +107,12 @@ class CocoData(DataModule):
         self.left_out = [*self._left_out_entries(), *self._left_out_images()]
 
     def _open(self, split: Split) -> CocoImages:
-        """Return the images of a split, with what is on them."""
+        """Return the images of a split with their targets."""
         train, file, folder = split == "train", self._read(split), self._places[split][0]
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder} for the images of {file.path}: check data.root, or data.{split}_images")
         source = CocoSource(file, folder, empty_images=self.empty_images or not train, links=self._links)
-        # an evaluation compares with the file, not with masks made of it
+        # evaluation compares with the file, not with decoded masks
         return CocoImages(
             source,
             self.preprocessing,
@@ -123,21 +122,21 @@ class CocoData(DataModule):
         )
 
     def truth(self, split: Split) -> CocoFile:
-        """Return the annotation file of a split that is set up."""
+        """Return the annotation file of an open split."""
         return self._datasets[split].file
 
     def entry(self, split: Split, index: int) -> CocoImage:
-        """Return what the annotation file says of an image of a split that is open."""
+        """Return the annotation entry of an image of an open split."""
         return self._datasets[split].source.entry(index)
 
     def counts(self, split: Split) -> list[int]:
-        """Return how many objects each class has in a split that is open."""
+        """Return the number of objects per class in an open split."""
         source = self._datasets[split].source
-        found = Counter(each.label for index in range(len(source)) for each in source.entry(index).objects)
-        return [found[label] for label in range(self.num_classes)]
+        counts = Counter(each.label for index in range(len(source)) for each in source.entry(index).objects)
+        return [counts[label] for label in range(self.num_classes)]
 
     def _left_out_entries(self) -> list[LeftOut]:
-        """Return the annotations that the open splits do not use."""
+        """Return the unused annotations of the open splits."""
         files = {dataset.file.path: dataset.file for dataset in self._datasets.values()}
         return [
             LeftOut(reason, [f"{path}: {name}" for name in names])
@@ -146,7 +145,7 @@ class CocoData(DataModule):
         ]
 
     def _left_out_images(self) -> list[LeftOut]:
-        """Return the images in the folders of the open splits that no annotation file of theirs lists."""
+        """Return the images in the folders of the open splits that no annotation file lists."""
         loose: list[str] = []
         for folder in {self._places[split][0] for split in self._datasets}:
             files = [self._read(split) for split, (other, _) in self._places.items() if other == folder]
@@ -170,16 +169,16 @@ class CocoData(DataModule):
 
 
 def _place(split: Split, root: str | Path | None, images: str | Path | None, annotations: str | Path | None) -> tuple[Path, Path]:
-    """Return the folder of the images of a split and its annotation file."""
+    """Return the image folder and annotation file of a split."""
     if root is None and (images is None or annotations is None):
         raise ValueError(f"where are the {split} images? Set data.root, or data.{split}_images and data.{split}_annotations")
     folder = Path(root or "")
-    named = folder / f"{split}2017", folder / "annotations" / f"instances_{split}2017.json"
-    return Path(images or named[0]), Path(annotations or named[1])
+    default = folder / f"{split}2017", folder / "annotations" / f"instances_{split}2017.json"
+    return Path(images or default[0]), Path(annotations or default[1])
 
 
 def _scenes(root: Path) -> dict[Split, tuple[Path, Path]]:
-    """Write the scenes unless they are there; return the images and annotations of each split."""
+    """Write the scenes unless they exist; return the image folder and annotation file of each split."""
     write_scenes(root)
     splits: tuple[Split, ...] = ("train", "val", "test")
     return {split: (root / "images" / split, root / "annotations" / f"instances_{split}.json") for split in splits}

@@ -1,4 +1,4 @@
-"""A detector that never pads: images of one size go through it together, those of another size apart."""
+"""A detector without padding: images are grouped by size."""
 
 # B images, n objects of an image, K classes, C channels.
 
@@ -19,18 +19,17 @@ Target = dict[str, Tensor]
 
 
 class Detector(nn.Module):
-    """torchvision's detectors on images of any sizes, with classes that count from 0.
+    """Wrap a torchvision detector for images of any sizes and classes counted from 0.
 
-    Global attention sees every pixel of a map, the padding of a batch included. Therefore nothing is padded: the images
-    of a batch are grouped by size. The losses of the groups are averaged over their images, as if each group was on a
-    device of its own.
+    Global attention would attend to padding, so nothing is padded: the images of a batch are grouped by size, and the losses
+    of the groups are averaged over their images, as if each group were on its own device.
 
     Args:
-        core: The detector.
-        first_label: What it calls the first class: 1 where 0 is the background.
-        has_masks: Whether it finds masks.
-        backbone: timm's name of the backbone.
-        backbone_args: What else the backbone was built by.
+        core: torchvision detector.
+        first_label: Its label of the first class: 1 if 0 is the background.
+        has_masks: Whether it predicts masks.
+        backbone: timm name of the backbone.
+        backbone_args: Arguments of the backbone.
     """
 
     def __init__(
@@ -56,12 +55,12 @@ class Detector(nn.Module):
 
         Args:
             images: ``[C, height, width]`` each, normalised; in evaluation resized here.
-            targets: Of each image ``boxes`` ``[n, 4]``, corners in pixels, ``labels`` ``[n]``, 0 … K - 1, and for masks
+            targets: Per image ``boxes`` ``[n, 4]``, corners in pixels, ``labels`` ``[n]``, 0 … K - 1, and for masks
                 ``masks`` ``[n, height, width]``; in training only.
 
         Returns:
-            Of each image ``boxes`` ``[n, 4]``, corners in pixels of the image as it came, ``labels`` ``[n]``, ``scores``
-            ``[n]`` in 0 … 1, the highest first, and for masks ``masks`` ``[n, 1, height, width]``, probabilities.
+            Per image ``boxes`` ``[n, 4]``, corners in pixels of the input image, ``labels`` ``[n]``, ``scores`` ``[n]`` in
+            0 … 1 in descending order, and for masks ``masks`` ``[n, 1, height, width]``, probabilities.
 
         Raises:
             ValueError: If targets are missing in training, or masks in the targets.
@@ -71,10 +70,10 @@ class Detector(nn.Module):
             groups.setdefault(tuple(image.shape[-2:]), []).append(index)
         if self.training:
             return self._losses(images, self._check(targets), list(groups.values()))
-        found: dict[int, Target] = {}
+        detections: dict[int, Target] = {}
         for group in groups.values():
-            found.update(zip(group, self.core([images[index] for index in group]), strict=True))
-        return [{**found[index], "labels": found[index]["labels"] - self.first_label} for index in range(len(images))]
+            detections.update(zip(group, self.core([images[index] for index in group]), strict=True))
+        return [{**detections[index], "labels": detections[index]["labels"] - self.first_label} for index in range(len(images))]
 
     def _losses(self, images: Sequence[Tensor] | Tensor, targets: list[Target], groups: list[list[int]]) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
@@ -92,7 +91,7 @@ class Detector(nn.Module):
         return [{**target, "labels": target["labels"] + self.first_label} for target in targets]
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that the backbone exempts from weight decay."""
+        """Return the parameters that the backbone exempts from weight decay."""
         with torch.device("meta"):
             model = plain_model(self.backbone, self.backbone_args)
         exempt: Callable[[], set[str]] = getattr(model, "no_weight_decay", set)
@@ -102,10 +101,10 @@ class Detector(nn.Module):
 
 
 def keep_float32(module: nn.Module) -> None:
-    """Return what ``module`` computes in float32, also where autocast runs it in half: boxes need every bit.
+    """Cast the outputs of ``module`` to float32, also under autocast, for further computation with boxes.
 
     Args:
-        module: What predicts boxes and scores; a pixel of 1333 is below the resolution of bfloat16.
+        module: Predictor of boxes and scores; one pixel in 1333 is below the resolution of bfloat16.
 
     Example:
         >>> layer = nn.Linear(1, 1)

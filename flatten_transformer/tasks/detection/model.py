@@ -1,4 +1,4 @@
-"""Detectors by name: torchvision's, and the cascade, on any timm backbone."""
+"""Detectors by name: torchvision's and the cascade, on any timm backbone."""
 
 # K classes, C channels of the pyramid.
 
@@ -37,15 +37,15 @@ def build_detector(name: str, model_args: Mapping[str, Any], num_classes: int, i
 
     Args:
         name: ``"mask_rcnn"``, ``"cascade_mask_rcnn"``, ``"faster_rcnn"`` or ``"retinanet"``.
-        model_args: Arguments of :class:`RegionOptions`; of RetinaNet, of :class:`DetectorOptions`.
-        num_classes: Classes K, without a background.
-        in_chans: Channels of the images.
+        model_args: Fields of :class:`RegionOptions`; for RetinaNet, of :class:`DetectorOptions`.
+        num_classes: Number of classes K, without background.
+        in_chans: Image channels.
 
     Returns:
-        A module from images of any sizes to detections, or in training to losses.
+        A module that maps images of any sizes to detections, or to losses in training.
 
     Raises:
-        ValueError: If there is no such detector or backbone, or it takes no such argument.
+        ValueError: If the detector, backbone or an argument is unknown.
 
     Example:
         >>> tiny = {"backbone": "flatten_pvt_v2_b0", "backbone_args": {"img_size": 64}, "fpn_channels": 16, "box_dim": 16}
@@ -56,13 +56,13 @@ def build_detector(name: str, model_args: Mapping[str, Any], num_classes: int, i
     """
     if name not in DETECTORS:
         raise ValueError(f"no detector {name!r}: {did_you_mean(name, DETECTORS)}")
-    kind, build = DETECTORS[name]
-    options = read_options(kind, name, model_args)
+    options_type, build = DETECTORS[name]
+    options = read_options(options_type, name, model_args)
     with building(name, "model_args"):
         core = build(options, num_classes, in_chans)
     return Detector(
         core,
-        first_label=int(kind is RegionOptions),
+        first_label=int(options_type is RegionOptions),
         has_masks="mask" in name,
         backbone=options.backbone,
         backbone_args=options.backbone_args,
@@ -83,7 +83,7 @@ def _pyramid(options: DetectorOptions, in_chans: int, *, convolved: bool = False
 
 
 def _transform(options: DetectorOptions, in_chans: int) -> dict[str, Any]:
-    """Return the arguments of torchvision's transform, which here only resizes, and that only in evaluation."""
+    """Return arguments of torchvision's transform, used here only to resize in evaluation."""
     return {
         "min_size": options.min_size,
         "max_size": options.max_size,
@@ -118,7 +118,7 @@ def _box_head(options: RegionOptions, size: int) -> TwoMLPHead | FastRCNNConvFCH
 
 
 def _roi_align(size: int, strides: Sequence[int]) -> MultiScaleRoIAlign:
-    """Return torchvision's pooling, told the strides of the four maps: it would guess them from its first image, for good."""
+    """Return torchvision's pooling with fixed strides, which it would otherwise infer from its first image."""
     pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=size, sampling_ratio=2)
     pool.scales = [1 / stride for stride in strides[:4]]
     pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[3])))
@@ -166,7 +166,7 @@ def _mask_rcnn(options: RegionOptions, num_classes: int, in_chans: int) -> Faste
 
 
 def _cascade_mask_rcnn(options: RegionOptions, num_classes: int, in_chans: int) -> FasterRCNN:
-    """Return Mask R-CNN with a cascade in the place of its heads."""
+    """Return Mask R-CNN with its heads replaced by a cascade."""
     core = _mask_rcnn(options, num_classes, in_chans)
     plain = core.roi_heads
     stages = [

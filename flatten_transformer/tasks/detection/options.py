@@ -1,4 +1,4 @@
-"""What a detector is built by."""
+"""Options of the detectors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DetectorOptions:
-    """What a detector is built by, besides classes and channels; the defaults are those of COCO.
+    """Options of every detector; the defaults are those for COCO.
 
     Args:
-        backbone: timm's name of a model with a pyramid.
+        backbone: timm name of a model with a feature pyramid.
         backbone_args: Further keyword arguments of ``timm.create_model``, such as ``drop_path_rate``; ``checkpoint_path``
-            takes the weights of a trained classifier.
-        pretrained: Load weights that ``backbone_args`` asks for; a file of a trained detector brings its own.
-        min_size: In evaluation an image is resized until its shorter side has this many pixels,
-        max_size: or its longer side this many, if that comes first.
-        size_divisible: Images are padded with zeros at the right and below to a multiple of this, for backbones that do not
-            take every size. FLatten models do.
-        feature_norm: Normalise the maps of the backbone first; Swin's do not end with a norm.
-        fpn_channels: Channels C of the pyramid.
-        anchor_sizes: Sides of the anchors of the five maps, in pixels of the resized image.
-        score_thresh: Detections below this score are dropped.
-        nms_thresh: Of two boxes of one class that overlap by more than this IoU, the better stays.
-        detections_per_img: So many of the best are kept.
+            loads the weights of a trained classifier.
+        pretrained: Load the weights named in ``backbone_args``; False when a trained detector brings its own.
+        min_size: In evaluation, images are resized to this shorter side in pixels,
+        max_size: unless the longer side would exceed this.
+        size_divisible: Zero-pad images at the right and below to a multiple of this, for backbones that need it; FLatten
+            models do not.
+        feature_norm: Normalise the backbone's maps first; Swin's do not end with a norm.
+        fpn_channels: Pyramid channels C.
+        anchor_sizes: Anchor sides of the five maps, in pixels of the resized image.
+        score_thresh: Minimum score of a detection.
+        nms_thresh: IoU threshold of non-maximum suppression.
+        detections_per_img: Maximum number of detections.
     """
 
     backbone: str
@@ -49,14 +49,14 @@ class DetectorOptions:
 
 @dataclass(frozen=True)
 class RegionOptions(DetectorOptions):
-    """What the R-CNNs are built by besides.
+    """Options of the R-CNNs.
 
     Args:
-        box_convs: Convolutions, with batch norm, before the hidden layers of a box head: 0 gives two layers, the heads of
-            the papers; 4 gives one behind four convolutions, as Swin's cascades have.
-        box_dim: Channels of those layers.
-        proposals: Boxes an image that may hold an object, in evaluation; in training twice as many.
-        box_samples: Boxes an image that a box head learns from; small models learn faster from fewer.
+        box_convs: Convolutions, with batch norm, before the hidden layers of a box head: 0 gives two hidden layers, as in the
+            papers; 4 gives one after four convolutions, as in Swin's cascades.
+        box_dim: Hidden channels.
+        proposals: Proposals per image in evaluation; twice as many in training.
+        box_samples: Boxes per image sampled to train a box head; small models learn faster from fewer.
     """
 
     box_convs: int = 0

@@ -1,4 +1,4 @@
-"""What was found beside what there is."""
+"""Draw ground truth and detections."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from flatten_transformer.tasks.overlays import draw_objects
 
 
 def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str], scale: int = 1) -> Image.Image:
-    """Return an image with the objects that its annotations name.
+    """Return an image with its annotated objects.
 
     Args:
-        image: As it is in its file.
-        entry: What the annotation file says of it; crowds are left out.
+        image: Image as stored in its file.
+        entry: Its annotations; crowds are left out.
         class_names: K names.
-        scale: How many times larger the picture is than the image.
+        scale: Enlargement of the picture.
     """
     labels = [each.label for each in entry.objects]
     boxes = torch.tensor([each.box for each in entry.objects], dtype=torch.float32).reshape(-1, 4)
@@ -34,19 +34,19 @@ def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str],
 
 
 def draw_detections(
-    image: Image.Image, found: dict[str, Tensor], class_names: Sequence[str], threshold: float, scale: int = 1
+    image: Image.Image, detections: dict[str, Tensor], class_names: Sequence[str], threshold: float, scale: int = 1
 ) -> Image.Image:
-    """Return an image with the objects that a detector found.
+    """Return an image with its detected objects.
 
     Args:
-        image: As it is in its file.
-        found: What the detector returned for it.
+        image: Image as stored in its file.
+        detections: Detector output.
         class_names: K names.
-        threshold: The lowest score of what is drawn.
-        scale: How many times larger the picture is than the image.
+        threshold: Minimum score.
+        scale: Enlargement of the picture.
     """
-    sure = (found["scores"] >= threshold).cpu()
-    kept = {name: value.cpu()[sure] for name, value in found.items()}
+    confident = (detections["scores"] >= threshold).cpu()
+    kept = {name: value.cpu()[confident] for name, value in detections.items()}
     labels = kept["labels"].tolist()
     captions = [f"{class_names[label]} {score:.0%}" for label, score in zip(labels, kept["scores"].tolist(), strict=True)]
     masks = kept["masks"][:, 0] > 0.5 if "masks" in kept else None

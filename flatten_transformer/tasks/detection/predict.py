@@ -1,4 +1,4 @@
-"""What a trained detector finds in image files: as values, as COCO's JSON, and as pictures."""
+"""Detect objects in image files; return them, or write COCO JSON and overlays."""
 
 # n detections of an image.
 
@@ -20,9 +20,9 @@ from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.detection.metrics import coco_results
 from flatten_transformer.tasks.detection.plots import draw_detections
-from flatten_transformer.tasks.model_file import ModelInfo, seeing
+from flatten_transformer.tasks.model_file import ModelInfo, forward_errors
 from flatten_transformer.tasks.overlays import overlay_paths
-from flatten_transformer.tasks.per_image import check_complete, count_images, look_at
+from flatten_transformer.tasks.per_image import check_complete, count_images, run_on_files
 from flatten_transformer.utils.atomic_file import check_outputs, free_part, write_atomically, write_png
 from flatten_transformer.utils.terminal import say
 
@@ -30,37 +30,37 @@ _SAVE_EVERY_S = 5.0
 
 
 class Detection(NamedTuple):
-    """An object that was found."""
+    """A detected object."""
 
     class_name: str
     score: float  # 0 … 1
     box: tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
-    mask: Tensor | None  # [height, width], True inside; None of a detector of boxes
+    mask: Tensor | None  # [height, width], True inside; None from box detectors
 
 
 def detect(
     model: nn.Module, info: ModelInfo, images: Sequence[Path | Image.Image], threshold: float = 0.5
 ) -> list[list[Detection]]:
-    """Return what a detector finds in each image, the surest first.
+    """Return the detections of each image, in descending order of score.
 
     Args:
         model: From :func:`load_model`.
         info: From :func:`load_model`.
-        images: Image files, or images that are open already.
-        threshold: The lowest score, in 0 … 1.
+        images: Image files or open images.
+        threshold: Minimum score in 0 … 1.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file is not an image, or ``threshold`` is out of range.
     """
     _check(threshold)
-    found = []
+    detections = []
     for image in images:
-        raw = _find(model, info, image if isinstance(image, Image.Image) else read_image(image), threshold)
+        raw = _run(model, info, image if isinstance(image, Image.Image) else read_image(image), threshold)
         masks = raw["masks"][:, 0] > 0.5 if "masks" in raw else [None] * len(raw["boxes"])
         values = zip(raw["labels"].tolist(), raw["scores"].tolist(), raw["boxes"].tolist(), masks, strict=True)
-        found.append([Detection(info.class_names[label], score, tuple(box), mask) for label, score, box, mask in values])
-    return found
+        detections.append([Detection(info.class_names[label], score, tuple(box), mask) for label, score, box, mask in values])
+    return detections
 
 
 def predict_files(
@@ -72,53 +72,51 @@ def predict_files(
     on_bad_image: OnBadImage = "skip",
     inputs: Sequence[Path] = (),
 ) -> None:
-    """Write what a detector finds into a folder: ``detections.json``, and a picture ``<stem>.png`` of each image.
+    """Write detections into a folder: ``detections.json``, and an overlay ``<stem>.png`` of each image.
 
-    The JSON is a data set in COCO's format: the images by their paths, the classes with the ids of the data that were
-    learned from, and an annotation with a ``score`` for each detection. Its annotations are what COCO's tools take as results.
-    It is written every few seconds, whole each time; where there is an older one, into ``detections.json.part`` until all is
-    done.
+    The JSON is a data set in COCO's format: images by path, classes with the category ids of the training data, and one
+    annotation with a ``score`` per detection, as COCO's tools accept for results. It is rewritten atomically every few
+    seconds; if an older one exists, as ``detections.json.part`` until the run is complete.
 
     Args:
         model: From :func:`load_model`.
         info: From :func:`load_model`.
         files: Image files.
-        output: The folder; it is made if need be.
-        threshold: The lowest score, in 0 … 1.
-        on_bad_image: ``"skip"`` goes on without an image that cannot be used; ``"raise"`` ends there.
-        inputs: Further files that must stay as they are.
+        output: Output folder; created if missing.
+        threshold: Minimum score in 0 … 1.
+        on_bad_image: ``"skip"`` continues without an unusable image; ``"raise"`` stops there.
+        inputs: Further files that must not be overwritten.
 
     Raises:
         FileNotFoundError: If a file is missing.
         UnfinishedError: At the end, if images were skipped.
-        ValueError: If no image can be used, ``threshold`` is out of range, or something would be written over a file that is
-            read.
+        ValueError: If no image is usable, ``threshold`` is out of range, or an output would overwrite an input.
     """
     _check(threshold)
     pictures = overlay_paths(files, output)
     check_outputs([output / "detections.json", *pictures], [*files, *inputs])
-    findings = _Findings(output / "detections.json", info)
+    json_file = _DetectionsFile(output / "detections.json", info)
 
-    def look(file: Path) -> tuple[Image.Image, dict[str, Tensor]]:
+    def predict(file: Path) -> tuple[Image.Image, dict[str, Tensor]]:
         image = read_image(file)
-        return image, _find(model, info, image, threshold)
+        return image, _run(model, info, image, threshold)
 
-    def keep(number: int, seen: tuple[Image.Image, dict[str, Tensor]]) -> None:
-        image, found = seen
-        write_png(pictures[number], draw_detections(image, found, info.class_names, threshold))
-        findings.add(number + 1, files[number], image, found)
+    def handle(number: int, result: tuple[Image.Image, dict[str, Tensor]]) -> None:
+        image, detections = result
+        write_png(pictures[number], draw_detections(image, detections, info.class_names, threshold))
+        json_file.add(number + 1, files[number], image, detections)
 
-    with findings:
-        skipped = look_at(files, look, keep, on_bad_image)
+    with json_file:
+        skipped = run_on_files(files, predict, handle, on_bad_image)
     check_complete(skipped, len(files))
 
 
-class _Findings:
-    """What was found, as COCO's JSON in a file that is whole at any time.
+class _DetectionsFile:
+    """Detections as COCO JSON, in a file that is complete at any time.
 
     Args:
-        path: Of the file; an older one is kept until all is done.
-        info: Names of classes, and their ids if the data had some.
+        path: Output file; an older one is kept until the end.
+        info: Class names, and category ids if the data had some.
     """
 
     def __init__(self, path: Path, info: ModelInfo) -> None:
@@ -130,10 +128,10 @@ class _Findings:
         self._annotations: list[dict[str, Any]] = []
         self._due_s = 0.0
 
-    def add(self, number: int, file: Path, image: Image.Image, found: dict[str, Tensor]) -> None:
-        """Take the detections of an image, and write all if it is time; writing takes a twentieth of the time at most."""
+    def add(self, number: int, file: Path, image: Image.Image, detections: dict[str, Tensor]) -> None:
+        """Add the detections of an image; write the file if due, at most a twentieth of the time."""
         self._images.append({"id": number, "file_name": str(file), "width": image.width, "height": image.height})
-        for result in coco_results(number, found, self._ids):
+        for result in coco_results(number, detections, self._ids):
             area = result["bbox"][2] * result["bbox"][3]
             self._annotations.append({"id": len(self._annotations) + 1, **result, "area": area, "iscrowd": 0})
         if (start_s := time.monotonic()) >= self._due_s:
@@ -145,11 +143,11 @@ class _Findings:
         content = {"images": self._images, "categories": self._categories, "annotations": self._annotations}
         write_atomically(self.place, json.dumps(content).encode())
 
-    def __enter__(self) -> _Findings:
+    def __enter__(self) -> _DetectionsFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Write the rest and say where it is."""
+        """Write the rest and print where it is."""
         if not self._images:
             return
         part = self.place
@@ -169,8 +167,8 @@ def _check(threshold: float) -> None:
 
 
 @torch.inference_mode()
-def _find(model: nn.Module, info: ModelInfo, image: Image.Image, threshold: float) -> dict[str, Tensor]:
-    with seeing(info):
-        found: dict[str, Tensor] = model([info.preprocessing(image)])[0]
-    sure = found["scores"] >= threshold
-    return {name: value[sure] for name, value in found.items()}
+def _run(model: nn.Module, info: ModelInfo, image: Image.Image, threshold: float) -> dict[str, Tensor]:
+    with forward_errors(info):
+        detections: dict[str, Tensor] = model([info.preprocessing(image)])[0]
+    confident = detections["scores"] >= threshold
+    return {name: value[confident] for name, value in detections.items()}

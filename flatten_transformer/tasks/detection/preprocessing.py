@@ -1,4 +1,4 @@
-"""From an image file to what a detector sees of it; training, evaluation and prediction share it."""
+"""Image preprocessing of a detector, shared by training, evaluation and prediction."""
 
 # C channels.
 
@@ -15,9 +15,9 @@ from flatten_transformer.data.preprocessing import Normalisation, to_mode
 
 @dataclass(frozen=True)
 class DetectionPreprocessing(Normalisation):
-    """What is done to an image before a detector sees it; the detector resizes it itself, and its boxes back.
+    """Normalise an image for a detector, which resizes it itself and rescales its boxes.
 
-    Its arguments and errors are those of :class:`Normalisation`.
+    Arguments and errors are those of :class:`Normalisation`.
 
     Example:
         >>> DetectionPreprocessing(1, (0.5,), (0.5,))(Image.new("RGBA", (8, 12))).shape
@@ -25,5 +25,5 @@ class DetectionPreprocessing(Normalisation):
     """
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return ``[C, height, width]``, float32, of an image of any mode."""
+        """Convert an image of any mode to ``[C, height, width]``, float32."""
         return self.normalise(F.pil_to_tensor(to_mode(image, self.in_chans)))

@@ -1,4 +1,4 @@
-"""A feature pyramid over the maps of any timm backbone, and anchors that know its strides."""
+"""Feature pyramid on any timm backbone, and anchors with its strides."""
 
 # B images of one size, C channels.
 
@@ -18,17 +18,17 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of one width at several strides (arXiv 1612.03144), as torchvision's detectors want them.
+    """Feature pyramid network (arXiv 1612.03144) for torchvision's detectors.
 
     Args:
-        body: What ``timm.create_model(..., features_only=True)`` returns; its maps may be NCHW or NHWC.
-        strides: Which of its maps to take, by the pixels between two of their cells, finest first.
-        out_channels: Channels C of every map of the pyramid.
-        norm: Normalise each map of the body over its channels first: for backbones that end a stage without a norm.
-        convolved: Make two coarser maps by convolutions (RetinaNet) instead of one by subsampling (R-CNN).
+        body: Result of ``timm.create_model(..., features_only=True)``, with NCHW or NHWC maps.
+        strides: Strides of the maps to use, in pixels, finest first.
+        out_channels: Channels C of every pyramid map.
+        norm: Apply a channel norm to each map first, for backbones whose stages end without one.
+        convolved: Add two coarser maps by convolution (RetinaNet) instead of one by subsampling (R-CNN).
 
     Raises:
-        ValueError: If the body has no map of a stride.
+        ValueError: If the body has no map at a stride.
 
     Example:
         >>> import timm
@@ -49,7 +49,7 @@ class FeaturePyramid(nn.Module):
                 f"the backbone has maps at strides {reductions}, but a detector needs {list(strides)}: "
                 "take one with a pyramid, such as flatten_swin_tiny_patch4_224 or flatten_pvt_tiny"
             )
-        # the last of a stride: its features are the richest
+        # the last map of a stride: its features are the richest
         self.indices = [max(index for index, reduction in enumerate(reductions) if reduction == stride) for stride in strides]
         channels = [info.channels()[index] for index in self.indices]
         extra = LastLevelP6P7(channels[-1], out_channels) if convolved else LastLevelMaxPool()
@@ -70,14 +70,14 @@ class FeaturePyramid(nn.Module):
 
 
 class StridedAnchors(AnchorGenerator):
-    """Anchors at known strides, in float32.
+    """Anchors at fixed strides, in float32.
 
-    torchvision divides the size of the image by that of the map, which is the stride only where an image fits its maps:
-    801 pixels over 201 cells would put anchors at every third pixel.
+    torchvision derives the stride as image size // map size, which is wrong if the stride does not divide the image: 801
+    pixels over 201 cells would put anchors at every third pixel.
 
     Args:
-        sizes: Sides of the anchors of each map, in pixels: the square root of their area.
-        strides: Pixels between two cells of each map.
+        sizes: Anchor sides of each map in pixels: the square root of their area.
+        strides: Stride of each map in pixels.
 
     Example:
         >>> anchors = StridedAnchors(((32,),), (4,))
@@ -91,7 +91,7 @@ class StridedAnchors(AnchorGenerator):
         self.strides = strides
 
     def forward(self, image_list: ImageList, feature_maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the anchors of each image, ``[cells · anchors a cell, 4]``, corners in pixels."""
+        """Return the anchors of each image, ``[cells · anchors per cell, 4]``, corners in pixels."""
         self.set_cell_anchors(torch.float32, feature_maps[0].device)
         grids = [map_.shape[-2:] for map_ in feature_maps]
         anchors: list[Tensor] = self.grid_anchors(grids, [(stride, stride) for stride in self.strides])
@@ -99,7 +99,7 @@ class StridedAnchors(AnchorGenerator):
 
 
 def octaves(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return three anchors for each size, a third of an octave apart, as RetinaNet has them (arXiv 1708.02002).
+    """Return three anchor sizes per size, a third of an octave apart, as in RetinaNet (arXiv 1708.02002).
 
     Example:
         >>> octaves([32, 64])

@@ -1,4 +1,4 @@
-"""The parts of object detection."""
+"""Components of object detection."""
 
 from flatten_transformer.tasks.detection.data import CocoData
 from flatten_transformer.tasks.detection.model import build_detector

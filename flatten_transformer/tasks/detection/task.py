@@ -1,4 +1,4 @@
-"""Object detection as a Lightning module: torchvision's losses, COCO's metrics."""
+"""Object detection task: torchvision's losses, COCO's metrics."""
 
 # B images, n objects of an image, C channels.
 
@@ -19,25 +19,24 @@ from flatten_transformer.tasks.detection.plots import draw_detections, draw_trut
 from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.overlays import side_by_side
-from flatten_transformer.tasks.registry import Kind
+from flatten_transformer.tasks.registry import TaskName
 from flatten_transformer.tasks.task import Task
 
 Targets = list[dict[str, Tensor]]
-Batch = tuple[list[Tensor], Targets, Tensor]  # images, what is on them, and the number of each in its file
+Batch = tuple[list[Tensor], Targets, Tensor]  # images, targets, and indices in the file
 
-_SHOWN = 4  # images of the report,
-_WIDTH = 400  # pixels of each
+_SHOWN = 4  # images in the report
+_WIDTH = 400  # pixels; smaller images are enlarged
 
 
 class DetectionTask(Task):
-    """Train and judge a detector.
+    """Train and evaluate a detector.
 
     Args:
         name: ``"mask_rcnn"``, ``"cascade_mask_rcnn"``, ``"faster_rcnn"`` or ``"retinanet"``.
-        model_args: What it is built by: ``backbone``, timm's name of a model with a pyramid, ``backbone_args``, and
-            whatever :class:`RegionOptions` lists.
-        num_classes: Classes; the command line takes it from the data.
-        in_chans: Channels C of the images; the command line takes it from the data.
+        model_args: Fields of :class:`RegionOptions`, such as ``backbone``, the timm name of a model with a pyramid.
+        num_classes: Number of classes; the command line takes it from the data.
+        in_chans: Image channels C; the command line takes it from the data.
         optim: Learning rate, weight decay and warm-up.
         **averaging: ``ema_decay`` and ``ema_warmup`` of :class:`Task`.
 
@@ -53,7 +52,7 @@ class DetectionTask(Task):
         2
     """
 
-    kind: ClassVar[Kind] = "detect"
+    task_name: ClassVar[TaskName] = "detect"
 
     def __init__(
         self,
@@ -72,17 +71,17 @@ class DetectionTask(Task):
         self.precision: AveragePrecision | None = None
 
     def info(self) -> ModelInfo:
-        """Return what a file of the detector must say: COCO's ids of its classes too."""
+        """Return the description for the model file, with COCO's category ids."""
         assert isinstance(self.data, CocoData)
         return replace(super().info(), category_ids=tuple(self.data.category_ids))
 
     def forward(self, images: Sequence[Tensor]) -> Targets:
-        """Return the detections on images ``[C, height, width]`` by :attr:`final_model`, as :class:`Detector` says."""
+        """Return the detections of :attr:`final_model` on images ``[C, height, width]``, see :class:`Detector`."""
         detections: Targets = self.final_model(images)
         return detections
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the sum of the losses of one batch."""
+        """Return the sum of the losses of a batch."""
         images, targets, _ = batch
         losses: dict[str, Tensor] = self.model(images, targets)
         loss = torch.stack(list(losses.values())).sum()
@@ -92,34 +91,34 @@ class DetectionTask(Task):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Begin a new comparison."""
+        """Start a new evaluation."""
         self._begin("val")
 
     def on_test_epoch_start(self) -> None:
-        """Begin a new comparison."""
+        """Start a new evaluation."""
         self._begin("test")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take the detections on one validation batch."""
-        self._compare(batch)
+        """Accumulate detections for COCO evaluation."""
+        self._accumulate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take the detections on one test batch."""
-        self._compare(batch)
+        """Accumulate detections for COCO evaluation."""
+        self._accumulate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log COCO's numbers."""
+        """Log COCO's metrics."""
         self._log_precision("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log COCO's numbers."""
+        """Log COCO's metrics."""
         self._log_precision("test")
 
     def _begin(self, split: Any) -> None:
         assert isinstance(self.data, CocoData)
         self.precision = AveragePrecision(self.data.truth(split), masks=self.has_masks and self.data.masks)
 
-    def _compare(self, batch: Batch) -> None:
+    def _accumulate(self, batch: Batch) -> None:
         images, targets, _ = batch
         assert self.precision is not None
         self.precision.update([int(target["image_id"]) for target in targets], self(images))
@@ -128,21 +127,21 @@ class DetectionTask(Task):
         assert self.precision is not None
         for name, value in self.precision.compute().items():
             if value < 0 and not name.endswith("_ap"):
-                continue  # there is no object of that size
-            self.log(f"{split}/{name}", value, prog_bar=name.endswith("_ap"), sync_dist=True)  # alike on every device
+                continue  # no object of that size
+            self.log(f"{split}/{name}", value, prog_bar=name.endswith("_ap"), sync_dist=True)  # equal on every device
         self.precision = None
 
     @torch.inference_mode()
     def draw_report(self, folder: Path) -> list[Path]:
-        """Draw the first validation images, the truth on the left, what is found on the right, into a PNG file; return it."""
+        """Draw truth and detections of the first validation images into a PNG file; return it."""
         data, rows = self.data, []
         assert isinstance(data, CocoData)
         self.eval()
         for index in range(min(_SHOWN, len(data.truth("val").images))):
             image, names = data.image("val", index), data.class_names
-            found = self([data.preprocessing(image).to(self.device)])[0]
+            detections = self([data.preprocessing(image).to(self.device)])[0]
             scale = max(1, _WIDTH // max(image.size))  # captions do not fit small images
             truth = draw_truth(image, data.entry("val", index), names, scale)
-            rows.append((truth, draw_detections(image, found, names, threshold=0.5, scale=scale)))
+            rows.append((truth, draw_detections(image, detections, names, threshold=0.5, scale=scale)))
         side_by_side(("truth", "found"), rows, folder / "detections.png")
         return [folder / "detections.png"]

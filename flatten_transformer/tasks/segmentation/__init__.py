@@ -1,1 +1,4 @@
-"""Semantic segmentation; import from the modules."""
+"""Segmentation: data, preprocessing, augmentation, model, inference (windows), task, metrics, plots, predict, spec.
+
+Import from the submodules.
+"""

@@ -1,4 +1,4 @@
-"""What a training does to images and their masks: resize, crop, mirror, and change of light and colour."""
+"""Training augmentation of images and masks: resize, crop, flip and colour jitter."""
 
 # C channels.
 
@@ -16,20 +16,20 @@ from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.data.source import check_probabilities
 from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
 
-_CROPS = 10  # tries to find one that no class fills
+_CROPS = 10  # attempts to meet ``max_share``
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 
 
 class Augmentation:
-    """Draw a crop of an image, as mmsegmentation's baselines do.
+    """Random resize, crop, flip and colour jitter, as in mmsegmentation's baselines.
 
     Args:
-        preprocessing: Says the size before the random resize, and how values are normalised.
-        crop_size: Side of the crop in pixels; what is smaller is padded, with the mean and with no class.
-        scale: Smallest and largest factor of the random resize.
-        max_share: Share of the pixels that one class may have in a crop, if one of ten tries has less.
-        hflip: Probability of mirroring.
-        distortion: Changes brightness, contrast, saturation and hue at random, each with probability one half.
+        preprocessing: Size before the random resize, and normalisation.
+        crop_size: Side of the crop in pixels; smaller images are padded with the mean and IGNORED.
+        scale: Range of the random resize factor.
+        max_share: Maximum share of one class in a crop; given up after ten attempts.
+        hflip: Probability of a horizontal flip.
+        distortion: Jitter brightness, contrast, saturation and hue, each with probability one half.
 
     Raises:
         ValueError: If a number is out of range.
@@ -63,7 +63,7 @@ class Augmentation:
         self.max_share = max_share
         fill = {tv_tensors.Image: [round(255 * mean) for mean in preprocessing.mean], tv_tensors.Mask: IGNORED}
         self.crop = v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill)
-        # mmsegmentation's amounts: 32 of 255, a half, a half, and 18 of 180 degrees of hue
+        # as in mmsegmentation: 32 of 255, 0.5, 0.5, and a hue of 18 in 180
         amounts = {"brightness": 0.125, "contrast": 0.5, "saturation": 0.5, "hue": 0.1} if distortion else {}
         jitters = [v2.RandomApply([v2.ColorJitter(**{name: amount})], p=0.5) for name, amount in amounts.items()]
         self.after = v2.Compose([v2.RandomHorizontalFlip(hflip), *jitters])
@@ -72,7 +72,7 @@ class Augmentation:
         """Return a crop, ``[C, crop_size, crop_size]``, float32, and its mask, ``[crop_size, crop_size]``.
 
         Args:
-            image: A PIL image in the right mode.
+            image: PIL image in the right mode.
             mask: ``[height, width]``, int64.
         """
         pixels = tv_tensors.Image(F.pil_to_tensor(image))

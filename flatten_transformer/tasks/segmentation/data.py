@@ -1,4 +1,4 @@
-"""The data module of semantic segmentation: scenes, ADE20K, and folders of images and masks."""
+"""Data module of semantic segmentation: scenes, ADE20K, and folders of images and masks."""
 
 # B batch, C channels.
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from flatten_transformer.data.mask_folder import MaskedImages, open_ade20k, open_mask_folder
-from flatten_transformer.data.mask_numbers import check_seen, look
+from flatten_transformer.data.mask_numbers import check_mask_counts, count_masks
 from flatten_transformer.data.module import DataModule
 from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.reading import BadImageError, OnBadImage, Reading
@@ -30,29 +30,29 @@ from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPre
 from flatten_transformer.utils.suggest import did_you_mean
 
 DataSet = Literal["scenes", "folder", "ade20k"]
-_PATIENCE_S = 5.0  # for the masks of a split before a training
+_PATIENCE_S = 5.0  # spent on checking the masks of a split
 
 
 class MaskedBatch(NamedTuple):
-    """Images, the class of each of their pixels, and their numbers in the data set.
+    """Images, class maps, and indices in the data set.
 
-    In training the first two are tensors, ``[B, C, crop_size, crop_size]`` and ``[B, crop_size, crop_size]``; in
-    evaluation they are lists, as every image has a size of its own, and its mask that of its file.
+    In training, images and masks are tensors, ``[B, C, crop_size, crop_size]`` and ``[B, crop_size, crop_size]``; in
+    evaluation they are lists of individual sizes, each mask in the size of its file.
     """
 
     images: Sequence[Tensor]
-    masks: Sequence[Tensor]  # int64; IGNORED where there is no class
+    masks: Sequence[Tensor]  # int64; IGNORED for pixels without a class
     indices: Sequence[int]
 
 
 class MaskedSamples(Reading):
-    """Images and masks as tensors, with their numbers.
+    """Images and masks as tensors, with their indices.
 
     Args:
         source: n images and masks.
-        transform: An :class:`Augmentation`, or for evaluation a :class:`SegmentationPreprocessing`.
+        transform: :class:`Augmentation`, or for evaluation :class:`SegmentationPreprocessing`.
         in_chans: C, 1 for grey, 3 for colour.
-        on_bad_image: As of :class:`Reading`.
+        on_bad_image: As for :class:`Reading`.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class MaskedSamples(Reading):
         self.transform = transform
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        image, mask, found = self.read(index)
-        return *self._tensors(image, mask), found
+        image, mask, index = self.read(index)
+        return *self._tensors(image, mask), index
 
     def collate(self, samples: list[Any]) -> MaskedBatch:
-        """Return crops as one tensor, whole images and their masks as they are."""
+        """Stack crops; return whole images and masks as lists."""
         images, masks, indices = zip(*samples, strict=True)
         if isinstance(self.transform, Augmentation):
             images, masks = torch.stack(images), torch.stack(masks)  # type: ignore[assignment]  # a tensor is a sequence
@@ -79,43 +79,40 @@ class MaskedSamples(Reading):
 
 
 class SegmentationData(DataModule):
-    """Images for training, validation and test, with the class of each pixel: :class:`MaskedBatch`.
+    """Images with segmentation masks, in batches of :class:`MaskedBatch`.
 
     Args:
-        dataset: ``"scenes"``, digits on photographs, made here, no download; ``"folder"``, your images and masks; or
-            ``"ade20k"``.
-        root: Folder of the data. For ``"folder"``: ``root/images/train/``, ``root/masks/train/`` with a PNG of the same
-            name for each image, whose values are class numbers, and ``root/classes.txt`` with a name a line; ``val`` and
-            ``test`` likewise, if you like. For ADE20K: ADEChallengeData2016. For the scenes: where they are written to,
-            once; None for runs/scenes.
-        ignore_index: The number in the masks of ``"folder"`` that means no class; None for no number.
-        mask_values: The number of each class in the masks of ``"folder"``, in the order of ``classes.txt``, such as
-            ``[0, 255]`` for masks in black and white; None for 0, 1 and so on.
-        val_share: Share of the training images that is kept for validation, at random but always the same, where the
-            folder has none.
-        outside_links: Follow links among the files that lead out of ``root``.
+        dataset: ``"scenes"``, synthetic digits on photographs, no download; ``"folder"``, images and masks; or ``"ade20k"``.
+        root: Data folder. For ``"folder"``: ``root/images/train/``, ``root/masks/train/`` with a PNG of class numbers of the
+            same name for each image, and ``root/classes.txt`` with one name per line; ``val`` and ``test`` alike, optional.
+            For ADE20K: ADEChallengeData2016. For the scenes: where they are written; None for runs/scenes.
+        ignore_index: Mask value without a class, for ``"folder"``; None if there is none.
+        mask_values: Mask value of each class in the order of ``classes.txt``, for ``"folder"``, such as ``[0, 255]`` for
+            black-and-white masks; None for 0, 1 and so on.
+        val_share: Share of the training images held out for validation, drawn with a fixed seed, if the folder has none.
+        outside_links: Follow links that lead out of ``root``.
         in_chans: 1 for grey, 3 for colour; images are converted.
-        short_side: Images are resized, proportions kept, until their shorter side has this many pixels; None to leave them.
-        long_side: Pixels that the longer side must not exceed then; None for any number.
-        window: Side of the windows through which an image is seen outside training, in pixels; None to see it whole.
-        stride: From one window to the next; None for two thirds of the window.
-        crop_size: Side of the square that a training sees of an image, in pixels; None for 96 with the scenes, 512 else.
-        scale: Smallest and largest factor of a random resize before the crop.
-        max_share: Share of a crop that one class may fill, if one of ten tries has less.
-        hflip: Probability of mirroring in training; digits are not to be mirrored.
-        distortion: Change brightness, contrast, saturation and hue in training.
+        short_side: Shorter side of resized images in pixels, proportions kept; None for no resizing.
+        long_side: Limit of the longer side then; None for no limit.
+        window: Side of the sliding window outside training, in pixels; None for whole images.
+        stride: Stride of the window; None for two thirds of it.
+        crop_size: Side of the training crop in pixels; None for 96 with the scenes, else 512.
+        scale: Range of the random resize factor before the crop.
+        max_share: Maximum share of one class in a crop; given up after ten attempts.
+        hflip: Probability of a horizontal flip in training; keep 0 for digits.
+        distortion: Jitter brightness, contrast, saturation and hue in training.
         **shared: Arguments of :class:`DataModule`.
 
     Raises:
-        ValueError: If the data set is unknown or not as it should be, or a number is out of range.
+        ValueError: If the data set is unknown or malformed, or a number is out of range.
         FileNotFoundError: If a folder is missing.
 
     Example:
-        >>> data = SegmentationData(root=getfixture("tmp_path") / "scenes", batch_size=2)
+        >>> data = SegmentationData("folder", root=getfixture("mask_folder"), crop_size=96, batch_size=2)
         >>> data.setup("fit")
         >>> batch = next(iter(data.train_dataloader()))
         >>> batch.images.shape, batch.masks.shape, data.num_classes
-        (torch.Size([2, 3, 96, 96]), torch.Size([2, 96, 96]), 11)
+        (torch.Size([2, 3, 96, 96]), torch.Size([2, 96, 96]), 2)
     """
 
     counted = "masks that hold it"
@@ -156,37 +153,37 @@ class SegmentationData(DataModule):
         if dataset == "ade20k":
             if mask_values is not None:
                 raise ValueError("mask_values serves the data set folder; ADE20K's masks have their own numbers: leave it out")
-            found = open_ade20k(folder, outside_links=outside_links)
+            opened = open_ade20k(folder, outside_links=outside_links)
         else:
-            found = open_mask_folder(folder, ignore_index, val_share, mask_values, outside_links=outside_links)
-        self.class_names, self._sources = found
-        used = {file for source in found.splits.values() for pair in source.pairs for file in pair}
+            opened = open_mask_folder(folder, ignore_index, val_share, mask_values, outside_links=outside_links)
+        self.class_names, self._sources = opened
+        used = {file for source in opened.splits.values() for pair in source.pairs for file in pair}
         self.left_out = unused_files(folder / "images", folder / ("annotations" if dataset == "ade20k" else "masks"), used)
         self._counts: dict[Split, list[int] | None] = {}
 
     def _open(self, split: Split) -> MaskedSamples:
-        """Return the images of a split and their masks, which are looked at first.
+        """Return the images and masks of a split, after checking the masks.
 
         Raises:
-            ValueError: If the numbers in the masks are no classes, or mean something else than the list of classes says.
+            ValueError: If the numbers in the masks do not match the class list.
         """
-        self._look(split)
+        self._check_masks(split)
         transform = self._augmentation if split == "train" else self.preprocessing
         return MaskedSamples(self._sources[split], transform, self.in_chans, self.on_bad_image)
 
-    def _look(self, split: Split) -> None:
-        """Raise an error if the masks of a split cannot be meant as they are numbered."""
+    def _check_masks(self, split: Split) -> None:
+        """Raise if the numbering of the masks of a split is implausible."""
         source, names = self._sources[split], self.class_names
-        seen = look(len(source), self._classes_or_none(source), len(names), _PATIENCE_S)
+        seen = count_masks(len(source), self._classes_or_none(source), len(names), _PATIENCE_S)
         complete = seen.masks == len(source)
         self._counts[split] = seen.holding.tolist() if complete else None
         where = f"the {split} masks, such as {source.pairs[0][1]},"
-        check_seen(where, seen, names, source.numbering, train=split == "train" and complete)
+        check_mask_counts(where, seen, names, source.numbering, train=split == "train" and complete)
         if not complete:
             rank_zero_info(f"{seen.masks} of {len(source)} {split} masks were looked at, as there were {_PATIENCE_S:g} s for it")
 
     def _classes_or_none(self, source: MaskedImages) -> Callable[[int], NDArray[np.int64]]:
-        """Return what reads a mask; one that cannot be used has no pixel where it is to be skipped, else raises."""
+        """Return a reader of masks that gives an empty map for one to be skipped."""
 
         def read(index: int) -> NDArray[np.int64]:
             try:
@@ -199,18 +196,18 @@ class SegmentationData(DataModule):
         return read
 
     def mask(self, split: Split, index: int) -> Tensor:
-        """Return the class of each pixel of an image of a split, ``[height, width]``; IGNORED where there is none."""
+        """Return the class map of an image, ``[height, width]``; IGNORED for pixels without a class."""
         return self._sources[split][index][1].as_subclass(Tensor)
 
     def counts(self, split: Split) -> Sequence[int] | None:
-        """Return how many masks of a split that is open hold each class; None where there was no time to look at all."""
+        """Return how many masks of an open split hold each class; None if not all were checked in time."""
         return self._counts[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled batches of crops, all full.
+        """Return shuffled full batches of crops.
 
         Raises:
-            ValueError: If there are too few images for one batch.
+            ValueError: If there are too few images for a batch.
         """
         dataset = self._datasets["train"]
         each = len(dataset) // self._world_size

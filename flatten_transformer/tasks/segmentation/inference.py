@@ -1,4 +1,4 @@
-"""Seeing an image whole, or through a window that slides over it, and the classes of its pixels."""
+"""Inference on whole images or sliding windows, and class maps."""
 
 # C channels of the image, K classes.
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flatten_transformer.tasks.segmentation.preprocessing import check_window
 
-_AT_ONCE = 8  # classes enlarged at once: a photograph of 12 megapixels takes 0.4 GB, not 7 with 150 classes
+_AT_ONCE = 8  # classes upsampled at once: 12 megapixels take 0.4 GB, not 7 GB with 150 classes
 
 
 def image_logits(
@@ -21,12 +21,11 @@ def image_logits(
     """Return the logits of one image, ``[K, height, width]``.
 
     Args:
-        model: From ``[B, C, height, width]`` to ``[B, K, height, width]``.
+        model: Maps ``[B, C, height, width]`` to ``[B, K, height, width]``.
         image: ``[C, height, width]``.
-        window: Side of the square windows the image is seen through, each by itself, in pixels; where they overlap,
-            their logits are averaged. None to see the image whole.
-        stride: From one window to the next; None for two thirds of the window. The last window of a row and of a
-            column ends with the image.
+        window: Side of the square windows in pixels, whose logits are averaged where they overlap; None for the whole image.
+        stride: Stride of the windows; None for two thirds of their side. The last window of a row or column ends with the
+            image.
 
     Raises:
         ValueError: If a number is out of range, or the stride leaves pixels out.
@@ -41,21 +40,21 @@ def image_logits(
         return model(image[None])[0]
     height, width = image.shape[1:]
     step = stride or max(window * 2 // 3, 1)
-    times = image.new_zeros(height, width)
+    counts = image.new_zeros(height, width)
     total: Tensor | None = None
     for top in window_starts(height, window, step):
         for left in window_starts(width, window, step):
-            seen = (..., slice(top, top + window), slice(left, left + window))
-            logits = model(image[None][seen])[0]
+            area = (..., slice(top, top + window), slice(left, left + window))
+            logits = model(image[None][area])[0]
             total = logits.new_zeros(len(logits), height, width) if total is None else total
-            total[seen] += logits
-            times[seen] += 1
+            total[area] += logits
+            counts[area] += 1
     assert total is not None
-    return total / times
+    return total / counts
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Return where windows begin along a side: every ``stride`` pixels, the last so that it ends with the side.
+    """Return the window positions along a side: every ``stride`` pixels, the last one aligned with the end.
 
     Example:
         >>> window_starts(100, 64, 32), window_starts(64, 64, 32), window_starts(40, 64, 32)
@@ -66,12 +65,12 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def class_map(logits: Tensor, height: int, width: int) -> Tensor:
-    """Return the likeliest class of each pixel, ``[height, width]``, from logits of another size.
+    """Return the most probable class of each pixel, ``[height, width]``, from logits of another size.
 
     Args:
-        logits: ``[K, h, w]``, stretched bilinearly, a few classes at a time.
-        height: Of the result.
-        width: Of the result.
+        logits: ``[K, h, w]``, resized bilinearly, a few classes at a time.
+        height: Output height.
+        width: Output width.
 
     Example:
         >>> class_map(torch.eye(3)[:, None], 2, 3)
@@ -82,7 +81,7 @@ def class_map(logits: Tensor, height: int, width: int) -> Tensor:
     classes = classes.to(logits.device)
     for first in range(0, len(logits), _AT_ONCE):
         few = logits[None, first : first + _AT_ONCE]
-        values, found = F.interpolate(few, size=(height, width), mode="bilinear", align_corners=False)[0].max(0)
-        classes = torch.where(values > best, first + found, classes)
+        values, indices = F.interpolate(few, size=(height, width), mode="bilinear", align_corners=False)[0].max(0)
+        classes = torch.where(values > best, first + indices, classes)
         best = torch.maximum(best, values)
     return classes

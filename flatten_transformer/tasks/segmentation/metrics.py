@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def mean_iou(counts: Tensor) -> Tensor:
-    """Return the intersection over union, averaged over the classes that occur in masks or in predictions.
+    """Return the intersection over union, averaged over the classes in masks or predictions.
 
     Args:
-        counts: Pixels of each class, taken for each class, ``[K, K]``.
+        counts: Confusion matrix, pixels by true and predicted class, ``[K, K]``.
 
     Example:
         >>> mean_iou(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
@@ -22,10 +22,10 @@ def mean_iou(counts: Tensor) -> Tensor:
 
 
 def mean_accuracy(counts: Tensor) -> Tensor:
-    """Return the share of each class's pixels that is found, averaged over the classes that occur in masks.
+    """Return the recall of each class's pixels, averaged over the classes in the masks.
 
     Args:
-        counts: Pixels of each class, taken for each class, ``[K, K]``.
+        counts: Confusion matrix, pixels by true and predicted class, ``[K, K]``.
 
     Example:
         >>> mean_accuracy(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))

@@ -1,4 +1,4 @@
-"""Semantic FPN and UPerNet by segmentation_models_pytorch over any timm backbone, for images of any size."""
+"""Semantic FPN and UPerNet by segmentation_models_pytorch on any timm backbone, for images of any size."""
 
 # B batch, C channels of the images, K classes; a map of stage s has 1/2^(s+1) of the image's height and width.
 
@@ -18,24 +18,23 @@ from flatten_transformer.tasks.backbone import feature_name, load_backbone, plai
 from flatten_transformer.tasks.building import building, read_options
 from flatten_transformer.utils.suggest import did_you_mean
 
-STRIDE = 32  # sides must be multiples of it for the maps of all stages to fit onto one another
+STRIDE = 32  # sides must be multiples of it for the maps of all stages to align
 _DROPOUT = 0.1  # of whole channels before a classifier, as in mmsegmentation
-_WEIGHTS = ("pretrained", "checkpoint_path")  # what backbone_args say of weights, not of the model
+_WEIGHTS = ("pretrained", "checkpoint_path")  # weight sources in backbone_args
 
 
 @dataclass(frozen=True)
 class SegmenterOptions:
-    """What a segmenter is built by, besides classes and channels.
+    """Options of every segmenter.
 
     Args:
-        backbone: timm's name of a model with maps at 1/4, 1/8, 1/16 and 1/32 of the image.
+        backbone: timm name of a model with maps at 1/4, 1/8, 1/16 and 1/32 of the image.
         backbone_args: Further keyword arguments of ``timm.create_model``, such as ``drop_path_rate``; ``checkpoint_path``
-            takes the weights of a trained classifier.
-        pretrained: Load weights that ``backbone_args`` asks for; a file of a trained segmenter brings its own.
-        decoder_channels: Channels of the decoder; None for those of the papers' baselines, 256 of Semantic FPN and 512 of
-            UPerNet.
-        aux_channels: Channels of the auxiliary head on the third stage, 0 for none; None for 0 of Semantic FPN and 256 of
-            UPerNet.
+            loads the weights of a trained classifier.
+        pretrained: Load the weights named in ``backbone_args``; False when a trained segmenter brings its own.
+        decoder_channels: Decoder channels; None for the baselines': 256 for Semantic FPN, 512 for UPerNet.
+        aux_channels: Channels of the auxiliary head on the third stage, 0 for none; None for 0 with Semantic FPN and 256
+            with UPerNet.
 
     Raises:
         ValueError: If a number is out of range.
@@ -49,14 +48,14 @@ class SegmenterOptions:
 
     def __post_init__(self) -> None:
         if self.decoder_channels is not None and (self.decoder_channels < 128 or self.decoder_channels % 64):
-            # Semantic FPN normalises half of them in 32 groups, of which none may hold a single channel
+            # Semantic FPN has group norms of 32 groups over half of them, each of more than one channel
             raise ValueError(f"decoder_channels must be a multiple of 64 and at least 128, got {self.decoder_channels}")
         if self.aux_channels is not None and self.aux_channels < 0:
             raise ValueError(f"aux_channels must be at least 1, or 0 for no auxiliary head, got {self.aux_channels}")
 
 
-class Segmentation(NamedTuple):
-    """A kind of segmenter: what its options are by default, and what builds it."""
+class SegmenterSpec(NamedTuple):
+    """Defaults and builder of a segmenter."""
 
     decoder_channels: int
     aux_channels: int
@@ -68,12 +67,12 @@ def build_segmenter(name: str, model_args: Mapping[str, Any], num_classes: int, 
 
     Args:
         name: ``"semantic_fpn"`` (arXiv 1901.02446) or ``"upernet"`` (arXiv 1807.10221).
-        model_args: Arguments of :class:`SegmenterOptions`.
+        model_args: Fields of :class:`SegmenterOptions`.
         num_classes: K.
         in_chans: C.
 
     Raises:
-        ValueError: If there is no such segmenter or backbone, or an argument does not fit it.
+        ValueError: If the segmenter, backbone or an argument is unknown.
 
     Example:
         >>> sizes = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4)}
@@ -84,28 +83,28 @@ def build_segmenter(name: str, model_args: Mapping[str, Any], num_classes: int, 
     """
     if name not in SEGMENTERS:
         raise ValueError(f"no segmenter {name!r}: {did_you_mean(name, SEGMENTERS)}")
-    kind, options = SEGMENTERS[name], read_options(SegmenterOptions, name, model_args)
+    spec, options = SEGMENTERS[name], read_options(SegmenterOptions, name, model_args)
     backbone, args = options.backbone, {key: value for key, value in options.backbone_args.items() if key not in _WEIGHTS}
-    host = _host(kind, options, args, num_classes, in_chans)
+    host = _host(spec, options, args, num_classes, in_chans)
     features = host.encoder.model
     if options.pretrained and (path := options.backbone_args.get("checkpoint_path")):
         load_backbone(features, backbone, {**args, "in_chans": in_chans}, path)
     auxiliary = None
-    if channels := kind.aux_channels if options.aux_channels is None else options.aux_channels:
+    if channels := spec.aux_channels if options.aux_channels is None else options.aux_channels:
         auxiliary = _auxiliary_head(host.encoder.out_channels[-2], channels, num_classes)
     return Segmenter(host, auxiliary, _undecayed(backbone, args, features))
 
 
 class Segmenter(nn.Module):
-    """Encoder, decoder and classifier of every pixel; a training also uses the auxiliary head.
+    """Encoder, decoder and pixel classifier, with an auxiliary head for training.
 
-    An image whose sides are no multiples of 32 is stretched, by 31 pixels at most, to the next ones, and its logits are
-    stretched back, as PVT's authors evaluate. Nothing is padded: an attention over the whole image would see it.
+    Images are stretched to the next multiples of 32, by at most 31 pixels, and logits are stretched back, as PVT's authors
+    evaluate. Nothing is padded, because global attention would attend to it.
 
     Args:
-        host: A model of segmentation_models_pytorch whose classifier keeps the decoder's size.
-        auxiliary: From the maps of the last stage but one to K logits, or None.
-        undecayed: Names of this module's parameters that must not decay.
+        host: segmentation_models_pytorch model whose classifier does not upsample.
+        auxiliary: Maps the second-last stage to K logits, or None.
+        undecayed: Names of this module's parameters without weight decay.
     """
 
     encoder: nn.Module
@@ -116,7 +115,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.head = host.encoder, host.decoder, host.segmentation_head
         for classifier in (module for module in self.head.modules() if isinstance(module, nn.Conv2d)):
-            # begins with all classes alike; the host's own values make the first loss three times as large
+            # near-uniform initial predictions; the host's own initialisation triples the first loss
             nn.init.normal_(classifier.weight, std=0.01)
         self.auxiliary = auxiliary
         self._undecayed = undecayed
@@ -126,7 +125,7 @@ class Segmenter(nn.Module):
         return self._logits(images, auxiliary=False)[0]
 
     def with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the logits and those of the auxiliary head, both ``[B, K, height, width]``; None where there is no such head.
+        """Return the logits and the auxiliary head's, both ``[B, K, height, width]``, the latter None without such a head.
 
         Args:
             images: ``[B, C, height, width]``.
@@ -137,13 +136,13 @@ class Segmenter(nn.Module):
     def _logits(self, images: Tensor, auxiliary: bool) -> list[Tensor]:
         height, width = images.shape[2:]
         features = self.encoder(_stretch(images, -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE))
-        found = [self.head(self.decoder(features))]  # [B, K, ~height/4, ~width/4]
+        logits = [self.head(self.decoder(features))]  # [B, K, ~height/4, ~width/4]
         if auxiliary and self.auxiliary is not None:
-            found.append(self.auxiliary(features[-2]))  # [B, K, ~height/16, ~width/16]
-        return [_stretch(logits, height, width) for logits in found]
+            logits.append(self.auxiliary(features[-2]))  # [B, K, ~height/16, ~width/16]
+        return [_stretch(each, height, width) for each in logits]
 
     def no_weight_decay(self) -> frozenset[str]:
-        """Return the parameters that must not decay: those that the backbone spares."""
+        """Return the parameters that the backbone exempts from weight decay."""
         return self._undecayed
 
 
@@ -153,13 +152,13 @@ def _stretch(maps: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def _host(kind: Segmentation, options: SegmenterOptions, args: Mapping[str, Any], num_classes: int, in_chans: int) -> Any:
-    fetched = options.pretrained and options.backbone_args.get("pretrained", False)
-    given: dict[str, Any] = {"encoder_name": f"tu-{options.backbone}", "encoder_weights": True if fetched else None}
+def _host(spec: SegmenterSpec, options: SegmenterOptions, args: Mapping[str, Any], num_classes: int, in_chans: int) -> Any:
+    pretrained = options.pretrained and options.backbone_args.get("pretrained", False)
+    given: dict[str, Any] = {"encoder_name": f"tu-{options.backbone}", "encoder_weights": True if pretrained else None}
     given |= {"in_channels": in_chans, "classes": num_classes, "upsampling": 1}
     try:
         with building(options.backbone, "backbone_args"):
-            return kind.build(options.decoder_channels or kind.decoder_channels, **given, **args)
+            return spec.build(options.decoder_channels or spec.decoder_channels, **given, **args)
     except ValueError as error:
         if "downsampling pattern" not in str(error):
             raise
@@ -178,9 +177,9 @@ def _upernet(channels: int, **options: Any) -> Any:
     return host
 
 
-SEGMENTERS: Mapping[str, Segmentation] = {
-    "semantic_fpn": Segmentation(256, 0, _semantic_fpn),
-    "upernet": Segmentation(512, 256, _upernet),
+SEGMENTERS: Mapping[str, SegmenterSpec] = {
+    "semantic_fpn": SegmenterSpec(256, 0, _semantic_fpn),
+    "upernet": SegmenterSpec(512, 256, _upernet),
 }
 
 
@@ -192,8 +191,8 @@ def _auxiliary_head(in_channels: int, channels: int, num_classes: int) -> nn.Mod
 
 
 def _undecayed(name: str, args: Mapping[str, Any], features: nn.Module) -> frozenset[str]:
-    """Return by this library's names what the backbone says must not decay; timm's wrapper of features forgets it."""
+    """Return the backbone's parameters without weight decay, by our names; timm's feature wrapper drops the list."""
     with torch.device("meta"):
-        spared: set[str] = getattr(plain_model(name, args), "no_weight_decay", set)()
+        exempt: set[str] = getattr(plain_model(name, args), "no_weight_decay", set)()
     inside = features.state_dict()
-    return frozenset(f"encoder.model.{short}" for full in spared if (short := feature_name(full, inside)) is not None)
+    return frozenset(f"encoder.model.{short}" for full in exempt if (short := feature_name(full, inside)) is not None)

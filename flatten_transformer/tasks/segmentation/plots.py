@@ -1,4 +1,4 @@
-"""Maps of classes as pictures: palettes, tinted images, legends, what was found beside what there is."""
+"""Draw class maps: palettes, overlays, legends, and comparisons of truth and prediction."""
 
 # K classes.
 
@@ -16,14 +16,14 @@ from torchvision.utils import draw_segmentation_masks
 from flatten_transformer.tasks.overlays import COLOURS, Colour
 from flatten_transformer.utils.font_fallback import FallbackFonts
 
-_TINTS = (0.0, -0.45, 0.5)  # shares of black (below 0) and white that make more colours out of a few
-_UNTINTED = "background"  # a class of this name is left as it is in pictures
-_SHOWN = 30  # classes in a legend; those with most pixels
-_READABLE = 384  # pixels of the longer side that a comparison is enlarged to
+_TINTS = (0.0, -0.45, 0.5)  # shares of black (negative) or white mixed in, to extend the palette
+_UNTINTED = "background"  # a class of this name is not tinted
+_SHOWN = 30  # classes in a legend, those with the most pixels
+_READABLE = 384  # longer side of an enlarged comparison, in pixels
 
 
 def palette(count: int) -> list[Colour]:
-    """Return a colour for each class; those of the first seven can be told apart by everyone, and 21 are different.
+    """Return a colour for each class: the first seven are colour-blind safe, 21 are distinct.
 
     Args:
         count: K.
@@ -42,7 +42,7 @@ def _tinted(colour: Colour, tint: float) -> Colour:
 
 
 def mask_image(classes: Tensor, count: int) -> Image.Image:
-    """Return the class of each pixel as an image whose values are their numbers: with a palette up to 256 classes, grey above.
+    """Return a class map as an image of class numbers, with a palette up to 256 classes, 16-bit grey above.
 
     Args:
         classes: ``[height, width]``, from 0 to K - 1.
@@ -61,11 +61,11 @@ def mask_image(classes: Tensor, count: int) -> Image.Image:
 
 
 def draw_classes(image: Image.Image, classes: Tensor, class_names: Sequence[str]) -> Image.Image:
-    """Return an image tinted by the class of each pixel; what has no class, and a class "background", stays as it is.
+    """Return an image tinted by the class of each pixel; pixels without a class or of a class "background" stay as they are.
 
     Args:
-        image: In any mode.
-        classes: ``[height, width]``, the size of the image; below 0 where there is no class.
+        image: Image in any mode.
+        classes: ``[height, width]``, the size of the image; negative for pixels without a class.
         class_names: K names.
     """
     pixels, classes = F.pil_to_tensor(image.convert("RGB")), classes.cpu()
@@ -78,11 +78,11 @@ def draw_classes(image: Image.Image, classes: Tensor, class_names: Sequence[str]
 
 
 def draw_overlay(image: Image.Image, classes: Tensor, class_names: Sequence[str]) -> Image.Image:
-    """Return an image tinted by the class of each pixel, and the names of these classes to the right of it.
+    """Return an image tinted by the class of each pixel, with a legend to its right.
 
     Args:
-        image: In any mode.
-        classes: ``[height, width]``, the size of the image; below 0 where there is no class.
+        image: Image in any mode.
+        classes: ``[height, width]``, the size of the image; negative for pixels without a class.
         class_names: K names.
 
     Example:
@@ -90,34 +90,34 @@ def draw_overlay(image: Image.Image, classes: Tensor, class_names: Sequence[str]
         >>> overlay.width > 60, overlay.height >= 40
         (True, True)
     """
-    found = largest_classes(classes, len(class_names))
-    return _beside(draw_classes(image, classes, class_names), _legend(found, class_names, image.height))
+    labels = largest_classes(classes, len(class_names))
+    return _beside(draw_classes(image, classes, class_names), _legend(labels, class_names, image.height))
 
 
 def draw_comparison(
-    image: Image.Image, truth: Tensor, found: Tensor, class_names: Sequence[str]
+    image: Image.Image, truth: Tensor, predicted: Tensor, class_names: Sequence[str]
 ) -> tuple[Image.Image, Image.Image]:
-    """Return an image tinted by the true classes, and by those found, with the names of both; small images enlarged.
+    """Return an image tinted by true and by predicted classes, with a common legend; small images are enlarged.
 
     Args:
-        image: In any mode.
-        truth: ``[height, width]``, the size of the image; below 0 where there is no class.
-        found: Likewise.
+        image: Image in any mode.
+        truth: ``[height, width]``, the size of the image; negative for pixels without a class.
+        predicted: ``[height, width]``, in the same encoding.
         class_names: K names.
     """
-    times = max(1, round(_READABLE / max(image.size)))
-    image = image.resize((times * image.width, times * image.height), Image.Resampling.BICUBIC)
-    truth, found = (classes.repeat_interleave(times, 0).repeat_interleave(times, 1) for classes in (truth, found))
-    there = largest_classes(torch.stack([truth, found]), len(class_names))
-    right = _beside(draw_classes(image, found, class_names), _legend(there, class_names, image.height))
+    factor = max(1, round(_READABLE / max(image.size)))
+    image = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
+    truth, predicted = (classes.repeat_interleave(factor, 0).repeat_interleave(factor, 1) for classes in (truth, predicted))
+    labels = largest_classes(torch.stack([truth, predicted]), len(class_names))
+    right = _beside(draw_classes(image, predicted, class_names), _legend(labels, class_names, image.height))
     return draw_classes(image, truth, class_names), right
 
 
 def largest_classes(classes: Tensor, count: int) -> list[int]:
-    """Return the classes that occur, those with most pixels first, at most 30.
+    """Return the classes that occur, by descending pixel count, at most 30.
 
     Args:
-        classes: Of any shape; below 0 where there is no class.
+        classes: Any shape; negative for pixels without a class.
         count: K.
 
     Example:
@@ -129,7 +129,7 @@ def largest_classes(classes: Tensor, count: int) -> list[int]:
 
 
 def _legend(labels: Sequence[int], class_names: Sequence[str], height: int) -> Image.Image:
-    """Return the colour and the name of each class, one below the other."""
+    """Return a legend of class colours and names."""
     colours, size = palette(len(class_names)), max(11, height // 32)
     line, fonts = round(1.6 * size), FallbackFonts([class_names[label] for label in labels])
     names = [fonts.legible(class_names[label]) for label in labels]

@@ -1,4 +1,4 @@
-"""From an image file to what a segmenter sees of it, in evaluation and prediction."""
+"""Image preprocessing of a segmenter, in evaluation and prediction."""
 
 # C channels.
 
@@ -15,15 +15,15 @@ from flatten_transformer.data.preprocessing import Normalisation, to_mode
 
 @dataclass(frozen=True)
 class SegmentationPreprocessing(Normalisation):
-    """How a segmenter sees an image outside training.
+    """Resize and normalise an image for a segmenter, outside training.
 
-    Its first three arguments are those of :class:`Normalisation`.
+    The first three arguments are those of :class:`Normalisation`.
 
     Args:
-        short_side: The image is resized, bilinearly, until its shorter side has this many pixels; None to leave it.
-        long_side: Pixels that the longer side must not exceed then; None for any number.
-        window: Side of the windows it is seen through, in pixels; None to see it whole.
-        stride: From one window to the next; None for two thirds of the window.
+        short_side: Shorter side after bilinear resizing, in pixels; None for no resizing.
+        long_side: Limit of the longer side then; None for no limit.
+        window: Side of the sliding window in pixels; None for the whole image.
+        stride: Stride of the window; None for two thirds of it.
 
     Raises:
         ValueError: If a number is out of range.
@@ -48,12 +48,12 @@ class SegmentationPreprocessing(Normalisation):
             raise ValueError(f"long_side must be at least short_side, got {self.long_side} and {self.short_side}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return ``[C, height, width]``, float32, of an image of any mode and size."""
+        """Convert an image of any mode and size to ``[C, height, width]``, float32."""
         pixels = F.pil_to_tensor(to_mode(image, self.in_chans))
         return self.normalise(F.resize(pixels, list(self.size(*pixels.shape[1:]))))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return what an image of ``height`` and ``width`` is resized to, its proportions kept."""
+        """Return the resized height and width, proportions kept."""
         scale = 1.0 if self.short_side is None else self.short_side / min(height, width)
         if self.long_side is not None:
             scale = min(scale, self.long_side / max(height, width))

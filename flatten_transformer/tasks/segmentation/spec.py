@@ -1,4 +1,4 @@
-"""The parts of semantic segmentation."""
+"""Components of semantic segmentation."""
 
 from flatten_transformer.tasks.registry import TaskSpec
 from flatten_transformer.tasks.segmentation.data import SegmentationData

