@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(str(error), 1)
     except (ValueError, OSError, FloatingPointError, BackendError) as error:
         if isinstance(error, BrokenPipeError) and _reader_has_left():
-            return 128 + signal.SIGPIPE
+            return 128 + getattr(signal, "SIGPIPE", 13)  # which Windows does not have
         if os.environ.get("FLATTEN_DEBUG"):
             raise
         return _fail(str(error))

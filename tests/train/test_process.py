@@ -7,19 +7,23 @@ import sys
 
 import pytest
 
+from flatten_transformer.train import process
+
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
 # Prints how many pages were taken from the system for 64 MiB that were freed and are wanted again.
 PROGRAM = """
-import resource
-import torch
-from flatten_transformer.train.process import keep_freed_memory
+import importlib.util, resource, sys
+import numpy as np
 
-keep_freed_memory()
+spec = importlib.util.spec_from_file_location("process", sys.argv[1])  # alone: the package would import torch
+process = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(process)
+process.keep_freed_memory()
 for _ in range(3):
-    torch.ones(2**24)
+    np.ones(2**23)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(2**24)
+np.ones(2**23)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 PAGES = 2**26 // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
@@ -27,7 +31,7 @@ PAGES = 2**26 // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 def pages_taken(**environment: str) -> int:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    command = [sys.executable, "-c", PROGRAM]
+    command = [sys.executable, "-c", PROGRAM, process.__file__]
     run = subprocess.run(command, env=plain | environment, check=True, capture_output=True, text=True)
     return int(run.stdout)
 
