@@ -11,10 +11,11 @@ from flatten_transformer.analysis import CapturedAttention, capture
 from flatten_transformer.analysis.capture import CapturedGrid, CapturedSoftmax
 from flatten_transformer.layers import GridAttention, list_attentions
 from tests.helpers import randomise, relative_error
+from tests.models.families import FAMILIES
 
 DEIT = {"img_size": 40, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 PYRAMID = {"img_size": 64, "depths": (1, 1, 1, 1), "num_classes": 3}
-FAMILIES: dict[str, dict[str, Any]] = {
+OURS: dict[str, dict[str, Any]] = {
     "flatten_deit_tiny_patch16_224": {**DEIT, "class_token": True, "reg_tokens": 1, "attn_types": "LS"},
     "flatten_pvt_tiny": {**PYRAMID, "embed_dims": (8, 8, 8, 16), "num_heads": (1, 1, 2, 2), "sr_ratios": (2, 1, 2, 1)},
     "flatten_pvt_v2_b0": {**PYRAMID, "embed_dims": (8, 8, 8, 16), "num_heads": (1, 1, 2, 2), "attn_types": "LLSS"},
@@ -36,8 +37,12 @@ SOFTMAX: dict[str, dict[str, Any]] = {
 }
 
 
+def test_every_family_is_here() -> None:
+    assert OURS.keys() == {family.name for family in FAMILIES.values()}
+
+
 def create(name: str, **options: Any) -> nn.Module:
-    model: nn.Module = timm.create_model(name, **{**FAMILIES.get(name, SOFTMAX.get(name, {})), **options})
+    model: nn.Module = timm.create_model(name, **{**OURS.get(name, SOFTMAX.get(name, {})), **options})
     randomise(model)
     return model.double().eval()
 
@@ -69,7 +74,7 @@ def test_the_equivalent_matrix_times_the_values_is_the_output_of_the_block(desig
         assert relative_error(by_matrices(attention), attention.output) < 1e-10
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *SOFTMAX])
+@pytest.mark.parametrize("name", [*OURS, *SOFTMAX])
 def test_so_it_is_in_every_family_with_its_windows_stripes_and_reductions(name: str) -> None:
     attentions = captured(name)
     assert len(attentions) >= 2

@@ -1,5 +1,7 @@
 """The options of the attentions: each changes something, and what is focused attention with switches is just that."""
 
+import inspect
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -30,6 +32,8 @@ OWN_SWITCHES: dict[str, list[dict[str, Any]]] = {
     "focused": [{"focusing_factor": 1.0}, {"norm": "per_head"}],
 }
 
+TESTED_ELSEWHERE = {"stretch", "projections", "context_dim", "proj_drop", "sr_ratio", "device", "dtype", "backend"}
+
 
 def has(layer: Any, option: str) -> bool:
     parts = {"key_encoding": "positional_encoding", "temperature": "scale", "rank_restoration": "dwc"}
@@ -52,6 +56,13 @@ def test_every_option_changes_the_output(name: str) -> None:
         switched.load_state_dict(shared, strict=False)
         grid = (3, 11) if "num_prefix_tokens" in given else (5, 7)  # 2 + 33 tokens
         assert relative_error(switched(x, grid), plain(x)) > 1e-4, options
+
+
+@EVERY
+def test_every_option_has_a_switch(name: str) -> None:
+    switched = set(chain(*SWITCHES, *chain(*OWN_SWITCHES.values())))
+    options = inspect.signature(type(make(name))).parameters.keys() - {"dim", "grid_size"}
+    assert options == options & (switched | TESTED_ELSEWHERE)
 
 
 @pytest.mark.parametrize("name", ["elu", "agent"])

@@ -101,6 +101,7 @@ def layouts(*families: str) -> Any:
 
 def by_family(table: dict[str, list[Any]], *names: str) -> Any:
     """Return the mark that runs a test once a row of each family; ``names`` are those of a row's values."""
+    assert table.keys() == FAMILIES.keys(), f"rows of {list(table)}, families {list(FAMILIES)}"
     rows = [(family, *(row if len(names) > 1 else [row])) for family, of_family in table.items() for row in of_family]
     return pytest.mark.parametrize(("family", *names), rows, ids=str)
 

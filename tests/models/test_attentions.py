@@ -22,6 +22,7 @@ from flatten_transformer.layers import (
 from flatten_transformer.models.attention_choice import AttentionOptions, choose_attention
 from flatten_transformer.models.cost import count_macs, count_parameters
 from tests.helpers import randomise
+from tests.models.families import FAMILIES
 
 TINY: dict[str, dict[str, Any]] = {
     "flatten_deit_tiny_patch16_224": {"embed_dim": 16, "depth": 2, "num_heads": 2, "attn_types": "LS"},
@@ -48,6 +49,10 @@ def create(family: str, attention: str = "focused", **options: Any) -> Any:
     torch.manual_seed(0)
     options = {"img_size": 64, "num_classes": 3, **TINY[family], **options}
     return timm.create_model(family, attention=attention, **options).eval()
+
+
+def test_every_family_is_here() -> None:
+    assert TINY.keys() == {family.name for family in FAMILIES.values()}
 
 
 @FAMILY

@@ -7,17 +7,16 @@ import timm
 import torch
 
 import flatten_transformer  # noqa: F401  # registers the models
-
-FAMILIES = ["deit_tiny_patch16_224", "pvt_tiny", "pvt_v2_b0", "swin_tiny_patch4_224", "cswin_tiny_224"]
+from tests.models.families import FAMILIES, FAMILY
 
 
 @pytest.mark.parametrize("attn_types", ["L", "S"])
-@pytest.mark.parametrize("family", FAMILIES)
+@FAMILY
 def test_projections_have_biases_unless_they_shall_have_none(family: str, attn_types: str) -> None:
     def biases(qkv_bias: bool) -> list[str]:
-        blocks = {"depth": 1} if family.startswith("deit") else {"depths": (1, 1, 1, 1)}
+        blocks = {"depth": 1} if family == "deit" else {"depths": (1, 1, 1, 1)}
         with torch.device("meta"):
-            model = timm.create_model(f"flatten_{family}", qkv_bias=qkv_bias, attn_types=attn_types, **blocks)
+            model = timm.create_model(FAMILIES[family].name, qkv_bias=qkv_bias, attn_types=attn_types, **blocks)
         return [name for name in model.state_dict() if re.search(r"\.(q|kv|qkv)\.bias$", name)]
 
     assert biases(True)

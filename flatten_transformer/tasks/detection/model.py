@@ -62,8 +62,8 @@ def build_detector(name: str, model_args: Mapping[str, Any], num_classes: int, i
         core = build(options, num_classes, in_chans)
     return Detector(
         core,
-        first_label=int(options_type is RegionOptions),
-        has_masks="mask" in name,
+        first_label=int(isinstance(core, FasterRCNN)),  # whose 0 is the background
+        has_masks=isinstance(core, MaskRCNN),
         backbone=options.backbone,
         backbone_args=options.backbone_args,
     )
