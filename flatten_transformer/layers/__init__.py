@@ -1,14 +1,12 @@
 """Modules built from the ops."""
 
-from flatten_transformer.layers.attention import (
-    FocusedLinearAttention,
-    FocusedLinearAttentionCore,
-    GridAttention,
+from flatten_transformer.layers.attention.base import GridAttention
+from flatten_transformer.layers.attention.focused import FocusedLinearAttention, FocusedLinearAttentionCore, set_backend
+from flatten_transformer.layers.attention.registry import (
     create_attention,
     create_attention_core,
     list_attentions,
     register_attention,
-    set_backend,
     unregister_attention,
 )
 

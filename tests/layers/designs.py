@@ -28,12 +28,13 @@ class Design:
         queries: Queries N, which are a line.
         keys: Keys M.
         channels: Channels per head D.
+        own: Its own options.
     """
 
-    def __init__(self, name: str, heads: int, queries: int, keys: int, channels: int) -> None:
+    def __init__(self, name: str, heads: int, queries: int, keys: int, channels: int, **own: Any) -> None:
         self.name, self.heads = name, heads
         keys = queries if name == "angular" else keys  # which needs its own values
-        self.layer: Any = create_attention(name, heads * channels, heads, (max(keys, 1),), **BARE, **OWN.get(name, {}))
+        self.layer: Any = create_attention(name, heads * channels, heads, (max(keys, 1),), **BARE, **OWN.get(name, {}), **own)
         randomise(self.layer.double())
         self.shapes = {"query": (queries, channels), "key": (keys, channels), "value": (keys, channels)}
         self.learned = dict(self.layer.named_parameters())

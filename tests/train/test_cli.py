@@ -109,7 +109,11 @@ def test_the_screen_stays_free_of_advertisements_and_warnings(
 
 def test_one_batch_is_one_batch_whatever_was_imported_before_lightning() -> None:
     hints = typing.get_type_hints(Trainer.__init__)
-    limits = {name: hint for name, hint in hints.items() if name.startswith("limit_") or name == "overfit_batches"}
-    assert len(limits) == 4
+    limits = {
+        name: hint
+        for name, hint in hints.items()
+        if name.startswith("limit_") or name in ("overfit_batches", "val_check_interval")
+    }
+    assert len(limits) == 6
     for hint in limits.values():  # a command line takes the first type that fits
         assert typing.get_args(hint)[:2] == (int, float)
