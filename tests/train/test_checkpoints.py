@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -176,6 +177,8 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     torch.save({**WHOLE, "callbacks": {"x": Harm()}}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="is not a checkpoint of a training"):
         check_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
     assert not Path("harmed").exists()
 
 

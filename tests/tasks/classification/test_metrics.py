@@ -31,7 +31,7 @@ def test_a_validation_counts_each_image_in_the_matrix_once(make_task: MakeTask, 
 
 @pytest.mark.parametrize("classes", [2, 60])
 def test_a_confusion_matrix_of_any_size_can_be_drawn(classes: int, tmp_path: Path) -> None:
-    matrix = torch.randint(0, 9, (classes, classes))
+    matrix = torch.randint(0, 9, (classes, classes)) * (torch.rand(classes, classes) < 0.1)
     draw_confusion(matrix, [f"class {index}" for index in range(classes)], tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert picture.width < 2500
