@@ -31,8 +31,8 @@ class BadImageError(ValueError):
         super().__init__(message.rpartition("BadImageError: ")[2].strip())
 
 
-class Source(Protocol):
-    """Images with their targets."""
+class NamedImages(Protocol):
+    """Images with their targets, each with a name."""
 
     def __len__(self) -> int: ...
 
@@ -55,7 +55,7 @@ class Reading(Dataset[Any]):
         BadImageError: On access, if an image is unusable and must not be skipped, or if none is usable.
     """
 
-    def __init__(self, source: Source, in_chans: int, on_bad_image: OnBadImage = "raise") -> None:
+    def __init__(self, source: NamedImages, in_chans: int, on_bad_image: OnBadImage = "raise") -> None:
         self.source = source
         self.in_chans = in_chans
         self.on_bad_image = on_bad_image
@@ -113,7 +113,7 @@ class Transformed(Reading):
         torch.Size([3, 16, 16])
     """
 
-    def __init__(self, source: Source, transform: Transform, in_chans: int, on_bad_image: OnBadImage = "raise") -> None:
+    def __init__(self, source: NamedImages, transform: Transform, in_chans: int, on_bad_image: OnBadImage = "raise") -> None:
         super().__init__(source, in_chans, on_bad_image)
         self.transform = transform
 

@@ -144,9 +144,9 @@ def define_operator(
 
 def _operands(a: Arguments, attn_mask: Tensor | None, dtype: torch.dtype | None) -> Sequence[Any]:
     """Return the operands of an operator: a share for each key, tensors in ``dtype``, one axis as a plane."""
-    given: dict[str, Any] = dict(zip(Arguments._fields, a, strict=True))
-    if dtype is not None:
-        given |= {name: given[name].to(dtype) for name in TENSORS if given[name] is not None}
+    given: dict[str, Any] = a._asdict()
+    if dtype is not None:  # a call that changes nothing still takes a microsecond
+        given |= {name: x.to(dtype) for name in TENSORS if (x := given[name]) is not None and x.dtype != dtype}
     if len(a.grid_size) == 1:
         given |= {"conv_weight": given["conv_weight"].unsqueeze(2), "grid_size": (1, *a.grid_size)}
     given |= {"key_weights": key_weights(attn_mask, a.key), "focusing_factor": float(a.focusing_factor)}
@@ -220,12 +220,8 @@ def _laid_out(a: Arguments) -> Arguments:
 
     This runs inside the operator, where strides are real: a compiler may predict others.
     """
-    given: dict[str, Any] = dict(zip(Arguments._fields, a, strict=True))
-    for name in TENSORS:
-        x = given[name]
-        if x is not None and not (x.stride(-1) == 1 and name in _STRIDED):
-            given[name] = x.contiguous()
-    return Arguments(*given.values())
+    given: dict[str, Any] = {name: x for name in TENSORS if (x := getattr(a, name)) is not None}
+    return a._replace(**{name: x.contiguous() for name, x in given.items() if not (name in _STRIDED and x.stride(-1) == 1)})
 
 
 def _side_by_side(grad: Tensor) -> Tensor:
