@@ -151,7 +151,7 @@ def test_one_graph_is_compiled_and_exported(name: str) -> None:
     layer = make(name, (5, 7), torch.float32)
     x = tokens(layer, (5, 7), batch=3)
     torch._dynamo.reset()
-    compiled: Any = torch.compile(layer, backend="eager", fullgraph=True, dynamic=False)
+    compiled: Any = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=False)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
         program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)

@@ -18,7 +18,7 @@ MODEL = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2, dr
 OPTIONS = [
     *("--model.model_args", MODEL, "--model.ema_decay", "0.9", "--model.mixing.mixup_alpha", "0.8"),
     *("--data.img_size", "16", "--data.augmentation.auto_augment", "rand-m5-n1", "--data.num_workers", "1"),
-    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "8", "--trainer.limit_train_batches", "3"),
+    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "12", "--trainer.limit_train_batches", "3"),
     *("--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1", "--seed_everything", "0"),
 ]
 

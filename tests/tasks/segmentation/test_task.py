@@ -25,9 +25,9 @@ def weights(model: nn.Module) -> Tensor:
 @pytest.mark.parametrize("name", ["semantic_fpn", "upernet"])
 def test_four_scenes_are_learned_by_heart(name: str, make_segmenter: MakeSegmenter, fit_scenes: FitScenes) -> None:
     task = make_segmenter(name, optim=FAST)
-    trainer = fit_scenes(task, still=True, max_epochs=40, limit_val_batches=0)
-    # an untrained one has 2.4 = log 11, the best constant one 0.44; measured: 0.22 and, with the auxiliary loss, 0.21
-    assert trainer.callback_metrics["train/loss"] < (0.3 if name == "semantic_fpn" else 0.3 * 1.4)
+    trainer = fit_scenes(task, still=True, max_epochs=60, limit_val_batches=0)
+    # an untrained one has 2.4 = log 11, the best constant one 0.44; measured: 0.16 and, with the auxiliary loss, 0.15
+    assert trainer.callback_metrics["train/loss"] < (0.2 if name == "semantic_fpn" else 0.2 * 1.4)
 
 
 def test_predictions_at_random_are_near_chance() -> None:
