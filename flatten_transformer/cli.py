@@ -132,7 +132,7 @@ def run(argv: list[str]) -> None:
     elif name == "--version":
         sys.stdout.write(f"flatten {__version__}\n")
     elif name in TRAINING:
-        from flatten_transformer.train.cli import train  # slow to import, unneeded for `flatten --help`
+        from flatten_transformer.training.cli import train  # slow to import, unneeded for `flatten --help`
 
         train(name, arguments)  # type: ignore[arg-type]  # which is one of its literals
     elif name in COMMANDS:

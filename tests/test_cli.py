@@ -14,8 +14,8 @@ import flatten_transformer
 from flatten_transformer import cli
 from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
-from flatten_transformer.train import cli as training  # noqa: F401  # Lightning logs to the stderr of its first import
-from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.training import cli as training  # noqa: F401  # Lightning logs to the stderr of its first import
+from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.utils.stopping import StoppedError, UnfinishedError, raise_on_termination
 
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}

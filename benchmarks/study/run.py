@@ -32,9 +32,9 @@ from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.benchmark.model import make_run
 from flatten_transformer.benchmark.timing import Spread, interleave, wall_clock
 from flatten_transformer.models.cost import count_macs, count_parameters
-from flatten_transformer.train.cli import train
-from flatten_transformer.train.process import without_lightning_noise
-from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.training.cli import train
+from flatten_transformer.training.process import without_lightning_noise
+from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import write_atomically
 
 RECIPE = "fashion_mnist/study"

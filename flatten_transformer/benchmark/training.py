@@ -19,7 +19,7 @@ from rich.table import Table
 from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.data.module import DataModule
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.train.cli import TrainingCLI
+from flatten_transformer.training.cli import TrainingCLI
 from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.terminal import say
 

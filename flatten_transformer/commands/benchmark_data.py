@@ -12,8 +12,8 @@ from rich.table import Table
 from flatten_transformer.benchmark import arguments
 from flatten_transformer.benchmark.output import FOLDER
 from flatten_transformer.benchmark.training import build_recipe, finish, measure_pipeline
-from flatten_transformer.train.process import without_lightning_noise
-from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.training.process import without_lightning_noise
+from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.terminal import cell
 

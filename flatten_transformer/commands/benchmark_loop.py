@@ -13,8 +13,8 @@ from flatten_transformer.benchmark.output import FOLDER
 from flatten_transformer.benchmark.timing import Spread
 from flatten_transformer.benchmark.training import PlainLoopComparison, build_recipe, finish
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.train.process import without_lightning_noise
-from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.training.process import without_lightning_noise
+from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.terminal import cell
 

@@ -17,8 +17,8 @@ from flatten_transformer.analysis.explanation import draw_explanation, explain
 from flatten_transformer.analysis.selection import inkiest_token
 from flatten_transformer.data.digits import Digits
 from flatten_transformer.models.cost import count_macs, count_parameters
-from flatten_transformer.train.cli import train
-from flatten_transformer.train.process import without_lightning_noise
+from flatten_transformer.training.cli import train
+from flatten_transformer.training.process import without_lightning_noise
 from flatten_transformer.utils.atomic_file import write_png
 
 RECIPES = {"FLatten-DeiT": "digits/flatten_deit", "softmax twin": "digits/softmax_deit"}

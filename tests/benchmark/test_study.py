@@ -10,9 +10,9 @@ import timm
 import torch
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 
-from flatten_transformer.train.cli import TrainingCLI
-from flatten_transformer.train.process import without_lightning_noise
-from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.training.cli import TrainingCLI
+from flatten_transformer.training.process import without_lightning_noise
+from flatten_transformer.training.recipes import find_recipe
 from tests.images import write_packed
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "study" / "run.py"

@@ -21,7 +21,7 @@ from flatten_transformer.analysis.study import Options, Study, study_model
 from flatten_transformer.commands import analyze
 from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
-from flatten_transformer.train import cli as training  # noqa: F401  # Lightning logs to the stderr of its first import
+from flatten_transformer.training import cli as training  # noqa: F401  # Lightning logs to the stderr of its first import
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 Flatten = Callable[..., tuple[int, str, str]]

@@ -7,7 +7,7 @@ import pytest
 from flatten_transformer import cli
 from flatten_transformer.commands import demo, demo_dense
 from flatten_transformer.data.preprocessing import read_image
-from flatten_transformer.train.cli import train
+from flatten_transformer.training.cli import train
 from tests.scenes import few_scenes
 
 

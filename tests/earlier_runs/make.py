@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from flatten_transformer.data.scenes import SceneSettings, write_scenes
 from flatten_transformer.tasks.model_file import load_model
-from flatten_transformer.train.cli import TrainingCLI, train
-from flatten_transformer.train.process import without_lightning_noise
+from flatten_transformer.training.cli import TrainingCLI, train
+from flatten_transformer.training.process import without_lightning_noise
 from tests.coco_files import write_coco
 
 HERE = Path(__file__).parent

@@ -26,8 +26,8 @@ from flatten_transformer.data.preprocessing import decode_image, to_mode
 from flatten_transformer.data.shards import open_shards
 from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
-from flatten_transformer.train.cli import TrainingCLI
-from flatten_transformer.train.recipes import find_recipe
+from flatten_transformer.training.cli import TrainingCLI
+from flatten_transformer.training.recipes import find_recipe
 from tests.coco_files import content as coco
 from tests.fuzz.doors import VALUES, altered, bounded, damaged, knock
 

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from flatten_transformer.tasks.classification.augmentation import Augmentation
 from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.train.process import without_lightning_noise
+from flatten_transformer.training.process import without_lightning_noise
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 MakeTask = Callable[..., ClassificationTask]

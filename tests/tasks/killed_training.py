@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from flatten_transformer.train.cli import train
+from flatten_transformer.training.cli import train
 
 MODEL = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2, drop_path_rate: 0.2, proj_drop_rate: 0.1}"
 OPTIONS = [

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatten_transformer.train.checkpoints import newest_checkpoint
-from flatten_transformer.train.cli import TrainingCLI, train
+from flatten_transformer.training.checkpoints import newest_checkpoint
+from flatten_transformer.training.cli import TrainingCLI, train
 
 ROOT = Path(__file__).parents[2]
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatten_transformer.train.checkpoints import newest_checkpoint
-from flatten_transformer.train.cli import train
+from flatten_transformer.training.checkpoints import newest_checkpoint
+from flatten_transformer.training.cli import train
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}"
 SHORT = [
@@ -50,7 +50,7 @@ def test_a_compiled_model_is_trained_and_saved_under_its_own_names(tmp_path: Pat
 
 def test_a_training_on_a_cpu_keeps_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep = Mock()
-    monkeypatch.setattr("flatten_transformer.train.cli.keep_freed_memory", keep)
+    monkeypatch.setattr("flatten_transformer.training.cli.keep_freed_memory", keep)
     train("fit", [*SHORT, "--trainer.fast_dev_run", "true", "--trainer.default_root_dir", str(tmp_path)])
     keep.assert_called_once_with()
 

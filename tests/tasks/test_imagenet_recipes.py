@@ -18,9 +18,9 @@ from flatten_transformer.tasks.classification import task as classification
 from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.train.cli import TrainingCLI
-from flatten_transformer.train.process import without_lightning_noise
-from flatten_transformer.train.recipes import recipe_names
+from flatten_transformer.training.cli import TrainingCLI
+from flatten_transformer.training.process import without_lightning_noise
+from flatten_transformer.training.recipes import recipe_names
 
 
 class Row(NamedTuple):

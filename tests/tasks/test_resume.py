@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flatten_transformer.cli import main
-from flatten_transformer.train.checkpoints import newest_checkpoint
+from flatten_transformer.training.checkpoints import newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NAME = "flatten_deit_tiny_patch16_224"

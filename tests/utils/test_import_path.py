@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flatten_transformer import cli
-from flatten_transformer.train import cli as training  # Lightning logs to the stderr of its first import
-from flatten_transformer.train.process import without_lightning_noise
+from flatten_transformer.training import cli as training  # Lightning logs to the stderr of its first import
+from flatten_transformer.training.process import without_lightning_noise
 from flatten_transformer.utils import import_path
 from flatten_transformer.utils.import_path import without_working_directory
 

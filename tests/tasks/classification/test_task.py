@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.train.process import without_lightning_noise
+from flatten_transformer.training.process import without_lightning_noise
 
 MakeTask = Callable[..., ClassificationTask]
 Fit = Callable[..., Trainer]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flatten_transformer.tasks.detection.task import DetectionTask
-from flatten_transformer.train.cli import TrainingCLI
-from flatten_transformer.train.recipes import find_recipe, recipe_names
+from flatten_transformer.training.cli import TrainingCLI
+from flatten_transformer.training.recipes import find_recipe, recipe_names
 from tests.coco_files import write_coco
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from flatten_transformer.tasks.detection.predict import detect
 from flatten_transformer.tasks.detection.task import DetectionTask
 from flatten_transformer.tasks.model_file import load_model
-from flatten_transformer.train.cli import TrainingCLI, train
+from flatten_transformer.training.cli import TrainingCLI, train
 from tests.coco_files import write_coco
 from tests.tasks.detection.conftest import SMALL
 

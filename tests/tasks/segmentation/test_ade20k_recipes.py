@@ -11,8 +11,8 @@ from PIL import Image
 
 from flatten_transformer.tasks.segmentation.data import SegmentationData
 from flatten_transformer.tasks.segmentation.task import SegmentationTask
-from flatten_transformer.train.cli import TrainingCLI
-from flatten_transformer.train.recipes import find_recipe, recipe_names
+from flatten_transformer.training.cli import TrainingCLI
+from flatten_transformer.training.recipes import find_recipe, recipe_names
 from tests.tasks.segmentation.conftest import PVT
 
 

@@ -12,7 +12,7 @@ from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.segmentation.data import MaskedBatch
 from flatten_transformer.tasks.segmentation.metrics import mean_accuracy, mean_iou
 from flatten_transformer.tasks.segmentation.task import pixel_loss
-from flatten_transformer.train.process import without_lightning_noise
+from flatten_transformer.training.process import without_lightning_noise
 from tests.tasks.segmentation.conftest import PVT, TINY, FitScenes, MakeSegmenter
 
 FAST = Optimization(lr=1e-2, weight_decay=0.0, warmup_epochs=0)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flatten_transformer.train import process
+from flatten_transformer.training import process
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 

@@ -8,8 +8,8 @@ import yaml  # type: ignore[import-untyped]  # ships no annotations
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flatten_transformer.tasks.model_file import load_model
-from flatten_transformer.train.cli import TrainingCLI, train
-from flatten_transformer.train.trainer import Trainer
+from flatten_transformer.training.cli import TrainingCLI, train
+from flatten_transformer.training.trainer import Trainer
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = ["--model.model_args", SIZES, "--data.img_size", "16", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]

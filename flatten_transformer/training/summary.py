@@ -14,7 +14,7 @@ from rich.table import Table
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.registry import task_spec
 from flatten_transformer.tasks.task import Task
-from flatten_transformer.train.history import History, best_row, draw_curves
+from flatten_transformer.training.history import History, best_row, draw_curves
 from flatten_transformer.utils.terminal import cell, say
 
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from flatten_transformer.train.lock import check_idle, locked, remove_drafts
+from flatten_transformer.training.lock import check_idle, locked, remove_drafts
 from flatten_transformer.utils.atomic_file import write_atomically
 
 BUSY = "is being written to by another training"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flatten_transformer.train.cli import train
-from flatten_transformer.train.history import best_row, draw_curves
+from flatten_transformer.training.cli import train
+from flatten_transformer.training.history import best_row, draw_curves
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = [

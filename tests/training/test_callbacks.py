@@ -11,8 +11,8 @@ from PIL import Image
 
 from flatten_transformer.tasks.classification.data import ImageData
 from flatten_transformer.tasks.classification.task import ClassificationTask
-from flatten_transformer.train.callbacks import PrintData, ReportSkipped, SaveModel
-from flatten_transformer.train.cli import train
+from flatten_transformer.training.callbacks import PrintData, ReportSkipped, SaveModel
+from flatten_transformer.training.cli import train
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 

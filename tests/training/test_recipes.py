@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flatten_transformer.train import recipes
-from flatten_transformer.train.cli import TrainingCLI
-from flatten_transformer.train.recipes import find_recipe, recipe_names
+from flatten_transformer.training import recipes
+from flatten_transformer.training.cli import TrainingCLI
+from flatten_transformer.training.recipes import find_recipe, recipe_names
 from tests.images import write_packed
 from tests.scenes import few_scenes
 

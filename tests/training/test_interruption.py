@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from flatten_transformer.cli import main
-from flatten_transformer.train.checkpoints import newest_checkpoint
-from flatten_transformer.train.cli import train
-from flatten_transformer.train.history import History
+from flatten_transformer.training.checkpoints import newest_checkpoint
+from flatten_transformer.training.cli import train
+from flatten_transformer.training.history import History
 
 NAME = "flatten_deit_tiny_patch16_224"
 MODEL = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2, drop_path_rate: 0.2, proj_drop_rate: 0.1}"

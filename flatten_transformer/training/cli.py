@@ -18,22 +18,22 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flatten_transformer.tasks.registry import TASKS, TaskName, task_spec
-from flatten_transformer.train.callbacks import KeepBatchSize, PrintData, ReportSkipped, SaveModel, SeedEpochs
-from flatten_transformer.train.checkpoints import (
+from flatten_transformer.training.callbacks import KeepBatchSize, PrintData, ReportSkipped, SaveModel, SeedEpochs
+from flatten_transformer.training.checkpoints import (
     LAST,
     AtomicCheckpointIO,
     check_checkpoint,
     checkpoint_folders,
     choose_checkpoint,
 )
-from flatten_transformer.train.history import History
-from flatten_transformer.train.interruption import SaveOnSignal
-from flatten_transformer.train.lock import check_idle, locked, remove_drafts
-from flatten_transformer.train.logs import CurvesAsCSV, CurvesForTensorBoard
-from flatten_transformer.train.process import keep_freed_memory, without_lightning_noise
-from flatten_transformer.train.recipes import find_recipe
-from flatten_transformer.train.summary import Summary
-from flatten_transformer.train.trainer import Trainer
+from flatten_transformer.training.history import History
+from flatten_transformer.training.interruption import SaveOnSignal
+from flatten_transformer.training.lock import check_idle, locked, remove_drafts
+from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard
+from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
+from flatten_transformer.training.recipes import find_recipe
+from flatten_transformer.training.summary import Summary
+from flatten_transformer.training.trainer import Trainer
 from flatten_transformer.utils.arguments import RaisingParser, check_values
 from flatten_transformer.utils.printable import printable
 from flatten_transformer.utils.suggest import did_you_mean

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 from flatten_transformer.cli import main
 from flatten_transformer.models.read_weights import read_tensors
 from flatten_transformer.tasks.classification.model import build_model, weights_args
-from flatten_transformer.train.checkpoints import AtomicCheckpointIO, check_checkpoint, choose_checkpoint
-from flatten_transformer.train.cli import train
-from flatten_transformer.train.lock import locked
+from flatten_transformer.training.checkpoints import AtomicCheckpointIO, check_checkpoint, choose_checkpoint
+from flatten_transformer.training.cli import train
+from flatten_transformer.training.lock import locked
 
 NAME = "flatten_deit_tiny_patch16_224"
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
