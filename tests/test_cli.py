@@ -59,7 +59,7 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
     [
         ("predcit", "no command 'predcit': did you mean predict?"),
         ("xyz", "no command 'xyz': choose one of fit, validate, test, predict"),
-        ("fit --confg x", "unrecognized arguments: --confg x: did you mean --config"),
+        ("fit --confg x", "unrecognized arguments: --confg: did you mean --config"),
         ("fit --config digits/flaten_deit", "no recipe and no file 'digits/flaten_deit': did you mean digits/flatten_deit"),
         ("fit --config missing.yaml", "no recipe and no file 'missing.yaml': choose one of"),
         ("fit --config broken.yaml", "broken.yaml is not a recipe: it cannot be read as YAML"),
@@ -148,7 +148,7 @@ def test_a_users_error_shows_where_it_comes_from_when_asked(flatten: Flatten, mo
         flatten("predcit")
 
 
-@pytest.mark.parametrize(("command", "module"), [("fit", "lightning"), (PREDICT, "rich"), (PREDICT, "jsonargparse")])
+@pytest.mark.parametrize(("command", "module"), [(FIT, "lightning"), (PREDICT, "rich"), (PREDICT, "jsonargparse")])
 def test_a_missing_extra_is_named_with_its_cure(
     command: str, module: str, flatten: Flatten, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,11 +77,12 @@ def run_recipe(console: Console, name: str, recipe: str, max_epochs: int | None)
     epochs = [] if max_epochs is None else [f"--trainer.max_epochs={max_epochs}"]
     cli = train("fit", ["--config", recipe, "--trainer.enable_model_summary=false", *epochs])
     training_s = time.perf_counter() - start
-    with without_lightning_noise():
-        metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     checkpoint = cli.trainer.checkpoint_callback
     assert isinstance(checkpoint, ModelCheckpoint)
     assert checkpoint.dirpath
+    best = checkpoint.best_model_path  # whose weights model.safetensors holds
+    with without_lightning_noise():
+        metrics = cli.trainer.test(cli.model, cli.datamodule, ckpt_path=best, verbose=False, weights_only=True)[0]
     model_file = Path(checkpoint.dirpath) / "model.safetensors"
     return Run(cli.model.eval(), cli.datamodule, model_file, metrics, training_s)
 

@@ -18,8 +18,11 @@ from flatten_transformer.data.module import SPLITS, DataModule, epoch_seed
 from flatten_transformer.data.source import Split
 from flatten_transformer.tasks.model_file import save_model
 from flatten_transformer.tasks.task import Task
+from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.printable import printable
 
+_MODEL = "model.safetensors"
+_FORMERLY_BEST = "best.safetensors"  # beside which model.safetensors held the last weights
 _RANDOM = "flatten_transformer.random"  # key of our entry in a checkpoint
 
 
@@ -114,14 +117,30 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class SaveModel(Callback):
-    """Write models beside the checkpoints: ``best.safetensors`` after a better epoch, ``model.safetensors`` at the end.
+    """Write models beside the checkpoints: ``model.safetensors`` after every better epoch, ``last.safetensors`` at the end.
 
-    The latter holds the weights of the last step, where the schedule leads. Both hold the moving average if there is one,
-    and can be used while training continues.
+    The first is the one to use: the weights of the epoch that the result names, the best by the metric that chooses
+    checkpoints. Without such a metric it holds the last weights. Both hold the moving average if there is one. The first can be
+    used while training goes on.
+
+    Attributes:
+        best: The metric of the weights in ``model.safetensors``; None before the first.
     """
 
     def __init__(self) -> None:
         self.best: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the best model so far from the run that is resumed, or else begin a new comparison."""
+        checkpoints = trainer.checkpoint_callback
+        if self.best is None or not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath:
+            return
+        resumed, here = Path(str(trainer.ckpt_path)), Path(checkpoints.dirpath) / _MODEL
+        earlier = [resumed.parent / name for name in (_FORMERLY_BEST, _MODEL) if (resumed.parent / name).is_file()]
+        if resumed.name != "last.ckpt" or not earlier:
+            self.best = None
+        elif trainer.is_global_zero and earlier[0].resolve() != here.resolve():
+            write_atomically(here, earlier[0].read_bytes())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the model if the metric that checkpoints are chosen by has improved."""
@@ -131,23 +150,18 @@ class SaveModel(Callback):
         value = float(trainer.callback_metrics[checkpoints.monitor])
         if self.best is None or (value < self.best if checkpoints.mode == "min" else value > self.best):
             self.best = value
-            self._save(trainer, pl_module, "best.safetensors")
+            self._save(trainer, pl_module, _MODEL)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the model, and print how to use it."""
-        path = self._save(trainer, pl_module, "model.safetensors")
-        if path is not None:
-            rank_zero_info(printable(f"The model is in {path}; use it: flatten predict IMAGE --checkpoint {path}"))
+        """Write the last weights."""
+        self._save(trainer, pl_module, _MODEL if self.best is None else "last.safetensors")
 
-    def _save(self, trainer: Trainer, task: LightningModule, name: str) -> Path | None:
-        """Write a file and return its path; do nothing in a run without checkpoints."""
+    def _save(self, trainer: Trainer, task: LightningModule, name: str) -> None:
+        """Write a file, in a run with checkpoints."""
         checkpoints = trainer.checkpoint_callback
-        if not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath or not trainer.is_global_zero:
-            return None
-        assert isinstance(task, Task)
-        path = Path(checkpoints.dirpath) / name
-        save_model(path, task.final_model, task.info())
-        return path
+        if isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath and trainer.is_global_zero:
+            assert isinstance(task, Task)
+            save_model(Path(checkpoints.dirpath) / name, task.final_model, task.info())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""

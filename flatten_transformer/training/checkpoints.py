@@ -65,34 +65,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
-def checkpoint_folders(runs: Path) -> list[Path]:
-    """Return the checkpoint folders of runs that have a ``last.ckpt``, newest run first.
-
-    Args:
-        runs: Folder of the runs of one recipe, ``version_N``.
-    """
-    folders = {int(path.parts[-3].rpartition("_")[2]): path.parent for path in runs.glob("version_*/checkpoints/last.ckpt")}
-    return [folders[version] for version in sorted(folders, reverse=True)]
-
-
-def newest_checkpoint(runs: Path) -> Path | None:
-    """Return the ``last.ckpt`` of the newest run that has one, valid or not, or None.
-
-    Args:
-        runs: Folder of the runs of one recipe, ``version_N``.
-
-    Example:
-        >>> runs = getfixture("tmp_path")
-        >>> for version in (9, 10):
-        ...     (runs / f"version_{version}" / "checkpoints").mkdir(parents=True)
-        ...     (runs / f"version_{version}" / "checkpoints" / "last.ckpt").touch()
-        >>> newest_checkpoint(runs).parts[-3]
-        'version_10'
-    """
-    folders = checkpoint_folders(runs)
-    return folders[0] / "last.ckpt" if folders else None
-
-
 class Choice(NamedTuple):
     """The checkpoint to use, if any is valid, and the flaws of those preferred to it."""
 

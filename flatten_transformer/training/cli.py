@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # ships no annotations
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
@@ -17,36 +15,37 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from flatten_transformer.tasks.registry import TASKS, TaskName, task_spec
+from flatten_transformer.tasks.registry import task_spec
+from flatten_transformer.training.arguments import Stage, prepare, task_of
 from flatten_transformer.training.callbacks import KeepBatchSize, PrintData, ReportSkipped, SaveModel, SeedEpochs
-from flatten_transformer.training.checkpoints import (
-    LAST,
-    AtomicCheckpointIO,
-    check_checkpoint,
-    checkpoint_folders,
-    choose_checkpoint,
-)
+from flatten_transformer.training.checkpoints import LAST, AtomicCheckpointIO, check_checkpoint, choose_checkpoint
 from flatten_transformer.training.history import History
 from flatten_transformer.training.interruption import SaveOnSignal
 from flatten_transformer.training.lock import check_idle, locked, remove_drafts
 from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard
 from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
-from flatten_transformer.training.recipes import find_recipe
+from flatten_transformer.training.run_folder import (
+    check_name,
+    claim,
+    discard_unused,
+    folder_of_recipe,
+    is_of_run,
+    names_of,
+    runs_of,
+)
+from flatten_transformer.training.short_options import words
 from flatten_transformer.training.summary import Summary
 from flatten_transformer.training.trainer import Trainer
 from flatten_transformer.utils.arguments import RaisingParser, check_values
 from flatten_transformer.utils.printable import printable
-from flatten_transformer.utils.suggest import did_you_mean
-
-Stage = Literal["fit", "validate", "test"]
-_CONFIG = ("--config", "-c")
 
 
 def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
     """Fit, validate or test, as on the command line.
 
-    A fit writes to a new folder, ``runs/<recipe>/version_N``: the configuration, curves for TensorBoard and as CSV, and in
-    ``checkpoints`` the best and the last ``.ckpt``, ``best.safetensors`` and ``model.safetensors``.
+    A fit writes to a new folder, ``runs/<recipe>/version_N`` or ``runs/<recipe>/<name>``: the configuration, curves for
+    TensorBoard and as CSV, and in ``checkpoints`` the best and the last ``.ckpt``, ``model.safetensors`` with the best weights
+    and ``last.safetensors`` with the last. One that fails before it has learned anything leaves no folder.
 
     Args:
         stage: ``"fit"``, ``"validate"`` or ``"test"``.
@@ -64,14 +63,15 @@ def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
     with without_lightning_noise():
         try:
             cli = TrainingCLI(stage, args)
-            if cli.trainer.strategy.root_device.type == "cpu":
-                keep_freed_memory()
-            if cli.config.grad_checkpointing:
-                cli.model.recompute_activations()
-            if cli.config.compile:
-                cli.model.model.compile()
-            with cli.locked():
-                cli.run()
+            with cli.discarding_failed_starts():
+                if cli.trainer.strategy.root_device.type == "cpu":
+                    keep_freed_memory()
+                if cli.config.grad_checkpointing:
+                    cli.model.recompute_activations()
+                if cli.config.compile:
+                    cli.model.model.compile()
+                with cli.locked():
+                    cli.run()
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
     return cli
@@ -91,34 +91,41 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, stage: Stage, args: Sequence[str]) -> None:
         self.stage = stage
-        args = with_recipe_paths(args)
-        self.kind = kind_of(args)
+        self.folder: Path | None = None  # of this run
+        args = prepare(stage, ["--help" if arg == "--help-all" else arg for arg in args])
+        self.kind = task_of(args)
         self.spec = task_spec(self.kind)
-        super().__init__(
-            self.spec.task,
-            self.spec.data,
-            trainer_class=Trainer,
-            parser_class=Parser,
-            parser_kwargs={"prog": f"flatten {stage}", "description": f"{stage} a model by a recipe"},
-            args=args,
-            run=False,  # one parser, not one per stage: half the start-up, and shorter messages
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults={
-                "log_every_n_steps": 1,  # metrics are logged by epoch
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,  # the data module shards its images itself
-            },
-        )
+        with self.discarding_failed_starts():
+            super().__init__(
+                self.spec.task,
+                self.spec.data,
+                trainer_class=Trainer,
+                parser_class=Parser,
+                parser_kwargs={"prog": f"flatten {stage}", "description": f"{stage} a model by a recipe"},
+                args=args,
+                run=False,  # one parser, not one per stage: half the start-up, and shorter messages
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                trainer_defaults={
+                    "log_every_n_steps": 1,  # metrics are logged by epoch
+                    "enable_model_summary": False,
+                    "use_distributed_sampler": False,  # the data module shards its images itself
+                },
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our own options, and link the data's to the model's."""
-        parser.add_argument("--task", type=TaskName, default=self.kind, help="What is learned; a recipe says it.")
+        assert isinstance(parser, Parser)
+        parser.words = words(self.kind)
+        parser.add_argument("--task", type=str, default=self.kind, help="What is learned; a recipe says it.")
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run: its folder in runs/<recipe>/.")
+        help_text = "Module or .py file that registers attentions, models, data sets or tasks of yours; may be repeated."
+        parser.add_argument("--import", type=list[str] | None, default=None, help=help_text)
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="A .ckpt to resume from, or to judge; last: that of the newest run of this name.",
+            help="A .ckpt to resume from, or to judge; last: that of the newest run of this recipe and name.",
         )
         help_text = "Recompute activations in the backward pass: slower, in less memory."
         parser.add_argument("--grad_checkpointing", type=bool, default=False, help=help_text)
@@ -134,6 +141,8 @@ class TrainingCLI(LightningCLI):
         """Parse, and validate the checkpoint before anything is built."""
         self.config = parser.parse_args(args)
         check_values(parser, self.config)
+        if self.config.name is not None:
+            check_name(self.config.name)
         if self.config.trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 "trainer.accumulate_grad_batches follows from the data: leave it out; data.batch_size is what a step sees, "
@@ -145,20 +154,32 @@ class TrainingCLI(LightningCLI):
             check_checkpoint(Path(self.config.ckpt_path), resume=self.stage == "fit")
 
     def _last_checkpoint(self) -> str | None:
-        """Return the newest valid checkpoint of the runs of this name; without any, a fit starts from scratch."""
+        """Return the newest valid checkpoint of the runs of this recipe and name; without any, a fit starts from scratch."""
         given = self.config.checkpoint.dirpath
-        folders = [Path(given)] if given and (Path(given) / "last.ckpt").is_file() else checkpoint_folders(self.runs_folder())
+        folders = [Path(given)] if given and (Path(given) / "last.ckpt").is_file() else self._earlier_checkpoints()
         path, flaws = choice = choose_checkpoint(folders, resume=self.stage == "fit")
         if flaws and path is None:
             raise ValueError(f"no checkpoint can be used: {choice.text()}; leave --ckpt_path out to begin anew, or give a path")
         if path is None and self.stage != "fit":
-            raise FileNotFoundError(f"no last.ckpt in {self.runs_folder()}/version_*/checkpoints: train first, or give a path")
-        fresh = f"There is no checkpoint in {self.runs_folder()} yet: from the beginning"
+            raise FileNotFoundError(f"no last.ckpt of {self._what_was_looked_for()}: train first, or give a path")
         if path is not None and self.stage == "fit" and _is_first_process():
             check_idle(path.parent)
         skipped = f"Warning: {choice.text()}. " if flaws else ""
+        fresh = f"There is no checkpoint of {self._what_was_looked_for()} yet: from the beginning"
         rank_zero_info(printable(f"{skipped}Going on from {path}" if path else fresh))
         return None if path is None else str(path)
+
+    def _earlier_checkpoints(self) -> list[Path]:
+        """Return the checkpoint folders of earlier runs that have a ``last.ckpt``, newest first."""
+        config = self.recipe()
+        runs = [config.parent] if is_of_run(config) else runs_of(self.runs_folder(), self.config.name)
+        return [run / "checkpoints" for run in runs if (run / "checkpoints" / "last.ckpt").is_file()]
+
+    def _what_was_looked_for(self) -> str:
+        runs, name = self.runs_folder(), self.config.name
+        others = [other for other in names_of(runs) if other != name]
+        hint = f" (there is --name {', '.join(others[:3])})" if others else ""
+        return f"{self.recipe().parent if is_of_run(self.recipe()) else runs / (name or 'version_*')}{hint}"
 
     def run(self) -> None:
         """Run the stage.
@@ -182,6 +203,16 @@ class TrainingCLI(LightningCLI):
             raise
 
     @contextmanager
+    def discarding_failed_starts(self) -> Iterator[None]:
+        """Remove the folder of this run if it fails before it has learned anything."""
+        try:
+            yield
+        except BaseException:
+            if self.folder is not None:
+                discard_unused(self.folder, self._root())
+            raise
+
+    @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folders of this run, and remove unfinished files of killed ones.
 
@@ -194,7 +225,8 @@ class TrainingCLI(LightningCLI):
             return
         with locked(folders):
             self._check_unused(folders)
-            remove_drafts(path for run in self.runs_folder().glob("version_*") for path in (run, run / "checkpoints"))
+            runs = runs_of(self.runs_folder(), self.config.name)
+            remove_drafts(path for run in runs for path in (run, run / "checkpoints"))
             yield
 
     def _folders(self) -> list[Path]:
@@ -220,40 +252,51 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Build the trainer; only a real fit writes anything, to its own folder."""
-        config = self.config_init.trainer
-        callbacks: list[Callback] = []
+        config, checkpoint = self.config_init.trainer, self.config_init.checkpoint
         history = History()
-        if self.stage == "fit" and not config.fast_dev_run:
-            folder = self.runs_folder()
-            version = claim_version(folder) if _is_first_process() else 0  # other ranks write nothing
-            if self.config_init.checkpoint.dirpath is None:
-                self.config_init.checkpoint.dirpath = str(folder / f"version_{version}" / "checkpoints")
-            if config.logger in (None, True):
-                config.logger = [log(folder.parent, folder.name, version) for log in (CurvesAsCSV, CurvesForTensorBoard)]
-            callbacks = [Summary(history, folder / f"version_{version}" if config.logger else None)]
-            callbacks += [LearningRateMonitor("epoch")] if config.logger else []
-        elif config.logger in (None, True):
-            config.logger = False
-        if config.fast_dev_run or config.enable_checkpointing is False:
+        callbacks: list[Callback] = [PrintData(), KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history]
+        if config.fast_dev_run:
             config.enable_checkpointing = False
+        keeps, logs = config.enable_checkpointing is not False, config.logger is not False
+        if self.stage == "fit" and not config.fast_dev_run:
+            folder = self._claim() if keeps or logs else None
+            if folder and checkpoint.dirpath is None:
+                checkpoint.dirpath = str(folder / "checkpoints")
+            if folder and config.logger in (None, True):
+                name = str(folder.parent.relative_to(self._root()))
+                config.logger = [log(self._root(), name, folder.name) for log in (CurvesAsCSV, CurvesForTensorBoard)]
+            callbacks += [Summary(history, folder if logs else None)]
+            callbacks += [LearningRateMonitor("epoch")] if logs else []
+        else:
+            config.logger = False if config.logger in (None, True) else config.logger
+        if not keeps:
             self._parser(None).callback_keys.remove("checkpoint")
-        elif self.config_init.checkpoint.save_last:
-            callbacks.append(keep_last(self.config_init.checkpoint))
-        if not (callbacks and config.logger):
+        elif checkpoint.save_last:
+            callbacks.append(keep_last(checkpoint))
+        if not (self.stage == "fit" and config.logger and not config.fast_dev_run):
             self.save_config_callback = None
-        always = [PrintData(), KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history]
-        self.trainer_defaults["callbacks"] = [*always, *callbacks, SaveOnSignal()]
+        self.trainer_defaults["callbacks"] = [*callbacks, SaveOnSignal()]
         given = config.plugins or []
         plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
 
+    def _claim(self) -> Path:
+        """Return the folder of this run, created; other processes than the first write nothing."""
+        if not _is_first_process():
+            return self.runs_folder() / "version_0"
+        self.folder = claim(self.runs_folder(), self.config.name)
+        return self.folder
+
+    def _root(self) -> Path:
+        return Path(self.config.trainer.default_root_dir or "runs")
+
+    def recipe(self) -> Path:
+        """Return the recipe, or the configuration of an earlier run: the last one given."""
+        return Path(str(self.config.config[-1]))
+
     def runs_folder(self) -> Path:
-        """Return the folder of the runs of this recipe, or of this model without a recipe."""
-        root = Path(self.config.trainer.default_root_dir or "runs")
-        if not self.config.config:
-            return root / str(self.config.model.name)
-        path = Path(str(self.config.config[-1])).resolve()
-        return root / (path.parents[1].name if path.name == "config.yaml" else path.stem)  # of an earlier run, or a recipe
+        """Return the folder of the runs of this recipe."""
+        return folder_of_recipe(self.recipe(), self._root())
 
 
 def keep_last(checkpoint: ModelCheckpoint) -> ModelCheckpoint:
@@ -277,55 +320,3 @@ def _while_restoring(error: BaseException) -> bool:
 
 def _is_first_process() -> bool:
     return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]  # Lightning sets it, unannotated
-
-
-def with_recipe_paths(args: Sequence[str]) -> list[str]:
-    """Return the arguments with recipe names replaced by paths.
-
-    Example:
-        >>> with_recipe_paths(["--config=digits/flatten_deit"])[1].endswith("flatten_deit.yaml")
-        True
-    """
-    parts = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(("--config=", "--task=")) else [arg])]
-    return [str(find_recipe(arg)) if before in _CONFIG else arg for before, arg in zip(["", *parts], parts, strict=False)]
-
-
-def kind_of(args: Sequence[str]) -> TaskName:
-    """Return the task that the arguments name: by ``--task``, or else in the last recipe that names one.
-
-    Args:
-        args: Result of :func:`with_recipe_paths`.
-
-    Raises:
-        ValueError: If there is no such task.
-
-    Example:
-        >>> kind_of(["--task", "classify"])
-        'classify'
-    """
-    pairs = list(itertools.pairwise(args))
-    named = [value for option, value in pairs if option == "--task"]
-    if not named:
-        recipes = [yaml.safe_load(Path(value).read_text("utf-8")) for option, value in pairs if option in _CONFIG]
-        named = [recipe["task"] for recipe in recipes if "task" in recipe] or ["classify"]
-    if named[-1] not in TASKS:
-        raise ValueError(f"no task {named[-1]!r}: {did_you_mean(str(named[-1]), TASKS)}")
-    kind: TaskName = named[-1]
-    return kind
-
-
-def claim_version(folder: Path) -> int:
-    """Create the first free ``folder/version_N`` and return N; safe between processes.
-
-    Example:
-        >>> folder = getfixture("tmp_path") / "digits"
-        >>> claim_version(folder), claim_version(folder)
-        (0, 1)
-    """
-    for version in itertools.count():
-        try:
-            (folder / f"version_{version}").mkdir(parents=True)  # atomic: fails for all but one process
-        except FileExistsError:
-            continue
-        break
-    return version

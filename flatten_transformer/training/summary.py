@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.registry import task_spec
 from flatten_transformer.tasks.task import Task
+from flatten_transformer.training.callbacks import SaveModel
 from flatten_transformer.training.history import History, best_row, draw_curves
+from flatten_transformer.training.result import Result
+from flatten_transformer.utils.atomic_file import write_atomically
+from flatten_transformer.utils.printable import count
 from flatten_transformer.utils.terminal import cell, say
 
 
@@ -29,19 +35,27 @@ class Summary(Callback):
     def __init__(self, history: History, folder: Path | None) -> None:
         self.history = history
         self.folder = folder
+        self._begin = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the plan."""
+        """Print the plan, and start the clock."""
+        self._begin = time.monotonic()
         assert isinstance(pl_module, Task)
-        rows = plan_rows(trainer, pl_module)  # on every device: the folder is broadcast
+        rows = plan_rows(trainer, pl_module) | ({"folder": str(self.folder)} if self.folder else {})
         if trainer.is_global_zero:
             _print("Training", rows)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print and plot the result."""
+        """Print, keep and plot the result."""
         assert isinstance(pl_module, Task)
         if trainer.is_global_zero and self.history.rows:
-            _print("Trained", result_rows(self.history, task_spec(pl_module.task_name).monitor))
+            result = read_result(trainer, pl_module, self.history)
+            Console(stderr=True).print(result.table())
+            if self.folder is not None:
+                seconds = time.monotonic() - self._begin
+                write_atomically(self.folder / "result.json", result.json(seconds).encode())
+            for sentence in result.sentences():
+                say(sentence, stderr=True)
             for picture in self._draw(pl_module):
                 say(f"See {picture}", stderr=True)
 
@@ -66,34 +80,24 @@ def plan_rows(trainer: Trainer, task: Task) -> dict[str, str]:
         **({"MACs an image": f"{macs / 1e9:.3f} G"} if macs else {}),
         "classes": str(task.data.num_classes),
         "images a step": f"{task.data.batch_size}{pieces}",
-        "steps": f"{steps:,} ({trainer.max_epochs} epochs)" if trainer.max_epochs != -1 else f"{steps:,}",
+        "steps": f"{steps:,} ({count(trainer.max_epochs, 'epoch')})" if trainer.max_epochs != -1 else f"{steps:,}",
         "device": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
         "precision": str(trainer.precision),
-        **({"folder": str(trainer.log_dir)} if trainer.log_dir else {}),
     }
 
 
-def result_rows(history: History, monitor: str) -> dict[str, str]:
-    """Return the result of a training run, by name: the metrics of its best epoch, and the median throughput.
-
-    Example:
-        >>> history = History()
-        >>> history.rows = [{"epoch": e, "images_per_second": 10.0 + e, "val/accuracy": 0.5, "val/loss": 1.0} for e in range(3)]
-        >>> result_rows(history, "val/accuracy")
-        {'best epoch': '0', 'val/accuracy': '50.0 %', 'images a second': '11'}
-    """
-    best = best_row(history.rows, monitor)
-    chosen = history.rows[-1] if best is None else best
-    fractions = {name: f"{value:.1%}".replace("%", " %") for name, value in chosen.items() if _is_fraction(name)}
-    return {
-        **({} if best is None else {"best epoch": f"{best['epoch']:.0f}"}),
-        **fractions,
-        "images a second": f"{median(row['images_per_second'] for row in history.rows):.0f}",
-    }
-
-
-def _is_fraction(name: str) -> bool:
-    return name.startswith("val/") and not name.endswith("loss")
+def read_result(trainer: Trainer, task: Task, history: History) -> Result:
+    """Return the result of a finished training: the epoch whose weights are recommended, and the last one."""
+    rows, checkpoints = history.rows, trainer.checkpoint_callback
+    saved = next(callback for callback in trainer.callbacks if isinstance(callback, SaveModel))  # type: ignore[attr-defined]
+    monitor = task_spec(task.task_name).monitor
+    if isinstance(checkpoints, ModelCheckpoint) and saved.best is not None:
+        monitor = str(checkpoints.monitor)
+        best = next((row for row in rows if row.get(monitor) == saved.best), None)
+    else:
+        best = best_row(rows, monitor)
+    folder = Path(checkpoints.dirpath) if isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath else None
+    return Result(monitor, best or rows[-1], rows[-1], median(row["images_per_second"] for row in rows), folder)
 
 
 def _print(title: str, rows: Mapping[str, str]) -> None:

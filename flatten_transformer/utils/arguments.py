@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
@@ -28,18 +29,33 @@ class RaisingParser(ArgumentParser):
         >>> parser.parse_args(["--topk", "3"])
         Traceback (most recent call last):
         ValueError: unrecognized arguments: --topk 3: did you mean --top_k? (see flatten predict --help)
+
+    Attributes:
+        words: What other programs call an option, without dashes: how it is called here.
     """
+
+    words: Mapping[str, str] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ValueError with the message and a pointer to the help."""
         missing = _MODULE.search(message)
         message = plain(message)
         if unknown := _UNKNOWN.match(message):
-            option = unknown["option"] or f"--{unknown['group']}.{unknown['key']}"
-            message += f": {did_you_mean(option, self._option_string_actions)}"
+            message += f": {self._hint(unknown['option'] or '--{group}.{key}'.format(**unknown.groupdict()))}"
         if missing:
             message += f": there is no module {missing['name']!r}: {advice(missing['name'])}"
         raise ValueError(f"{message} (see {self.prog} --help)") from ex
+
+    def _hint(self, option: str) -> str:
+        """Return what may have been meant: an option known by this word elsewhere, or with this last part, or alike."""
+        name = option.lstrip("-").replace("-", "_").rpartition(".")[2]
+        if name in self.words:
+            return f"did you mean {self.words[name]}?"
+        same = [known for known in self._option_string_actions if known.lstrip("-").rpartition(".")[2] == name]
+        return f"did you mean {' or '.join(same[:3])}?" if same else did_you_mean(option, self._option_string_actions)
 
 
 def plain(message: str) -> str:

@@ -1,16 +1,18 @@
 """Keep the working directory off ``sys.path``: files shipped with somebody's recipe may shadow any module.
 
 A recipe may name every importable class. ``python -m`` puts the working directory first on the path, ``python -c`` and
-notebooks an empty entry that means it. Users opt in by ``PYTHONPATH=.``.
+notebooks an empty entry that means it. Users opt in by ``--import``, for one module, or ``PYTHONPATH=.``.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from traceback import walk_tb
 
 
 @contextmanager
@@ -58,7 +60,71 @@ def advice(module: str) -> str:
     name = module.partition(".")[0]
     if not (Path(f"{name}.py").exists() or Path(name).is_dir()):
         return "install it or correct the name"
-    return f"{name} in the working directory is not imported unasked: if you trust it, put PYTHONPATH=. before the command"
+    return f"{name} in the working directory is not imported unasked: if you trust it, add --import {module}"
+
+
+def take_imports(args: Sequence[str]) -> list[str]:
+    """Import the modules that ``--import`` names, and return the other arguments.
+
+    Args:
+        args: Arguments after the command name.
+
+    Raises:
+        ValueError: If a module is missing or fails.
+
+    Example:
+        >>> take_imports(["photo.png", "--import", "json", "--top_k", "3"])
+        ['photo.png', '--top_k', '3']
+    """
+    rest: list[str] = []
+    left = list(args)
+    while left:
+        arg = left.pop(0)
+        option, _, value = arg.partition("=")
+        if option != "--import":
+            rest.append(arg)
+            continue
+        if not value and not left:
+            raise ValueError("--import needs the name of a module")
+        import_named(value or left.pop(0), here=True)
+    return rest
+
+
+def import_named(name: str, *, here: bool) -> None:
+    """Import a module for what it registers.
+
+    Args:
+        name: A module's name; with ``here``, the path of a ``.py`` file too.
+        here: Look in the working directory last.
+
+    Raises:
+        ValueError: If it is missing or fails.
+
+    Example:
+        >>> import_named("no_module_of_this_name", here=True)
+        Traceback (most recent call last):
+        ValueError: there is no module 'no_module_of_this_name': install it or correct the name
+    """
+    file = Path(name)
+    module, folder = (file.stem, str(file.parent.resolve())) if here and file.suffix == ".py" else (name, os.getcwd())
+    if here:
+        sys.path.append(folder)  # for the modules beside it too
+    try:
+        import_module(module)
+    except Exception as error:  # code of the user raises anything
+        missing = isinstance(error, ModuleNotFoundError) and str(error.name) == module.partition(".")[0]
+        if missing and not (here and file.exists()):
+            raise ValueError(f"there is no module {name!r}: {advice(module)}") from error
+        raise ValueError(f"{name} cannot be imported: {type(error).__name__}: {error}{_place(error, module)}") from error
+    finally:
+        if here:
+            sys.path.remove(folder)
+
+
+def _place(error: BaseException, module: str) -> str:
+    """Return where the user's own code failed."""
+    lines = [number for frame, number in walk_tb(error.__traceback__) if frame.f_globals.get("__name__") == module]
+    return f" (line {lines[-1]})" if lines else ""
 
 
 _RUN = {"flatten_transformer", "-mflatten_transformer"}

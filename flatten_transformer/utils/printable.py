@@ -1,4 +1,4 @@
-"""Escape text from files, to show it safely on a terminal."""
+"""Text for a terminal: names from files escaped, things counted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ def printable(text: str) -> str:
         cat\x1b[2J
     """
     return "".join(_visible(character) for character in text)
+
+
+def count(number: int | None, thing: str) -> str:
+    """Return a number of things, in the singular or plural.
+
+    Example:
+        >>> count(1, "epoch"), count(1200, "epoch")
+        ('1 epoch', '1,200 epochs')
+    """
+    return f"{number or 0:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _visible(character: str) -> str:

@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 
 from flatten_transformer.training.cli import train
+from tests.runs import RECIPE
 
 MODEL = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2, drop_path_rate: 0.2, proj_drop_rate: 0.1}"
 OPTIONS = [
+    *("--config", RECIPE),
     *("--model.model_args", MODEL, "--model.ema_decay", "0.9", "--model.mixing.mixup_alpha", "0.8"),
     *("--data.img_size", "16", "--data.augmentation.auto_augment", "rand-m5-n1", "--data.num_workers", "1"),
     *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "12", "--trainer.limit_train_batches", "3"),

@@ -9,13 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatten_transformer.training.checkpoints import newest_checkpoint
 from flatten_transformer.training.cli import TrainingCLI, train
+from tests.runs import RECIPE, newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 STILL = ["--data.augmentation", "{scale: [1, 1], ratio: [1, 1]}"]  # devices draw their augmentations each by itself
-FIT = ["--model.model_args", SIZES, "--data.img_size", "16", "--data.batch_size", "32", "--model.ema_decay", "0.9", *STILL]
+FIT = [
+    "--config",
+    RECIPE,
+    "--model.model_args",
+    SIZES,
+    "--data.img_size",
+    "16",
+    "--data.batch_size",
+    "32",
+    "--model.ema_decay",
+    "0.9",
+    *STILL,
+]
 FIT += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.precision", "64-true", "--seed_everything", "0"]
 FIT += ["--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1", "--trainer.logger", "false"]
 

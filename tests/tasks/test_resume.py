@@ -13,13 +13,24 @@ import torch
 from torch import Tensor
 
 from flatten_transformer.cli import main
-from flatten_transformer.training.checkpoints import newest_checkpoint
+from tests.runs import RECIPE, newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NAME = "flatten_deit_tiny_patch16_224"
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = [
-    *("--model.model_args", SIZES, "--data.img_size", "16", "--seed_everything", "0", "--trainer.accelerator", "cpu"),
+    *(
+        "--config",
+        RECIPE,
+        "--model.model_args",
+        SIZES,
+        "--data.img_size",
+        "16",
+        "--seed_everything",
+        "0",
+        "--trainer.accelerator",
+        "cpu",
+    ),
     *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2", "--trainer.enable_progress_bar", "false"),
 ]
 
@@ -62,14 +73,14 @@ def test_the_last_checkpoint_is_of_the_last_epoch_even_if_the_first_was_the_best
 def test_last_begins_anew_where_there_is_nothing_yet(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert main(["fit", *SHORT, *QUICK, "--ckpt_path", "last"]) == 0
-        assert f"There is no checkpoint in runs/{NAME} yet: from the beginning" in caplog.text
+        assert f"There is no checkpoint of runs/{NAME}/version_* yet: from the beginning" in caplog.text
         assert main(["test", *SHORT, "--ckpt_path", "last"]) == 0
         assert f"Going on from runs/{NAME}/version_0/checkpoints/last.ckpt" in caplog.text
 
 
 def test_last_is_an_error_where_there_is_nothing_to_judge(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["test", *SHORT, "--ckpt_path", "last"]) == 2
-    assert f"no last.ckpt in runs/{NAME}/version_*/checkpoints: train first" in capfd.readouterr().err
+    assert f"no last.ckpt of runs/{NAME}/version_*: train first" in capfd.readouterr().err
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_last_checkpoint_whole(
@@ -87,5 +98,5 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_last_checkpoint_who
         assert main(["fit", *SHORT, *QUICK]) == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith("flatten: error: [Errno 28] No space left on device")
     folder = Path("runs") / NAME / "version_0" / "checkpoints"
-    assert {path.name for path in folder.iterdir()} == {"best-epoch=0.ckpt", "last.ckpt", "best.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {"best-epoch=0.ckpt", "last.ckpt", "model.safetensors"}
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 0

@@ -59,7 +59,7 @@ def test_the_best_model_so_far_is_kept_whichever_way_is_better(mode: str, wanted
     task = ClassificationTask(model_args=TINY, num_classes=10, in_chans=1)
     trainer: Any = SimpleNamespace(checkpoint_callback=checkpoints, is_global_zero=True, callback_metrics={}, datamodule=data)
     task.trainer = trainer
-    save, path, written = SaveModel(), tmp_path / "best.safetensors", []
+    save, path, written = SaveModel(), tmp_path / "model.safetensors", []
     for value in (0.2, 0.5, 0.1, 0.6):
         trainer.callback_metrics["val/accuracy"] = torch.tensor(value)
         path.unlink(missing_ok=True)
@@ -92,3 +92,22 @@ def test_a_training_tells_its_data(tmp_path: Path, capsys: pytest.CaptureFixture
     told = capsys.readouterr().err
     assert told.index("Data") < told.index("Left out: nothing")
     assert "┃ class (images) ┃ train ┃ val ┃" in told
+
+
+def test_the_best_model_moves_on_with_a_resumed_run(tmp_path: Path) -> None:
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "old" / "model.safetensors").write_bytes(b"the best so far")
+    checkpoints = ModelCheckpoint(tmp_path / "new", monitor="val/accuracy", mode="max")
+    trainer: Any = SimpleNamespace(checkpoint_callback=checkpoints, is_global_zero=True, ckpt_path=tmp_path / "old" / "last.ckpt")
+    save = SaveModel()
+    save.load_state_dict({"best": 0.5})
+    save.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]  # the model does not matter
+    assert (tmp_path / "new" / "model.safetensors").read_bytes() == b"the best so far"
+    assert save.best == 0.5
+    (tmp_path / "old" / "best.safetensors").write_bytes(b"of an older version")
+    save.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    assert (tmp_path / "new" / "model.safetensors").read_bytes() == b"of an older version"
+    trainer.ckpt_path = tmp_path / "old" / "best-epoch=3.ckpt"  # whose best may be another
+    save.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    assert save.best is None

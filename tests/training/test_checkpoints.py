@@ -20,11 +20,23 @@ from flatten_transformer.tasks.classification.model import build_model, weights_
 from flatten_transformer.training.checkpoints import AtomicCheckpointIO, check_checkpoint, choose_checkpoint
 from flatten_transformer.training.cli import train
 from flatten_transformer.training.lock import locked
+from tests.runs import RECIPE
 
 NAME = "flatten_deit_tiny_patch16_224"
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = [
-    *("--model.model_args", SIZES, "--data.img_size", "16", "--seed_everything", "0", "--trainer.accelerator", "cpu"),
+    *(
+        "--config",
+        RECIPE,
+        "--model.model_args",
+        SIZES,
+        "--data.img_size",
+        "16",
+        "--seed_everything",
+        "0",
+        "--trainer.accelerator",
+        "cpu",
+    ),
     *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"),
     *("--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),
 ]

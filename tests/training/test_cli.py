@@ -10,10 +10,22 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from flatten_transformer.tasks.model_file import load_model
 from flatten_transformer.training.cli import TrainingCLI, train
 from flatten_transformer.training.trainer import Trainer
+from tests.runs import RECIPE
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
-SHORT = ["--model.model_args", SIZES, "--data.img_size", "16", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
-MODELS = {"best.safetensors", "model.safetensors"}
+SHORT = [
+    "--config",
+    RECIPE,
+    "--model.model_args",
+    SIZES,
+    "--data.img_size",
+    "16",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.max_epochs",
+    "1",
+]
+MODELS = {"model.safetensors", "last.safetensors"}
 PICTURES = {"curves.png", "confusion.png", "mistakes.png"}
 SHORT += ["--trainer.limit_train_batches", "2", "--trainer.enable_progress_bar", "false", "--seed_everything", "0"]
 
@@ -73,15 +85,16 @@ def test_a_checkpoint_is_judged_without_leaving_a_trace(stage: Any, tmp_path: Pa
 
 def test_the_run_bears_the_name_of_its_recipe() -> None:
     Path("mine.yaml").write_text(yaml.safe_dump({"model": {"model_args": yaml.safe_load(SIZES)}}))
-    cli = TrainingCLI("fit", ["--config", "mine.yaml"])
-    assert Path(str(cli.trainer.log_dir)) == Path("runs/mine/version_0")
+    for config, folder in {"mine.yaml": "runs/mine", "digits/flatten_deit": "runs/digits/flatten_deit"}.items():
+        cli = TrainingCLI("fit", ["--config", config])
+        assert Path(str(cli.trainer.log_dir)) == Path(folder) / "version_0"
 
 
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
         (["--trainer.logger", "false"], {"best-epoch=0.ckpt", "last.ckpt", *MODELS}),
-        (["--trainer.enable_checkpointing", "false"], {"config.yaml", "metrics.csv", "hparams.yaml", *PICTURES}),
+        (["--trainer.enable_checkpointing", "false"], {"config.yaml", "metrics.csv", "hparams.yaml", "result.json", *PICTURES}),
         (["--trainer.fast_dev_run", "true"], set()),
     ],
     ids=["no logger", "no checkpoints", "a trial run"],  # not by str: a set has no order

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from flatten_transformer.cli import main
-from flatten_transformer.training.checkpoints import newest_checkpoint
 from flatten_transformer.training.cli import train
 from flatten_transformer.training.history import History
+from tests.runs import RECIPE, newest_checkpoint
 
 NAME = "flatten_deit_tiny_patch16_224"
 MODEL = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2, drop_path_rate: 0.2, proj_drop_rate: 0.1}"
 FIT = [
+    *("--config", RECIPE),
     *("--model.model_args", MODEL, "--model.ema_decay", "0.9", "--model.mixing.mixup_alpha", "0.8"),
     *("--data.img_size", "16", "--data.augmentation.auto_augment", "rand-m5-n1", "--seed_everything", "0"),
     *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4"),

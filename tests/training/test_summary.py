@@ -1,5 +1,6 @@
 """What a training says and draws, before and after."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,22 @@ from PIL import Image
 
 from flatten_transformer.training.cli import train
 from flatten_transformer.training.history import best_row, draw_curves
+from tests.runs import RECIPE
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = [
-    *("--model.model_args", SIZES, "--data.img_size", "16", "--seed_everything", "0", "--trainer.accelerator", "cpu"),
+    *(
+        "--config",
+        RECIPE,
+        "--model.model_args",
+        SIZES,
+        "--data.img_size",
+        "16",
+        "--seed_everything",
+        "0",
+        "--trainer.accelerator",
+        "cpu",
+    ),
     *("--trainer.limit_train_batches", "4", "--trainer.enable_progress_bar", "false", "--data.device_batch_size", "16"),
 ]
 RUN = Path("runs/flatten_deit_tiny_patch16_224/version_0")
@@ -34,10 +47,17 @@ def test_a_training_says_what_it_does_and_what_it_came_to(capfd: pytest.CaptureF
     assert "classes 10" in said
     assert "images a step 64 = 16 x 1 devices x 4" in said
     assert "steps 2 (2 epochs)" in said
+    assert f"folder {RUN}" in said
     assert "device 1 x cpu" in said
     assert "precision bf16-mixed" in said
     best = max(float(row["val/accuracy"]) for row in history(cli))
     assert f"val/accuracy {100 * best:.1f} %" in said
+    chosen = next(number for number, row in enumerate(history(cli), 1) if row["val/accuracy"] == best)
+    model = RUN / "checkpoints" / "model.safetensors"
+    assert f"Use {model}: epoch {chosen}, the best by val/accuracy, {100 * best:.1f} %. The last, of epoch 2, is" in said
+    result = json.loads((RUN / "result.json").read_text())
+    assert result["best"]["val/accuracy"] == best
+    assert (result["best"]["epoch"], result["last"]["epoch"]) == (chosen, 2)
     assert "images a second" in said
     for name in ("curves.png", "confusion.png", "mistakes.png"):
         assert f"See {RUN / name}" in said

@@ -47,7 +47,7 @@ def test_a_recipe_imports_nothing_from_the_working_directory(
     assert cli.main(["fit", "--config", f"{place}.yaml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"no module '{MODULE}': {MODULE} in the working directory is not imported unasked" in line
-    assert "if you trust it, put PYTHONPATH=. before the command" in line
+    assert "if you trust it, add --import callback_beside_the_recipe" in line
     assert not Path("ran").exists()
     assert sys.path[0] == ""
 
