@@ -58,7 +58,7 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
     ("command", "message"),
     [
         ("predcit", "no command 'predcit': did you mean predict?"),
-        ("xyz", "no command 'xyz': choose one of fit, validate, test, predict"),
+        ("xyz", "no command 'xyz': choose one of fit, validate, test, recipes, predict"),
         ("fit --confg x", "unrecognized arguments: --confg x: did you mean --config"),
         ("fit --config digits/flaten_deit", "no recipe and no file 'digits/flaten_deit': did you mean digits/flatten_deit"),
         ("fit --config missing.yaml", "no recipe and no file 'missing.yaml': choose one of"),
@@ -95,7 +95,7 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
         ),
         ("predict", "the following arguments are required: images"),
         ("predict image.png", "the following arguments are required: checkpoint"),
-        (f"{PREDICT} --topk 1", "unrecognized arguments: --topk 1: did you mean --top_k or --task?"),
+        (f"{PREDICT} --topk 1", "unrecognized arguments: --topk 1: did you mean --top_k?"),
         (f"{PREDICT} --top_k few", '"top_k": Expected one of int, null. Got value: few'),
         (f"{PREDICT} --top_k 0", "top_k must be at least 1, got 0"),
         ("predict missing.png --checkpoint model.safetensors", "no image missing.png: check the path"),

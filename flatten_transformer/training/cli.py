@@ -31,7 +31,7 @@ from flatten_transformer.training.interruption import SaveOnSignal
 from flatten_transformer.training.lock import check_idle, locked, remove_drafts
 from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard
 from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
-from flatten_transformer.training.recipes import find_recipe
+from flatten_transformer.training.recipes import find_recipe, full_name, say_full_name
 from flatten_transformer.training.summary import Summary
 from flatten_transformer.training.trainer import Trainer
 from flatten_transformer.utils.arguments import RaisingParser, check_values
@@ -287,7 +287,8 @@ def with_recipe_paths(args: Sequence[str]) -> list[str]:
         True
     """
     parts = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(("--config=", "--task=")) else [arg])]
-    return [str(find_recipe(arg)) if before in _CONFIG else arg for before, arg in zip(["", *parts], parts, strict=False)]
+    name = say_full_name if _is_first_process() else full_name
+    return [str(find_recipe(name(arg))) if before in _CONFIG else arg for before, arg in zip(["", *parts], parts, strict=False)]
 
 
 def kind_of(args: Sequence[str]) -> TaskName:
