@@ -12,8 +12,8 @@ from flatten_transformer.layers import (
 )
 from flatten_transformer.models import FlattenVisionTransformer
 from flatten_transformer.ops import focused_linear_attention
+from flatten_transformer.version import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "FlattenVisionTransformer",
     "FocusedLinearAttention",

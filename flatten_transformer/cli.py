@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import io
 import os
@@ -10,14 +11,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from flatten_transformer import __version__, commands
-from flatten_transformer.ops.dispatch import BackendError
-from flatten_transformer.utils.import_path import without_working_directory
+from flatten_transformer import commands
+from flatten_transformer.training.front import answer
+from flatten_transformer.utils.import_path import take_imports, without_working_directory
 from flatten_transformer.utils.printable import printable
-from flatten_transformer.utils.stopping import StoppedError, UnfinishedError
+from flatten_transformer.utils.stopping import StoppedError, UnavailableError, UnfinishedError
 from flatten_transformer.utils.suggest import did_you_mean
+from flatten_transformer.version import __version__
 
 TRAINING = {  # by recipes; options are those of the task, the data and Lightning's Trainer
     "fit": "train a model by a recipe",
@@ -25,6 +27,7 @@ TRAINING = {  # by recipes; options are those of the task, the data and Lightnin
     "test": "judge a checkpoint on the test images",
 }
 COMMANDS = {  # typed functions in commands/: their parameters are the options, their docstrings the help
+    "recipes": "list the recipes, or show one",
     "predict": "say what a trained model sees in image files",
     "analyze": "show how attention looks at an image: ranks, sharpness, pictures",
     "models": "list the models, what they cost and what is published",
@@ -37,6 +40,7 @@ COMMANDS = {  # typed functions in commands/: their parameters are the options, 
     "demo": "train, compare, explain and use a small model on digits",
     "demo-dense": "find digits on photographs: detection and segmentation",
 }
+LIGHT = {"recipes"}  # commands that need neither torch nor timm, which take seconds to import
 _GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # first words of two-word commands
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 _DENSE = ("faster_coco_eval", "segmentation_models_pytorch")
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(str(stop) or "interrupted", 128 + number)
     except UnfinishedError as error:
         return _say(str(error), 1)
-    except (ValueError, OSError, FloatingPointError, BackendError) as error:
+    except (ValueError, OSError, FloatingPointError, UnavailableError) as error:
         if isinstance(error, BrokenPipeError) and _reader_has_left():
             return 128 + getattr(signal, "SIGPIPE", 13)  # which Windows does not have
         if os.environ.get("FLATTEN_DEBUG"):
@@ -132,12 +136,22 @@ def run(argv: list[str]) -> None:
     elif name == "--version":
         sys.stdout.write(f"flatten {__version__}\n")
     elif name in TRAINING:
+        if answer(name, arguments):  # type: ignore[arg-type]  # which is one of its literals
+            return
+        run_package()
         from flatten_transformer.training.cli import train  # slow to import, unneeded for `flatten --help`
 
-        train(name, arguments)  # type: ignore[arg-type]  # which is one of its literals
+        train(name, arguments)  # type: ignore[arg-type]  # as above
     elif name in COMMANDS:
+        if name not in LIGHT:
+            run_package()
+            arguments = take_imports(arguments)
         words = name.replace("-", "_").split()
-        call(name, resolve_name(f"{commands.__name__}.{'_'.join(words)}:{words[-1]}"), arguments)
+        function = resolve_name(f"{commands.__name__}.{'_'.join(words)}:{words[-1]}")
+        if name in LIGHT and not any(argument.startswith("-") for argument in arguments):
+            function(arguments)  # words alone need no parser, which is slow to import too
+        else:
+            call(name, function, arguments)
     elif name in _GROUPS and arguments[:1] in ([], ["-h"], ["--help"]):
         sys.stdout.write(overview(f"{name} "))
     else:
@@ -146,6 +160,13 @@ def run(argv: list[str]) -> None:
         raise ValueError(
             f"no command {name!r}: {did_you_mean(name, [near for near in names if near.startswith(group)] or names)}"
         )
+
+
+def run_package() -> None:
+    """Run the package's ``__init__``, which registers the models, if ``flatten_command`` has put it off."""
+    package = sys.modules["flatten_transformer"]
+    if not hasattr(package, "__all__"):
+        importlib.reload(package)
 
 
 def overview(group: str = "") -> str:
@@ -162,7 +183,8 @@ def overview(group: str = "") -> str:
             "  flatten COMMAND --help  the options of a command",
             "  flatten --version       the version of this library",
             "",
-            "Begin with:  flatten fit --config digits/flatten_deit",
+            "Begin with:  flatten recipes",
+            "             flatten fit --config digits/flatten_deit",
             "FLATTEN_DEBUG=1 shows where an error comes from.",
             "",
         )
@@ -172,8 +194,8 @@ def overview(group: str = "") -> str:
 def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
     """Call a typed function with command-line arguments.
 
-    Positional-only parameters are positional, as is a list without a default, which takes one or more values; all others
-    are options.
+    Positional-only parameters are positional, as is a list without a default, which takes one or more values; one with a
+    default takes none, too, and is positional if positional-only. All others are options.
 
     Args:
         name: Command name, for the help.
@@ -198,12 +220,20 @@ def call(name: str, function: Callable[..., object], argv: list[str]) -> None:
     parser = RaisingParser(prog=f"flatten {name}", description=docstring.short_description, parser_mode=ANY_TEXT)
     types = get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
-    positional_only = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
-    lists = [p.name for p in parameters if p.default is p.empty and get_origin(types[p.name]) is list]
-    for positional in (*positional_only, *lists):
-        kind, nargs = (get_args(types[positional])[0], "+") if positional in lists else (types[positional], None)
-        parser.add_argument(positional, nargs=nargs, type=kind, metavar=positional.upper(), help=help_texts.get(positional))
-    parser.add_function_arguments(function, as_group=False, skip={*positional_only, *lists})
+    positional_only = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    lists = [p for p in parameters if p.default is p.empty and get_origin(types[p.name]) is list]
+    for each in (*positional_only, *lists):
+        of_many, required = get_args(types[each.name]), each.default is each.empty
+        default: dict[str, Any] = {} if required else {"default": each.default}  # which the parser allows to none but these
+        parser.add_argument(
+            each.name,
+            nargs=("+" if required else "*") if of_many else None,
+            type=of_many[0] if of_many else types[each.name],
+            metavar=each.name.upper(),
+            help=help_texts.get(each.name),
+            **default,
+        )
+    parser.add_function_arguments(function, as_group=False, skip={p.name for p in (*positional_only, *lists)})
     values = vars(parser.parse_args(argv))
-    first = [values.pop(name) for name in positional_only]
+    first = [values.pop(p.name) for p in positional_only]
     function(*first, **values)

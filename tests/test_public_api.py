@@ -1,4 +1,7 @@
-"""The public names and signatures, and what importing them does: nothing but registering models."""
+"""The public names and signatures, and what importing them does: nothing but registering models.
+
+The console script answers what it can before it imports them.
+"""
 
 import inspect
 import json
@@ -63,9 +66,38 @@ def test_the_signatures_of_the_layer_are_pinned() -> None:
     )
 
 
+LIGHT = """
+import json, sys
+import flatten_command
+for argv in json.loads(sys.argv[1]):
+    sys.argv = ["flatten", *argv]
+    flatten_command.main()
+    assert not {"torch", "timm", "jsonargparse", "rich"} & sys.modules.keys(), argv
+"""
+LISTS = [["--help"], [], ["--version"], ["benchmark"], ["benchmark", "--help"], ["recipes"], ["recipes", "digits", "flatten"]]
+WRONG = {"fitt": "no command 'fitt'", "benchmark opp": "no command 'benchmark opp'", "recipes digts": "no recipe fits 'digts'"}
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own."""
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_and_wrong_commands_need_neither_torch_nor_a_parser() -> None:
+    done = python(LIGHT, json.dumps([*LISTS, *(command.split() for command in WRONG)]))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(overview() * 2 + f"flatten {flatten_transformer.__version__}\n" + overview("benchmark ") * 2)
+    for line, said in zip(done.stderr.splitlines(), WRONG.values(), strict=True):
+        assert line.startswith(f"flatten: error: {said}: ")
+
+
 IMPORTING = """
 import json, random, sys, warnings
 import torch, timm
+import flatten_command
+sys.argv = ["flatten", "--help"]
+flatten_command.main()
 def state():
     return [
         str(torch.get_default_dtype()), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed(),
@@ -75,22 +107,22 @@ def state():
         str(torch.get_default_device()), torch.is_autocast_enabled("cpu"),
     ]
 before, loaded = state(), set(sys.modules)
-import flatten_transformer
+assert not timm.list_models("flatten_*")
+import flatten_transformer.cli
+flatten_transformer.cli.run_package()  # as before `flatten fit`
+assert timm.is_model("flatten_swin_tiny_patch4_224")
 layer = flatten_transformer.FocusedLinearAttention(32, 2, (5, 7), device=torch.device("meta"))
-new = sorted({name.partition(".")[0] for name in set(sys.modules) - loaded})
-same = before == state()
-from flatten_transformer.cli import main
-main(["--help"])
-print(json.dumps({"same": same, "new": new, "all": sorted({name.partition(".")[0] for name in sys.modules})}))
+new = sorted({".".join(name.split(".")[:2]) for name in set(sys.modules) - loaded})
+print(json.dumps({"same": before == state(), "new": new}))
 """
 
 
-def test_importing_and_asking_for_help_need_torch_and_timm_only_and_change_no_global_state() -> None:
-    done = subprocess.run([sys.executable, "-W", "error::ResourceWarning", "-c", IMPORTING], capture_output=True, text=True)
+def test_importing_registers_the_models_loads_what_timm_loads_and_changes_no_global_state() -> None:
+    done = python(IMPORTING)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(overview())  # and nothing else was printed
     found = json.loads(done.stdout.removeprefix(overview()))
     assert found["same"]
-    extras = {"jsonargparse", "lightning", "matplotlib", "rich", "sklearn", "tensorboard", "torchmetrics"}
-    assert not extras & set(found["new"])
-    assert not extras & set(found["all"])
+    assert "flatten_transformer.ops" in found["new"]
+    known = {"flatten_transformer", "timm", *sys.stdlib_module_names}
+    assert {name for name in found["new"] if name.partition(".")[0] not in known} <= {"torch.utils"}  # its count of FLOPs

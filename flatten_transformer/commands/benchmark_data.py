@@ -13,7 +13,7 @@ from flatten_transformer.benchmark import arguments
 from flatten_transformer.benchmark.output import FOLDER
 from flatten_transformer.benchmark.training import build_recipe, finish, measure_pipeline
 from flatten_transformer.training.process import without_lightning_noise
-from flatten_transformer.training.recipes import find_recipe
+from flatten_transformer.training.recipes import find_recipe, say_full_name
 from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.terminal import cell
 
@@ -29,7 +29,8 @@ def data(recipe: str, /, root: Path | None = None, workers: str = "0,1,2", budge
         folder: Folder of data.json.
     """
     arguments.check_positive(budget_s=budget_s)
-    check_outputs([folder / "data.json"], [Path(find_recipe(recipe))])
+    recipe = say_full_name(recipe)
+    check_outputs([folder / "data.json"], [find_recipe(recipe)])
     counts = arguments.integers(workers, "workers", minimum=0)
     with TemporaryDirectory() as runs, without_lightning_noise():
         results = [

@@ -14,7 +14,7 @@ from flatten_transformer.benchmark.timing import Spread
 from flatten_transformer.benchmark.training import PlainLoopComparison, build_recipe, finish
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.training.process import without_lightning_noise
-from flatten_transformer.training.recipes import find_recipe
+from flatten_transformer.training.recipes import find_recipe, say_full_name
 from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.terminal import cell
 
@@ -30,7 +30,8 @@ def loop(recipe: str, /, root: Path | None = None, steps: int = 20, rounds: int 
         folder: Folder of loop.json.
     """
     arguments.check_positive(steps=steps, rounds=rounds - 1)
-    check_outputs([folder / "loop.json"], [Path(find_recipe(recipe))])
+    recipe = say_full_name(recipe)
+    check_outputs([folder / "loop.json"], [find_recipe(recipe)])
     comparison = PlainLoopComparison(rounds)
     with TemporaryDirectory() as runs, without_lightning_noise():
         options = {"limit_train_batches": steps, "max_epochs": rounds, "limit_val_batches": 0}

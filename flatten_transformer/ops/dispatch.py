@@ -11,12 +11,13 @@ import torch
 from flatten_transformer.ops import cpp, linear_attention, triton
 from flatten_transformer.ops.checks import Arguments
 from flatten_transformer.ops.fused import Attend
+from flatten_transformer.utils.stopping import UnavailableError
 
 Backend = Literal["portable", "cpp", "triton"]
 VARIABLE = "FLATTEN_BACKEND"
 
 
-class BackendError(RuntimeError):
+class BackendError(UnavailableError):
     """The requested backend cannot run here."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 
 from flatten_transformer.tasks.registry import TaskName, check_task
-from flatten_transformer.training.recipes import find_recipe
+from flatten_transformer.training.recipes import find_recipe, full_name
 from flatten_transformer.training.short_options import Pair, expand, join, split
 from flatten_transformer.utils.import_path import import_named
 
@@ -18,7 +18,7 @@ Stage = Literal["fit", "validate", "test"]
 _CONFIG = ("--config", "-c")
 
 
-def prepare(stage: Stage, args: Sequence[str]) -> list[str]:
+def prepare(stage: Stage, args: Sequence[str], full_name: Callable[[str], str] = full_name) -> list[str]:
     """Return the arguments with recipes by path and long options, after importing the modules that they name.
 
     Without a recipe, a checkpoint is judged by the configuration of its run.
@@ -26,6 +26,7 @@ def prepare(stage: Stage, args: Sequence[str]) -> list[str]:
     Args:
         stage: Stage that will run.
         args: Arguments after the command name.
+        full_name: Gives the full name of a recipe, and may say it.
 
     Raises:
         ValueError: If there is no recipe, one is malformed, or a module cannot be imported.
@@ -35,7 +36,7 @@ def prepare(stage: Stage, args: Sequence[str]) -> list[str]:
         >>> prepare("fit", ["--config=digits/flatten_deit", "--lr", "1e-3"])[2:]
         ['--model.optim.lr', '1e-3']
     """
-    pairs = [(option, str(find_recipe(value)) if option in _CONFIG and value else value) for option, value in split(args)]
+    pairs = [(name, str(find_recipe(full_name(value))) if name in _CONFIG and value else value) for name, value in split(args)]
     if (config := check_recipe(stage, pairs)) is not None:
         pairs.insert(0, ("--config", str(config)))
     modules = _import_modules(pairs)

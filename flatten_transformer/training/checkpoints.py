@@ -15,7 +15,7 @@ from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.digest import check_whole, damage, seal
 from flatten_transformer.utils.printable import printable
 
-LAST = "last"  # in place of a path: the newest checkpoint of the recipe's runs
+LAST, BEST = "last", "best"  # in place of a path: of the newest run of the recipe and name
 _ADVICE = "give --ckpt_path a .ckpt file of an earlier run, from runs/"
 _SHOWN = 3  # checkpoints named in an error
 _RESUME_ENTRIES: dict[str, type] = {  # entries needed to resume, besides the weights
@@ -102,6 +102,23 @@ def _newest_first(folder: Path) -> Iterable[Path]:
 
 def _steps(path: Path) -> int:
     return -1 if find_flaw(path, resume=True) else int(_load(path)["global_step"])
+
+
+def best_beside(last: Path) -> Path:
+    """Return the checkpoint of the best epoch so far, by what ``last.ckpt`` says of it.
+
+    Args:
+        last: A valid checkpoint.
+
+    Raises:
+        FileNotFoundError: If it is not beside it.
+    """
+    states = [state for name, state in _load(last).get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
+    names = [Path(state["best_model_path"]).name for state in states if state.get("best_model_path")]
+    found = [last.parent / name for name in names if (last.parent / name).is_file() and name != last.name]
+    if not found:
+        raise FileNotFoundError(f"no best checkpoint beside {printable(str(last))}: give --ckpt_path last, or a path")
+    return found[0]
 
 
 def check_checkpoint(path: Path, *, resume: bool = False) -> None:

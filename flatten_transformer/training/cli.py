@@ -18,12 +18,20 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from flatten_transformer.tasks.registry import task_spec
 from flatten_transformer.training.arguments import Stage, prepare, task_of
 from flatten_transformer.training.callbacks import KeepBatchSize, PrintData, ReportSkipped, SaveModel, SeedEpochs
-from flatten_transformer.training.checkpoints import LAST, AtomicCheckpointIO, check_checkpoint, choose_checkpoint
+from flatten_transformer.training.checkpoints import (
+    BEST,
+    LAST,
+    AtomicCheckpointIO,
+    best_beside,
+    check_checkpoint,
+    choose_checkpoint,
+)
 from flatten_transformer.training.history import History
 from flatten_transformer.training.interruption import SaveOnSignal
 from flatten_transformer.training.lock import check_idle, locked, remove_drafts
 from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard
 from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
+from flatten_transformer.training.recipes import full_name, say_full_name
 from flatten_transformer.training.run_folder import (
     check_name,
     claim,
@@ -92,7 +100,8 @@ class TrainingCLI(LightningCLI):
     def __init__(self, stage: Stage, args: Sequence[str]) -> None:
         self.stage = stage
         self.folder: Path | None = None  # of this run
-        args = prepare(stage, ["--help" if arg == "--help-all" else arg for arg in args])
+        all_help = ["--help" if arg == "--help-all" else arg for arg in args]
+        args = prepare(stage, all_help, say_full_name if _is_first_process() else full_name)
         self.kind = task_of(args)
         self.spec = task_spec(self.kind)
         with self.discarding_failed_starts():
@@ -125,7 +134,7 @@ class TrainingCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="A .ckpt to resume from, or to judge; last: that of the newest run of this recipe and name.",
+            help="A .ckpt to resume from, or to judge; last or best: of the newest run of this recipe and name.",
         )
         help_text = "Recompute activations in the backward pass: slower, in less memory."
         parser.add_argument("--grad_checkpointing", type=bool, default=False, help=help_text)
@@ -148,13 +157,17 @@ class TrainingCLI(LightningCLI):
                 "trainer.accumulate_grad_batches follows from the data: leave it out; data.batch_size is what a step sees, "
                 f"data.device_batch_size what a device takes at once (got {self.config.trainer.accumulate_grad_batches})"
             )
-        if self.config.ckpt_path == LAST:
-            self.config.ckpt_path = self._last_checkpoint()
+        if self.config.ckpt_path in (LAST, BEST):
+            self.config.ckpt_path = self._newest_checkpoint(best=self.config.ckpt_path == BEST)
         elif self.config.ckpt_path:
             check_checkpoint(Path(self.config.ckpt_path), resume=self.stage == "fit")
 
-    def _last_checkpoint(self) -> str | None:
-        """Return the newest valid checkpoint of the runs of this recipe and name; without any, a fit starts from scratch."""
+    def _newest_checkpoint(self, *, best: bool) -> str | None:
+        """Return the newest valid checkpoint of the runs of this recipe and name; without any, a fit starts from scratch.
+
+        Args:
+            best: Return that of the best epoch of its run.
+        """
         given = self.config.checkpoint.dirpath
         folders = [Path(given)] if given and (Path(given) / "last.ckpt").is_file() else self._earlier_checkpoints()
         path, flaws = choice = choose_checkpoint(folders, resume=self.stage == "fit")
@@ -164,9 +177,12 @@ class TrainingCLI(LightningCLI):
             raise FileNotFoundError(f"no last.ckpt of {self._what_was_looked_for()}: train first, or give a path")
         if path is not None and self.stage == "fit" and _is_first_process():
             check_idle(path.parent)
+        if path is not None and best:
+            path = best_beside(path)
         skipped = f"Warning: {choice.text()}. " if flaws else ""
         fresh = f"There is no checkpoint of {self._what_was_looked_for()} yet: from the beginning"
-        rank_zero_info(printable(f"{skipped}Going on from {path}" if path else fresh))
+        does = "Going on from" if self.stage == "fit" else "Judging"
+        rank_zero_info(printable(f"{skipped}{does} {path}" if path else fresh))
         return None if path is None else str(path)
 
     def _earlier_checkpoints(self) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Exceptions of commands that a signal stops, or that finish only part of their work."""
+"""Exceptions of commands that a signal stops, that finish only part of their work, or that cannot run here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(s
 
 class UnfinishedError(ValueError):
     """Only part of the work could be done, and is kept; the message says what is missing."""
+
+
+class UnavailableError(RuntimeError):
+    """This machine cannot do what was asked; the message says why."""
 
 
 class StoppedError(KeyboardInterrupt):

@@ -75,7 +75,7 @@ def test_last_begins_anew_where_there_is_nothing_yet(caplog: pytest.LogCaptureFi
         assert main(["fit", *SHORT, *QUICK, "--ckpt_path", "last"]) == 0
         assert f"There is no checkpoint of runs/{NAME}/version_* yet: from the beginning" in caplog.text
         assert main(["test", *SHORT, "--ckpt_path", "last"]) == 0
-        assert f"Going on from runs/{NAME}/version_0/checkpoints/last.ckpt" in caplog.text
+        assert f"Judging runs/{NAME}/version_0/checkpoints/last.ckpt" in caplog.text
 
 
 def test_last_is_an_error_where_there_is_nothing_to_judge(capfd: pytest.CaptureFixture[str]) -> None:

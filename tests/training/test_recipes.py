@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from flatten_transformer.training import recipes
+from flatten_transformer.training.arguments import prepare
 from flatten_transformer.training.cli import TrainingCLI
-from flatten_transformer.training.recipes import find_recipe, recipe_names
+from flatten_transformer.training.recipes import find_recipe, full_name, recipe_names, say_full_name
 from tests.images import write_packed
 from tests.scenes import few_scenes
 
@@ -69,10 +70,50 @@ def test_a_recipe_is_found_by_name_from_anywhere(given: str, tmp_path: Path, mon
 def test_the_beginning_of_a_name_is_enough_where_it_says_which() -> None:
     assert find_recipe("imagenet1k/flatten_swin_tiny").stem == "flatten_swin_tiny_patch4_224"
     assert find_recipe("imagenet1k/flatten_pvt_v2_b1").stem == "flatten_pvt_v2_b1"
-    with pytest.raises(
-        FileNotFoundError, match=r"2 recipes begin with 'imagenet1k/flatten_swin_base': choose one of .*_224, .*_384"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"2 recipes fit 'imagenet1k/flatten_swin_base': choose one of .*_224, .*_384"):
         find_recipe("imagenet1k/flatten_swin_base")
+
+
+def test_a_recipe_needs_no_folder_where_its_name_says_which() -> None:
+    assert full_name("study") == "fashion_mnist/study"
+    assert full_name("upernet_flatten_swin_tiny") == "ade20k/upernet_flatten_swin_tiny_160k"
+    with pytest.raises(
+        FileNotFoundError, match=r"2 recipes fit 'softmax_deit': choose one of digits/.*, fashion_mnist/softmax_deit"
+    ):
+        full_name("softmax_deit")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("finetun", "finetune"), ("digits/flat", "digits/flatten_deit"), ("digits/flatten_deit_", "digits/flatten_deit")],
+)
+def test_a_part_of_a_word_is_no_name(given: str, meant: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"no recipe and no file '{given}': did you mean {meant}"):
+        find_recipe(given)
+
+
+def test_many_recipes_of_one_beginning_are_not_listed_on_a_line() -> None:
+    with pytest.raises(FileNotFoundError, match=r"^\d\d recipes fit 'imagenet1k': `flatten recipes imagenet1k` lists them$"):
+        find_recipe("imagenet1k")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("study", "study is the recipe fashion_mnist/study\n"),
+        ("recipes/digits/flatten_deit.yaml", ""),
+        ("digits/flatten_deit", ""),
+        ("own.yaml", ""),
+    ],
+)
+def test_which_recipe_a_short_name_means_is_said_once(
+    given: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("model: {}")
+    path = prepare("fit", ["--seed_everything", "0", f"--config={given}"], say_full_name)[-1]
+    assert Path(path).is_file()
+    assert capsys.readouterr().err == said
 
 
 def test_a_whole_name_is_meant_even_if_others_begin_like_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
