@@ -28,6 +28,7 @@ TRAINING = {  # by recipes; options are those of the task, the data and Lightnin
 }
 COMMANDS = {  # typed functions in commands/: their parameters are the options, their docstrings the help
     "recipes": "list the recipes, or show one",
+    "runs": "list the runs, or compare some",
     "predict": "say what a trained model sees in image files",
     "analyze": "show how attention looks at an image: ranks, sharpness, pictures",
     "models": "list the models, what they cost and what is published",
@@ -40,7 +41,7 @@ COMMANDS = {  # typed functions in commands/: their parameters are the options, 
     "demo": "train, compare, explain and use a small model on digits",
     "demo-dense": "find digits on photographs: detection and segmentation",
 }
-LIGHT = {"recipes"}  # commands that need neither torch nor timm, which take seconds to import
+LIGHT = {"recipes", "runs"}  # commands that need neither torch nor timm, which take seconds to import
 _GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # first words of two-word commands
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 _DENSE = ("faster_coco_eval", "segmentation_models_pytorch")

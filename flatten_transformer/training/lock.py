@@ -144,6 +144,24 @@ def remove_drafts(folders: Iterable[Path]) -> None:
                 pass
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a training run holds a folder.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> with locked([folder]):
+        ...     is_held(folder)
+        True
+        >>> is_held(folder)
+        False
+    """
+    try:
+        check_idle(folder)
+    except ValueError:
+        return True
+    return False
+
+
 def check_idle(folder: Path) -> None:
     """Raise ValueError if a training run holds a folder."""
     if (folder / _NAME).is_file():
