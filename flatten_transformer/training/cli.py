@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -31,6 +32,7 @@ from flatten_transformer.training.interruption import SaveOnSignal
 from flatten_transformer.training.lock import check_idle, locked, remove_drafts
 from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard
 from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
+from flatten_transformer.training.progress import progress_callback
 from flatten_transformer.training.recipes import full_name, say_full_name
 from flatten_transformer.training.run_folder import (
     check_name,
@@ -291,6 +293,9 @@ class TrainingCLI(LightningCLI):
             callbacks.append(keep_last(checkpoint))
         if not (self.stage == "fit" and config.logger and not config.fast_dev_run):
             self.save_config_callback = None
+        if config.enable_progress_bar is not False and not _has_bar(config.callbacks):
+            callbacks.append(progress := progress_callback())
+            config.enable_progress_bar = isinstance(progress, LightningBar)
         self.trainer_defaults["callbacks"] = [*callbacks, SaveOnSignal()]
         given = config.plugins or []
         plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
@@ -313,6 +318,11 @@ class TrainingCLI(LightningCLI):
     def runs_folder(self) -> Path:
         """Return the folder of the runs of this recipe."""
         return folder_of_recipe(self.recipe(), self._root())
+
+
+def _has_bar(callbacks: Callback | Sequence[Callback] | None) -> bool:
+    given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
+    return any(isinstance(callback, LightningBar) for callback in given)
 
 
 def keep_last(checkpoint: ModelCheckpoint) -> ModelCheckpoint:
