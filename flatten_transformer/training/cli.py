@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]  # ships no annotations
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -26,10 +26,12 @@ from flatten_transformer.training.checkpoints import (
     checkpoint_folders,
     choose_checkpoint,
 )
+from flatten_transformer.training.class_report import ReportClasses
 from flatten_transformer.training.history import History
 from flatten_transformer.training.interruption import SaveOnSignal
 from flatten_transformer.training.lock import check_idle, locked, remove_drafts
-from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard
+from flatten_transformer.training.log_callbacks import LearningRate, LogPictures, LogSettings
+from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard, check_packages
 from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
 from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.training.summary import Summary
@@ -123,6 +125,8 @@ class TrainingCLI(LightningCLI):
         help_text = "Recompute activations in the backward pass: slower, in less memory."
         parser.add_argument("--grad_checkpointing", type=bool, default=False, help=help_text)
         parser.add_argument("--compile", type=bool, default=False, help="Train the model under torch.compile.")
+        if self.stage != "fit":
+            parser.add_argument("--csv", type=Path | None, default=None, help="Write the numbers of each class to this file.")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -134,6 +138,7 @@ class TrainingCLI(LightningCLI):
         """Parse, and validate the checkpoint before anything is built."""
         self.config = parser.parse_args(args)
         check_values(parser, self.config)
+        check_packages(self.config.trainer.logger)
         if self.config.trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 "trainer.accumulate_grad_batches follows from the data: leave it out; data.batch_size is what a step sees, "
@@ -229,17 +234,21 @@ class TrainingCLI(LightningCLI):
             if self.config_init.checkpoint.dirpath is None:
                 self.config_init.checkpoint.dirpath = str(folder / f"version_{version}" / "checkpoints")
             if config.logger in (None, True):
-                config.logger = [log(folder.parent, folder.name, version) for log in (CurvesAsCSV, CurvesForTensorBoard)]
-            callbacks = [Summary(history, folder / f"version_{version}" if config.logger else None)]
-            callbacks += [LearningRateMonitor("epoch")] if config.logger else []
+                place = (folder.parent, folder.name, version)
+                config.logger = [CurvesAsCSV(*place), CurvesForTensorBoard(*place, default_hp_metric=False)]
+            run = folder / f"version_{version}" if config.logger else None
+            callbacks = [Summary(history, run), ReportClasses(run), LearningRate()]
+            callbacks += [LogSettings(history, _data_name(self.config.data)), LogPictures(run)] if run else []
         elif config.logger in (None, True):
             config.logger = False
+        if self.stage != "fit":
+            callbacks = [ReportClasses(csv=self.config.csv)]
         if config.fast_dev_run or config.enable_checkpointing is False:
             config.enable_checkpointing = False
             self._parser(None).callback_keys.remove("checkpoint")
         elif self.config_init.checkpoint.save_last:
             callbacks.append(keep_last(self.config_init.checkpoint))
-        if not (callbacks and config.logger):
+        if not (self.stage == "fit" and callbacks and config.logger):
             self.save_config_callback = None
         always = [PrintData(), KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history]
         self.trainer_defaults["callbacks"] = [*always, *callbacks, SaveOnSignal()]
@@ -264,6 +273,11 @@ def keep_last(checkpoint: ModelCheckpoint) -> ModelCheckpoint:
     """
     checkpoint.save_last = False
     return ModelCheckpoint(checkpoint.dirpath, LAST, enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+def _data_name(data: Any) -> str:
+    """Return the name of a data set, and its folder if one is given."""
+    return " ".join(str(part) for part in (data.dataset, data.root) if part is not None)
 
 
 def _while_restoring(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from flatten_transformer.training.trainer import Trainer
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = ["--model.model_args", SIZES, "--data.img_size", "16", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
 MODELS = {"best.safetensors", "model.safetensors"}
-PICTURES = {"curves.png", "confusion.png", "mistakes.png"}
+PICTURES = {"curves.png", "confusion.png", "mistakes.png", "per_class.png", "per_class.csv"}
 SHORT += ["--trainer.limit_train_batches", "2", "--trainer.enable_progress_bar", "false", "--seed_everything", "0"]
 
 
