@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flatten_transformer.analysis.metrics import LayerNumbers
-from flatten_transformer.analysis.plots import COLOURS, MARKERS, add_grid, new_figure, styled, to_png
+from flatten_transformer.analysis.plots import to_png
+from flatten_transformer.utils.picture_style import LINES, MARKERS, PALE, add_grid, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ def draw_sharpness(models: Models, top_k: int) -> bytes:
         keys = {layer.keys for layers in models.values() for layer in layers if layer.heads}
         if len(keys) == 1:
             most = math.log2(keys.pop())
-            entropy.axhline(most, color="#666666", lw=1.2, ls=(0, (1, 2)), label="all keys alike, log₂ M")
+            entropy.axhline(most, color=PALE, lw=1.2, ls=(0, (1, 2)), label="all keys alike, log₂ M")
         entropy.set(title="entropy of a row: low is sharp", ylabel="bits", ylim=(0, None))
         _draw_lines(mass, models, "top_k_mass")
         mass.set(title=f"share of the {top_k} largest weights: high is sharp", ylabel="share of a row", ylim=(0, 1.02))
@@ -60,7 +61,7 @@ def _draw_lines(axis: Axes, models: Models, key: str) -> None:
     """Draw a number by layer: filled marks the attention alone, hollow ones with the convolution."""
     from matplotlib.ticker import MaxNLocator
 
-    for (label, layers), colour, marker in zip(models.items(), COLOURS, MARKERS, strict=False):
+    for (label, layers), colour, marker in zip(models.items(), LINES, MARKERS, strict=False):
         for restored in (False, True):
             values = [layer.mean(key, restored=restored) for layer in layers]
             points = [(place, value) for place, value in enumerate(values) if value is not None]
@@ -83,7 +84,7 @@ def _draw_limits(axis: Axes, models: Models) -> None:
     ):
         if len(values) == 1:
             value = values.pop()
-            axis.axhline(value, color="#666666", lw=1.2, ls=dashes, label=f"{name}, {value}", zorder=1)
+            axis.axhline(value, color=PALE, lw=1.2, ls=dashes, label=f"{name}, {value}", zorder=1)
 
 
 def _add_legend(figure: Figure) -> None:

@@ -1,12 +1,11 @@
-"""Plots of one model: attention of a query in every layer, matrix and angles of one layer; and their style."""
+"""Plots of one model: attention of a query in every layer, matrix and angles of one layer."""
 
 # N queries, M keys.
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,54 +16,22 @@ from torch import Tensor
 from flatten_transformer.analysis.angles import BINS, Angles
 from flatten_transformer.analysis.capture import CapturedAttention, Grid
 from flatten_transformer.analysis.selection import sample_channels, token_at
+from flatten_transformer.utils.picture_style import DASHES, DPI, LINES, PALE, add_grid, legend_below, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
-MARKERS = "osD^vP*"
-MARK = "#D55E00"  # outlines the query
+MARK = LINES[1]  # outlines the query
 _COLUMNS = 7
 SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"
-_RC: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
-    "savefig.facecolor": "white",
-}
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """Apply the plot style."""
-    from matplotlib import rc_context
-
-    with rc_context(_RC):
-        yield
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure; sizes in inches."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1))
 
 
 def to_png(figure: Figure) -> bytes:
     """Return a figure as a PNG file."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
+    figure.savefig(content, format="png", dpi=DPI)
     return content.getvalue()
-
-
-def add_grid(axis: Axes) -> None:
-    """Draw pale lines behind an axis."""
-    axis.grid(color="#ececec", lw=0.8)
-    axis.set_axisbelow(True)
 
 
 def hide_ticks(axis: Axes) -> None:
@@ -243,16 +210,16 @@ def _show_matrix(panel: Axes, name: str, matrix: Tensor) -> None:
 
 
 def _show_singular_values(panel: Axes, matrices: dict[str, Tensor]) -> None:
-    for (name, matrix), dashes, colour in zip(matrices.items(), ("-", ":", "--"), COLOURS, strict=False):
+    for (name, matrix), dashes, colour in zip(matrices.items(), DASHES, LINES, strict=False):
         values = singular_values(matrix)
         panel.semilogy(range(1, len(values) + 1), values, dashes, lw=2, color=colour, label=name)
     threshold = max(next(iter(matrices.values())).shape) * torch.finfo(torch.float64).eps
-    panel.axhline(threshold, color="#666666", lw=1.2, ls=(0, (5, 3, 1, 3)), label="below: no rank")
+    panel.axhline(threshold, color=PALE, lw=1.2, ls=(0, (5, 3, 1, 3)), label="below: no rank")
     panel.set_ylim(1e-18, 3)
     panel.set_xlabel("index")
     panel.set_ylabel("singular value, in the largest")
     panel.set_title("singular values")
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8.5)
+    legend_below(panel)
     add_grid(panel)
 
 
@@ -265,11 +232,11 @@ def draw_angles(angles: Angles, title: str) -> bytes:
     """
     pairs = {"same": "largest entries coincide", "other": "largest entries differ"}
     with styled():
-        figure = new_figure(9.5, 3.7)
+        figure = new_figure(9.5, 4.0)
         for panel, (kind, name) in zip(figure.subplots(1, 2, sharex=True), pairs.items(), strict=True):
             for values, mean, label, colour, dashes in (
-                (angles.before[kind], angles.mean_before[kind], "before f_p", COLOURS[0], "--"),
-                (angles.after[kind], angles.mean_after[kind], "after f_p", COLOURS[1], "-"),
+                (angles.before[kind], angles.mean_before[kind], "before f_p", LINES[0], "--"),
+                (angles.after[kind], angles.mean_after[kind], "after f_p", LINES[1], "-"),
             ):
                 edges = np.linspace(0, 1, BINS + 1)
                 line = panel.stairs(np.array(values) * 100, edges, color=colour, lw=2, ls=dashes)
@@ -279,7 +246,7 @@ def draw_angles(angles: Angles, title: str) -> bytes:
             panel.set_title(f"{name}: {angles.pairs[kind]:,} pairs, {angles.moved_as_stated[kind]:.0%} {moved}")
             panel.set_xlabel("cosine of query and key features")
             panel.set_ylabel("share of the pairs, %")
-            panel.legend(frameon=False)
+            legend_below(panel)
             add_grid(panel)
         figure.suptitle(title, fontsize=12)
         return to_png(figure)

@@ -16,22 +16,13 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from flatten_transformer.utils.atomic_file import same_file, write_png
 from flatten_transformer.utils.font_fallback import FallbackFonts
+from flatten_transformer.utils.picture_style import COLOURS, Colour
 
-Colour = tuple[int, int, int]
 _GAP = 8  # pixels between pictures
 _LONGEST = 240  # bytes of a file name; file systems allow 255 with suffix and number
 _TITLE = 18  # font size of column titles, in pixels
-
-# Okabe and Ito, "Color Universal Design", 2008, without black, ordered for contrast between neighbours.
-COLOURS: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
+_READABLE = 384  # longer side of an enlarged image, in pixels
+_PIXELATED = 64  # images up to this side show their pixels when enlarged, others are smoothed
 
 
 def colour_of(label: int) -> Colour:
@@ -42,6 +33,29 @@ def colour_of(label: int) -> Colour:
         True
     """
     return COLOURS[label % len(COLOURS)]
+
+
+def readable_scale(image: Image.Image) -> int:
+    """Return the factor that makes an image large enough for captions, 1 if it is.
+
+    Example:
+        >>> [readable_scale(Image.new("L", size)) for size in ((8, 8), (128, 96), (640, 480))]
+        [48, 3, 1]
+    """
+    return max(1, round(_READABLE / max(image.size)))
+
+
+def enlarge(image: Image.Image, scale: int) -> Image.Image:
+    """Return an image in colour, ``scale`` times as large: up to 64 pixels as squares, larger ones smoothed.
+
+    Example:
+        >>> enlarge(Image.new("L", (8, 6)), 4).size
+        (32, 24)
+    """
+    image = image.convert("RGB")
+    small = max(image.size) <= _PIXELATED
+    method = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
+    return image if scale == 1 else image.resize((scale * image.width, scale * image.height), method)
 
 
 def draw_objects(
@@ -82,7 +96,7 @@ def write_captions(image: Image.Image, boxes: Tensor, captions: Sequence[str], c
         colours: One per box.
     """
     canvas, fonts = ImageDraw.Draw(image), FallbackFonts(captions)
-    size = max(9, max(image.size) // 45)
+    size = max(11, max(image.size) // 45)
     for (left, top, _, _), caption, colour in zip(boxes.tolist(), captions, colours, strict=True):
         text = fonts.legible(caption)
         x0, y0, x1, y1 = fonts.box(text, size)
@@ -128,6 +142,31 @@ def overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
     if lost := same_file(paths, files):
         raise ValueError(f"{lost} is one of the images, and its picture would take its place: choose another --output")
     return paths
+
+
+def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Return pictures in rows, each with a caption below.
+
+    Args:
+        pictures: One or more, of any sizes.
+        captions: One per picture; cut where they are wider than it.
+
+    Example:
+        >>> contact_sheet([Image.new("RGB", (30, 20))] * 5, [""] * 5).size
+        (160, 64)
+    """
+    fonts, line = FallbackFonts(captions), 20 if any(captions) else 0
+    width, height = max(each.width for each in pictures), max(each.height for each in pictures) + line
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (_GAP + (_GAP + width) * columns, (_GAP + height) * rows + _GAP), "white")
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = _GAP + number % columns * (width + _GAP), _GAP + number // columns * (height + _GAP)
+        below = Image.new("RGB", (width, line), "white")
+        fonts.draw(ImageDraw.Draw(below), (0, 14), fonts.legible(caption), 13, "black")
+        sheet.paste(picture, (left, top))
+        sheet.paste(below, (left, top + picture.height))
+    return sheet
 
 
 def side_by_side(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], path: Path) -> None:

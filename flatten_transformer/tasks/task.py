@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,16 +12,19 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchvision.transforms.v2.functional import to_pil_image
 
 from flatten_transformer.data.module import DataModule
 from flatten_transformer.models.fit_weights import check_fit
 from flatten_transformer.tasks.facts import KEY, compare, compare_averages, compare_groups, compare_length, facts
 from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
+from flatten_transformer.tasks.per_class import PerClass
 from flatten_transformer.tasks.registry import TaskName
 
 
@@ -39,6 +42,9 @@ class Task(LightningModule):
 
     Raises:
         ValueError: If ``ema_decay`` is out of range.
+
+    Attributes:
+        per_class: Numbers of each class in the last validation or test; None before.
     """
 
     task_name: ClassVar[TaskName]
@@ -59,6 +65,7 @@ class Task(LightningModule):
         self.model_args = dict(model_args)
         self.optim = optim
         self.model = model
+        self.per_class: PerClass | None = None
         self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
             # train(): same mode as the rest until Lightning switches it
@@ -87,6 +94,21 @@ class Task(LightningModule):
         """Draw the results of the training into ``folder``; return the files."""
         return []
 
+    def show_batch(self, batch: Any, most: int) -> Image.Image | None:
+        """Return a picture of a training batch as augmented, for people to look at; None if the task has none.
+
+        Args:
+            batch: From the training loader.
+            most: Images shown.
+        """
+        return None
+
+    def pictures(self, images: Iterable[Tensor]) -> list[Image.Image]:
+        """Return preprocessed images, ``[C, height, width]`` each, as they were before they were normalised."""
+        preprocessing = self.data.preprocessing
+        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (preprocessing.mean, preprocessing.std))
+        return [to_pil_image((image.detach().cpu().float() * std + mean).clamp(0, 1)) for image in images]
+
     def report_loss(self, loss: Tensor, batch: Any, batch_idx: int) -> Tensor:
         """Log a loss, and return it.
 
@@ -102,7 +124,8 @@ class Task(LightningModule):
             names = self.data.names(batch)
             shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
             raise FloatingPointError(
-                f"the loss became {loss.item()} in epoch {self.current_epoch} at batch {batch_idx}, step {self.global_step}: "
+                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}, "
+                f"step {self.global_step + 1}: "
                 f"lower model.optim.lr (now {self.optim.lr:g}), or add --trainer.gradient_clip_val 1, or train in float32; "
                 f"the images were {shown}"
             )

@@ -11,9 +11,10 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flatten_transformer.tasks.registry import task_spec
@@ -27,10 +28,12 @@ from flatten_transformer.training.checkpoints import (
     check_checkpoint,
     choose_checkpoint,
 )
+from flatten_transformer.training.class_report import ReportClasses
 from flatten_transformer.training.history import History
 from flatten_transformer.training.interruption import SaveOnSignal
 from flatten_transformer.training.lock import check_idle, locked, remove_drafts
-from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard
+from flatten_transformer.training.log_callbacks import LearningRate, LogPictures, LogSettings
+from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard, check_packages
 from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
 from flatten_transformer.training.progress import progress_callback
 from flatten_transformer.training.recipes import full_name, say_full_name
@@ -141,6 +144,8 @@ class TrainingCLI(LightningCLI):
         help_text = "Recompute activations in the backward pass: slower, in less memory."
         parser.add_argument("--grad_checkpointing", type=bool, default=False, help=help_text)
         parser.add_argument("--compile", type=bool, default=False, help="Train the model under torch.compile.")
+        if self.stage != "fit":
+            parser.add_argument("--csv", type=Path | None, default=None, help="Write the numbers of each class to this file.")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -154,6 +159,7 @@ class TrainingCLI(LightningCLI):
         check_values(parser, self.config)
         if self.config.name is not None:
             check_name(self.config.name)
+        check_packages(self.config.trainer.logger)
         if self.config.trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 "trainer.accumulate_grad_batches follows from the data: leave it out; data.batch_size is what a step sees, "
@@ -271,28 +277,22 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Build the trainer; only a real fit writes anything, to its own folder."""
         config, checkpoint = self.config_init.trainer, self.config_init.checkpoint
-        history = History()
-        callbacks: list[Callback] = [PrintData(), KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history]
         if config.fast_dev_run:
             config.enable_checkpointing = False
         keeps, logs = config.enable_checkpointing is not False, config.logger is not False
-        if self.stage == "fit" and not config.fast_dev_run:
-            folder = self._claim() if keeps or logs else None
-            if folder and checkpoint.dirpath is None:
-                checkpoint.dirpath = str(folder / "checkpoints")
-            if folder and config.logger in (None, True):
-                name = str(folder.parent.relative_to(self._root()))
-                config.logger = [log(self._root(), name, folder.name) for log in (CurvesAsCSV, CurvesForTensorBoard)]
-            callbacks += [Summary(history, folder if logs else None)]
-            callbacks += [LearningRateMonitor("epoch")] if logs else []
-        else:
-            config.logger = False if config.logger in (None, True) else config.logger
+        real = self.stage == "fit" and not config.fast_dev_run
+        folder = self._claim() if real and (keeps or logs) else None
+        if folder and checkpoint.dirpath is None:
+            checkpoint.dirpath = str(folder / "checkpoints")
+        if config.logger in (None, True):
+            config.logger = self._loggers(folder) if folder else False
+        if not (real and config.logger):
+            self.save_config_callback = None
+        callbacks = self._callbacks(folder if logs else None)
         if not keeps:
             self._parser(None).callback_keys.remove("checkpoint")
         elif checkpoint.save_last:
             callbacks.append(keep_last(checkpoint))
-        if not (self.stage == "fit" and config.logger and not config.fast_dev_run):
-            self.save_config_callback = None
         if config.enable_progress_bar is not False and not _has_bar(config.callbacks):
             callbacks.append(progress := progress_callback())
             config.enable_progress_bar = isinstance(progress, LightningBar)
@@ -300,6 +300,25 @@ class TrainingCLI(LightningCLI):
         given = config.plugins or []
         plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+    def _callbacks(self, folder: Path | None) -> list[Callback]:
+        """Return the callbacks of every run, and those that report what it came to.
+
+        Args:
+            folder: Folder of the reports; None for none.
+        """
+        history = History()
+        always: list[Callback] = [PrintData(), KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history]
+        if self.stage != "fit":
+            return [*always, ReportClasses(csv=self.config.csv)]
+        if self.config.trainer.fast_dev_run:
+            return always
+        logged = [LogSettings(history, _data_name(self.config.data)), LogPictures(folder)] if folder else []
+        return [*always, Summary(history, folder), ReportClasses(folder), LearningRate(), *logged]
+
+    def _loggers(self, folder: Path) -> list[Logger]:
+        place = (self._root(), str(folder.parent.relative_to(self._root())), folder.name)
+        return [CurvesAsCSV(*place), CurvesForTensorBoard(*place, default_hp_metric=False)]
 
     def _claim(self) -> Path:
         """Return the folder of this run, created; other processes than the first write nothing."""
@@ -333,6 +352,11 @@ def keep_last(checkpoint: ModelCheckpoint) -> ModelCheckpoint:
     """
     checkpoint.save_last = False
     return ModelCheckpoint(checkpoint.dirpath, LAST, enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+def _data_name(data: Any) -> str:
+    """Return the name of a data set, and its folder if one is given."""
+    return " ".join(str(part) for part in (data.dataset, data.root) if part is not None)
 
 
 def _while_restoring(error: BaseException) -> bool:

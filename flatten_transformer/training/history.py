@@ -5,15 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from flatten_transformer.data.module import DataModule
 from flatten_transformer.utils.atomic_file import write_figure
+from flatten_transformer.utils.metric_names import metric_name
+from flatten_transformer.utils.picture_style import PALE, add_grid, legend_below, line_style, new_figure, styled
 
-Row = dict[str, float]  # "epoch", and the last value of every metric by its name
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = dict[str, float]  # "epoch", counted from 0, and the last value of every metric by its name
 
 
 class History(Callback):
@@ -70,31 +76,55 @@ def best_row(rows: Sequence[Row], monitor: str) -> Row | None:
 
 
 def draw_curves(rows: Sequence[Row], monitor: str, path: Path) -> None:
-    """Plot losses and metrics by epoch into a PNG file, the best epoch marked.
+    """Plot losses and metrics by epoch, counted from 1, into a PNG file, the best epoch marked.
 
     Args:
         rows: Rows of a :class:`History`.
         monitor: Metric that chooses the best epoch.
         path: PNG file.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    with styled():
+        write_figure(path, curves(rows, monitor))
 
-    names = sorted({name for row in rows for name in row if name.startswith(("train/", "val/"))})
+
+def curves(rows: Sequence[Row], monitor: str) -> Figure:
+    """Return the figure of :func:`draw_curves`.
+
+    Args:
+        rows: Rows of a :class:`History`.
+        monitor: Metric that chooses the best epoch.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    names = sorted({name for row in rows for name in row if name.startswith(("train/", "val/"))}, key=_importance)
     losses = [name for name in names if name.endswith("loss")]
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for axis, title, group in zip(
-        figure.subplots(1, 2), ("loss", "metrics"), (losses, [n for n in names if n not in losses]), strict=True
-    ):
-        for name in group:
-            points = [(row["epoch"], row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else "", markersize=3, label=name)
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
+    metrics = [name for name in names if name not in losses]
+    longest = max(len(losses), len(metrics)) + 1  # with the best epoch
+    figure = new_figure(11, 3.8 + 0.2 * -(-longest // 2))
+    for axis, title, group in zip(figure.subplots(1, 2), ("loss", "metrics"), (losses, metrics), strict=True):
+        _draw_lines(axis, rows, group)
         best = best_row(rows, monitor)
         if best is not None:
-            axis.axvline(best["epoch"], color="gray", linestyle="--", linewidth=1, label=f"best {monitor}")
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend()
-    write_figure(path, figure)
+            label = f"best {metric_name(monitor)}: epoch {best['epoch'] + 1:.0f}"
+            axis.axvline(best["epoch"] + 1, color=PALE, linestyle=(0, (1, 2)), linewidth=1.2, label=label, zorder=1)
+        axis.set(title=title if len(group) != 1 else metric_name(group[0]), xlabel="epoch")
+        legend_below(axis)
+    if metrics:
+        axis.yaxis.set_major_formatter(PercentFormatter(xmax=1))  # accuracies, IoU and precision are shares
+    return figure
+
+
+def _importance(name: str) -> tuple[bool, bool, str]:
+    """Sort the loss before its parts, and training before validation."""
+    return name.count("_") > 0, not name.startswith("train/"), name
+
+
+def _draw_lines(axis: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for number, name in enumerate(names):
+        points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
+        marker = "o" if len(points) < 30 else ""
+        axis.plot(*zip(*points, strict=True), marker=marker, markersize=3.5, label=metric_name(name), **line_style(number))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    add_grid(axis)

@@ -75,12 +75,12 @@ class SaveOnSignal(Callback):
         path = _last_checkpoint(trainer)
         if path is not None:
             trainer.save_checkpoint(path, weights_only=False)
-        self._end(trainer, f"in epoch {trainer.current_epoch} after {done} of {trainer.num_training_batches} batches", path)
+        self._end(trainer, f"in epoch {trainer.current_epoch + 1} after {done} of {trainer.num_training_batches} batches", path)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exit on a signal, after the last epoch was saved."""
         if self._requested(trainer):
-            self._end(trainer, f"before epoch {trainer.current_epoch}", _last_checkpoint(trainer))
+            self._end(trainer, f"before epoch {trainer.current_epoch + 1}", _last_checkpoint(trainer))
 
     def _requested(self, trainer: Trainer) -> bool:
         """Return whether any process received a signal: all exit together."""

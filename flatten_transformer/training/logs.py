@@ -1,13 +1,22 @@
-"""Lightning's loggers, with file names in their errors."""
+"""Lightning's loggers, with file names in their errors, and a word on what they need."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from flatten_transformer.utils.atomic_file import naming
+
+_PACKAGES = {  # of Lightning's loggers: module, and what pip calls it
+    "CometLogger": ("comet_ml", "comet-ml"),
+    "LitLogger": ("litlogger", "litlogger"),
+    "MLFlowLogger": ("mlflow", "mlflow"),
+    "NeptuneLogger": ("neptune", "neptune"),
+    "WandbLogger": ("wandb", "wandb"),
+}
 
 
 class CurvesAsCSV(CSVLogger):
@@ -36,3 +45,19 @@ class CurvesForTensorBoard(TensorBoardLogger):
         """Flush and close."""
         with naming(Path(self.log_dir)):
             super().finalize(status)
+
+
+def check_packages(loggers: Any) -> None:
+    """Raise ValueError if a logger of Lightning needs a package that is not installed.
+
+    Args:
+        loggers: Value of ``trainer.logger`` in a configuration: None, a bool, a logger's ``class_path``, or a list of those.
+
+    Example:
+        >>> check_packages({"class_path": "lightning.pytorch.loggers.TensorBoardLogger"})
+    """
+    for each in loggers if isinstance(loggers, list) else [loggers]:
+        name = str(each["class_path"]).rpartition(".")[2] if hasattr(each, "get") and "class_path" in each else ""
+        module, package = _PACKAGES.get(name, ("lightning", ""))
+        if find_spec(module) is None:
+            raise ValueError(f"{name} needs the package {package}, which is not installed: pip install {package}")

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+from flatten_transformer.utils.picture_style import DPI
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
@@ -74,7 +76,7 @@ def write_png(path: Path, image: Image.Image) -> None:
     write_atomically(path, content.getvalue())
 
 
-def write_figure(path: Path, figure: Figure, dpi: int = 120, *, tight: bool = False) -> None:
+def write_figure(path: Path, figure: Figure, dpi: int = DPI, *, tight: bool = False) -> None:
     """Write a figure of matplotlib as a PNG file, atomically; make missing folders.
 
     Args:

@@ -2,7 +2,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flatten_transformer.tasks.overlays import COLOURS, colour_of, draw_objects
+from flatten_transformer.tasks.overlays import colour_of, draw_objects
+from flatten_transformer.utils.picture_style import COLOURS
 
 BOX = torch.tensor([[20.0, 30, 80, 70]])
 

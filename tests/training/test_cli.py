@@ -13,20 +13,10 @@ from flatten_transformer.training.trainer import Trainer
 from tests.runs import RECIPE
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
-SHORT = [
-    "--config",
-    RECIPE,
-    "--model.model_args",
-    SIZES,
-    "--data.img_size",
-    "16",
-    "--trainer.accelerator",
-    "cpu",
-    "--trainer.max_epochs",
-    "1",
-]
+SHORT = ["--config", RECIPE, "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+SHORT += ["--model.model_args", SIZES, "--data.img_size", "16"]
 MODELS = {"model.safetensors", "last.safetensors"}
-PICTURES = {"curves.png", "confusion.png", "mistakes.png"}
+PICTURES = {"curves.png", "confusion.png", "mistakes.png", "per_class.png", "per_class.csv"}
 SHORT += ["--trainer.limit_train_batches", "2", "--trainer.enable_progress_bar", "false", "--seed_everything", "0"]
 
 
@@ -86,7 +76,7 @@ def test_a_checkpoint_is_judged_without_leaving_a_trace(stage: Any, tmp_path: Pa
 def test_the_run_bears_the_name_of_its_recipe() -> None:
     Path("mine.yaml").write_text(yaml.safe_dump({"model": {"model_args": yaml.safe_load(SIZES)}}))
     for config, folder in {"mine.yaml": "runs/mine", "digits/flatten_deit": "runs/digits/flatten_deit"}.items():
-        cli = TrainingCLI("fit", ["--config", config])
+        cli = TrainingCLI("fit", ["--config", config, "--seed", "0"])
         assert Path(str(cli.trainer.log_dir)) == Path(folder) / "version_0"
 
 

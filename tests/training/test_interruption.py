@@ -63,8 +63,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("name", "epoch", "batch", "when"),
     [
-        ("SIGTERM", 0, 0, "in epoch 0 after 2 of 4 batches"),  # the first step takes two
-        ("SIGINT", 0, 3, "before epoch 1"),
+        ("SIGTERM", 0, 0, "in epoch 1 after 2 of 4 batches"),  # the first step takes two
+        ("SIGINT", 0, 3, "before epoch 2"),
     ],
 )
 def test_it_goes_on_where_it_was(

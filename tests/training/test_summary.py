@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from flatten_transformer.training.cli import train
-from flatten_transformer.training.history import best_row, draw_curves
+from flatten_transformer.training.history import best_row, curves, draw_curves
 from tests.runs import RECIPE
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
@@ -59,7 +60,9 @@ def test_a_training_says_what_it_does_and_what_it_came_to(capfd: pytest.CaptureF
     assert result["best"]["val/accuracy"] == best
     assert (result["best"]["epoch"], result["last"]["epoch"]) == (chosen, 2)
     assert "images a second" in said
-    for name in ("curves.png", "confusion.png", "mistakes.png"):
+    assert "Each class: validation images" in said
+    assert f"See {RUN / 'per_class.csv'}" in said
+    for name in ("curves.png", "confusion.png", "mistakes.png", "per_class.png"):
         assert f"See {RUN / name}" in said
         with Image.open(RUN / name) as picture:
             assert picture.width > 300
@@ -94,3 +97,17 @@ def test_curves_without_a_metric_can_be_drawn(tmp_path: Path) -> None:
     draw_curves([{"epoch": 0.0, "train/loss": 1.0}], "val/accuracy", tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.height > 200
+
+
+def test_curves_count_epochs_from_1_and_put_their_legends_below_the_lines() -> None:
+    rows = [{"epoch": e, "train/loss": 2.0 - e, "val/loss": 2.0, "val/accuracy": 0.5 + 0.1 * e} for e in range(2)]
+    figure = curves(rows, "val/accuracy")
+    figure.draw_without_rendering()
+    loss, metrics = figure.axes
+    assert [np.asarray(line.get_xdata()).tolist() for line in loss.lines] == [[1, 2], [1, 2], [2, 2]]
+    assert [label.get_text() for label in loss.get_xticklabels() if 1 <= label.get_position()[0] <= 2] == ["1", "2"]
+    for axis, names in ((loss, ["training loss", "validation loss"]), (metrics, ["validation accuracy"])):
+        legend = axis.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == [*names, "best validation accuracy: epoch 2"]
+        assert legend.get_window_extent().y1 < axis.xaxis.label.get_window_extent().y0  # below the label too

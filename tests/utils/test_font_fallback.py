@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from flatten_transformer.tasks.overlays import draw_objects
+from flatten_transformer.tasks.per_class import PerClass
 from flatten_transformer.tasks.segmentation.plots import draw_overlay
 from flatten_transformer.utils import font_fallback
 from flatten_transformer.utils.font_fallback import FallbackFonts, shortened
@@ -41,7 +42,9 @@ def test_any_name_can_be_drawn(tmp_path: Path) -> None:  # pytest makes an error
     image, there = Image.new("RGB", (90, 60)), torch.tensor([[10.0, 20, 40, 40]])
     for name in NAMES:
         assert draw_objects(image, there, [0], [f"{name} 90%"]).size == (90, 60)
-        assert draw_overlay(image, torch.zeros(60, 90, dtype=torch.long), [name, "dog"]).height == 60
+        assert draw_overlay(image, torch.zeros(60, 90, dtype=torch.long), [name, "dog"]).height == 240
+    shares = {"iou": [0.5] * len(NAMES)}
+    PerClass("val", NAMES, shares, [1] * len(NAMES), "pixels").draw(tmp_path / "per_class.png")
 
 
 def test_names_are_set_as_they_are_and_not_as_mathematics() -> None:

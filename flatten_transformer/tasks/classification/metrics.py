@@ -1,4 +1,4 @@
-"""The most confident errors of a classifier."""
+"""Numbers of each class, and the most confident errors of a classifier."""
 
 # B batch, K classes.
 
@@ -9,6 +9,24 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+def class_numbers(counts: Tensor) -> dict[str, list[float]]:
+    """Return accuracy (the recall of a class), precision and F1 of each class, K numbers in 0 … 1 by name.
+
+    A class without images has NaN for all three; one that has images and is never predicted has precision 0, as in torchmetrics
+    and scikit-learn.
+
+    Args:
+        counts: Images by true and predicted class, ``[K, K]``.
+
+    Example:
+        >>> class_numbers(torch.tensor([[3, 1, 0], [1, 3, 0], [0, 0, 0]]))
+        {'accuracy': [0.75, 0.75, nan], 'precision': [0.75, 0.75, nan], 'f1': [0.75, 0.75, nan]}
+    """
+    hits, own, taken = counts.double().diag(), counts.sum(1), counts.sum(0)
+    numbers = {"accuracy": hits / own, "precision": hits / taken.clamp(min=1), "f1": 2 * hits / (own + taken)}
+    return {name: values.masked_fill(own == 0, torch.nan).tolist() for name, values in numbers.items()}
 
 
 class Misclassification(NamedTuple):

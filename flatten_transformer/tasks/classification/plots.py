@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flatten_transformer.utils.atomic_file import write_figure
 from flatten_transformer.utils.font_fallback import FallbackFonts
+from flatten_transformer.utils.picture_style import new_figure, styled
 
 _LARGEST = 40  # classes in one plot
 _TITLE = 30  # characters above a small image
@@ -27,16 +28,14 @@ def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> No
         class_names: K names; long ones are truncated.
         path: Output file.
     """
-    from matplotlib.figure import Figure
-
     chosen = most_confused(matrix, _LARGEST)
     shown = matrix[chosen][:, chosen].cpu()
     shares = shown / matrix.sum(1)[chosen].cpu().clamp_min(1)[:, None]
     fonts = FallbackFonts([class_names[index] for index in chosen])
     names = [fonts.plot(class_names[index]) for index in chosen]
     side = 2.5 + 0.32 * len(names) + 0.1 * max(0, max(map(cell_len, names)) - 12)  # room for long names
-    with fonts.styled():
-        figure = Figure(figsize=(side + 1, side), layout="constrained")
+    with styled(), fonts.styled():
+        figure = new_figure(side + 1, side)
         axis = figure.subplots()
         heat = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
         for row, column in shown.nonzero().tolist():
@@ -44,7 +43,8 @@ def draw_confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> No
             axis.text(column, row, f"{int(shown[row, column])}", ha="center", va="center", fontsize=7, color=color)
         left_out = f" ({len(names)} of {len(class_names)} classes)" if len(names) < len(class_names) else ""
         axis.set(title=f"validation images{left_out}", xlabel="taken for", ylabel="class")
-        axis.set_xticks(range(len(names)), names, rotation=90)
+        axis.spines[:].set_visible(True)
+        axis.set_xticks(range(len(names)), names, rotation=90 if max(map(cell_len, names)) > 2 else 0)
         axis.set_yticks(range(len(names)), names)
         figure.colorbar(heat, ax=axis, shrink=0.6, label="share of the images of a class")
         write_figure(path, figure)
@@ -74,19 +74,17 @@ def draw_images(images: Sequence[Image.Image], titles: Sequence[str], title: str
         title: Title of the figure.
         path: Output file.
     """
-    from matplotlib.figure import Figure
-
     columns = min(6, len(images))
     rows = -(-len(images) // columns)
     fonts = FallbackFonts([line for below in titles for line in below.split("\n")])
-    with fonts.styled():
-        figure = Figure(figsize=(2.2 * columns, 2.6 * rows + 0.4), layout="constrained")
+    with styled(), fonts.styled():
+        figure = new_figure(2.2 * columns, 2.6 * rows + 0.4)
         figure.suptitle(title)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis in axes:
             axis.axis("off")
         for axis, image, below in zip(axes, images, titles, strict=False):
-            axis.imshow(image.convert("RGB"))
+            axis.imshow(image.convert("RGB"), interpolation="nearest" if max(image.size) <= 64 else "antialiased")
             lines = [fonts.plot(line, _TITLE) for line in below.split("\n")]
             axis.set_title("\n".join(lines), fontsize=8, y=1)  # looking for a free y takes half of the time
         write_figure(path, figure)

@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from flatten_transformer.models.cost import count_macs
-from flatten_transformer.tasks.classification.metrics import ConfidentErrors
+from flatten_transformer.tasks.classification.metrics import ConfidentErrors, class_numbers
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.model import build_model, weights_args
 from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from flatten_transformer.tasks.optimization import Optimization
+from flatten_transformer.tasks.overlays import contact_sheet, enlarge
+from flatten_transformer.tasks.per_class import PerClass
 from flatten_transformer.tasks.registry import TaskName
 from flatten_transformer.tasks.task import Task
 from flatten_transformer.utils.font_fallback import shortened
 
 _TITLE = 22  # characters of a class above a small image
+_THUMBNAIL = 128  # pixels of a side; smaller training images are enlarged
 Batch = tuple[Tensor, Tensor, Tensor]  # images, classes, and indices in the data set
 
 
@@ -90,7 +94,11 @@ class ClassificationTask(Task):
         """Return the loss of one mixed batch."""
         images, labels, _ = batch
         mixed, targets = self.mixing(images, labels, self.num_classes)
-        loss = F.cross_entropy(self.model(mixed), targets, label_smoothing=self.label_smoothing)
+        logits = self.model(mixed)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        # of a mixed image, the class with the larger share; a mean on the device, fetched once an epoch
+        hits = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
+        self.log("train/accuracy", hits, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         return self.report_loss(loss, batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
@@ -98,25 +106,39 @@ class ClassificationTask(Task):
         self.confusion.reset()
         self.errors.reset()
 
+    def on_test_epoch_start(self) -> None:
+        """Reset the confusion matrix."""
+        self.confusion.reset()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy of a validation batch; update the confusion matrix and the errors."""
         logits = self._evaluate(batch, "val", self.val_accuracy)
         _, labels, indices = batch
-        self.confusion.update(logits, labels)
         self.errors.update(logits, labels, indices)
 
     def on_validation_epoch_end(self) -> None:
         """Gather the confusion matrix from all devices."""
         self.confused = self.confusion.compute()
+        self._count_classes("val", self.confused)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss and accuracy of a test batch."""
+        """Log loss and accuracy of a test batch; update the confusion matrix."""
         self._evaluate(batch, "test", self.test_accuracy)
+
+    def on_test_epoch_end(self) -> None:
+        """Gather the numbers of each class from all devices."""
+        self._count_classes("test", self.confusion.compute())
+
+    def _count_classes(self, split: str, counts: Tensor) -> None:
+        """Keep the numbers of each class, and log F1 averaged over the classes."""
+        self.per_class = PerClass(split, self.data.class_names, class_numbers(counts), counts.sum(1).tolist(), "images")
+        self.log(f"{split}/macro_f1", self.per_class.mean("f1"), sync_dist=True)  # equal on every device
 
     def _evaluate(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> Tensor:
         images, labels, _ = batch
         logits = self(images)
         accuracy(logits, labels)
+        self.confusion.update(logits, labels)
         self.log(f"{split}/loss", F.cross_entropy(logits, labels), batch_size=len(images), sync_dist=True)
         self.log(f"{split}/accuracy", accuracy, prog_bar=True, batch_size=len(images))
         if self.top5:
@@ -129,6 +151,13 @@ class ClassificationTask(Task):
         """Return the multiply-accumulates of one image."""
         preprocessing = self.data.preprocessing
         return count_macs(self.model, (preprocessing.in_chans, preprocessing.img_size, preprocessing.img_size))
+
+    def show_batch(self, batch: Batch, most: int) -> Image.Image:
+        """Return the first images of a training batch, as augmented, before mixup and CutMix, with their classes."""
+        images, labels, _ = batch
+        names = [self.data.class_names[label] for label in labels[:most].tolist()]
+        pictures = [enlarge(image, max(1, _THUMBNAIL // max(image.size))) for image in self.pictures(images[:most])]
+        return contact_sheet(pictures, [shortened(name, _TITLE) for name in names])
 
     def draw_report(self, folder: Path) -> list[Path]:
         """Draw confusion matrix and most confident errors of the last validation into PNG files; return them."""

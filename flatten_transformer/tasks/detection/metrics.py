@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,12 +27,18 @@ class AveragePrecision:
     Args:
         file: Ground truth.
         masks: Evaluate masks too.
+
+    Attributes:
+        per_class: ``box_ap`` and ``box_ap50``, and with masks ``mask_ap`` and ``mask_ap50``, of each class in 0 … 1, once
+            computed; NaN for a class without objects.
     """
 
     def __init__(self, file: CocoFile, *, masks: bool) -> None:
         self.file = file
         self.iou_types: dict[IouType, str] = {"bbox": "box", "segm": "mask"} if masks else {"bbox": "box"}
         self.results: dict[int, list[dict[str, Any]]] = {}
+        self.per_class: dict[str, list[float]] = {}
+        self.support: list[int] = []  # objects of each class on the images that were seen, crowds left out
 
     def update(self, image_ids: Sequence[int], detections: Sequence[Mapping[str, Tensor]]) -> None:
         """Add the detections of some images.
@@ -52,9 +59,18 @@ class AveragePrecision:
         results = self._gather()
         numbers: dict[str, float] = {}
         for kind, name in self.iou_types.items():
-            values = evaluate(self.file.truth, [entry for each in results.values() for entry in each], list(results), kind)
-            numbers |= {f"{name}_{metric}": value for metric, value in zip(_NAMES, values, strict=True)}
+            found = [entry for each in results.values() for entry in each]
+            evaluation = _evaluate(self.file.truth, found, list(results), kind)
+            numbers |= {f"{name}_{metric}": value for metric, value in zip(_NAMES, _means(evaluation), strict=True)}
+            ap, ap50 = class_precision(evaluation, self.file.category_ids)
+            self.per_class |= {f"{name}_ap": ap, f"{name}_ap50": ap50}
+        self.support = self._count_objects(results)
         return numbers
+
+    def _count_objects(self, images: Collection[int]) -> list[int]:
+        entries = self.file.truth["annotations"]
+        counts = Counter(each["category_id"] for each in entries if each["image_id"] in images and not each.get("iscrowd"))
+        return [counts[category] for category in self.file.category_ids]
 
     def _gather(self) -> dict[int, list[dict[str, Any]]]:
         """Return the results of all devices, in an order independent of their number."""
@@ -103,6 +119,30 @@ def evaluate(
         image_ids: Images to evaluate.
         kind: Boxes or masks.
     """
+    return _means(_evaluate(truth, results, image_ids, kind))
+
+
+def class_precision(evaluation: COCOeval_faster, category_ids: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Return COCO's average precision of each class, over IoU 0.5 to 0.95 and at 0.5; NaN for a class without objects.
+
+    Args:
+        evaluation: Evaluated and accumulated.
+        category_ids: COCO category id of each class.
+    """
+    # IoU thresholds, recalls, categories, object sizes (the first: all), numbers of detections (the last: 100)
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    places = [list(evaluation.params.catIds).index(category) for category in category_ids]
+    of_class = np.where(precision > -1, precision, np.nan)[:, :, places]
+    return of_class.mean((0, 1)).tolist(), of_class[0].mean(0).tolist()
+
+
+def _means(evaluation: COCOeval_faster) -> list[float]:
+    return [float(value) for value in evaluation.stats[: len(_NAMES)]]
+
+
+def _evaluate(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: Sequence[int], kind: IouType
+) -> COCOeval_faster:
     images = set(image_ids)
     subset = {**truth, "images": [image for image in truth["images"] if image["id"] in images]}
     entries = [entry for entry in truth["annotations"] if entry["image_id"] in images]
@@ -115,4 +155,4 @@ def evaluate(
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return [float(value) for value in evaluation.stats[: len(_NAMES)]]
+    return evaluation

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from flatten_transformer.data.coco import CocoImage
 from flatten_transformer.data.coco_masks import encode
-from flatten_transformer.tasks.overlays import draw_objects
+from flatten_transformer.tasks.overlays import draw_objects, enlarge, readable_scale
 
 
-def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str], scale: int = 1) -> Image.Image:
+def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str], scale: int | None = None) -> Image.Image:
     """Return an image with its annotated objects.
 
     Args:
         image: Image as stored in its file.
         entry: Its annotations; crowds are left out.
         class_names: K names.
-        scale: Enlargement of the picture.
+        scale: Enlargement of the picture; None for what makes captions readable.
     """
     labels = [each.label for each in entry.objects]
     boxes = torch.tensor([each.box for each in entry.objects], dtype=torch.float32).reshape(-1, 4)
@@ -34,7 +34,7 @@ def draw_truth(image: Image.Image, entry: CocoImage, class_names: Sequence[str],
 
 
 def draw_detections(
-    image: Image.Image, detections: dict[str, Tensor], class_names: Sequence[str], threshold: float, scale: int = 1
+    image: Image.Image, detections: dict[str, Tensor], class_names: Sequence[str], threshold: float, scale: int | None = None
 ) -> Image.Image:
     """Return an image with its detected objects.
 
@@ -43,7 +43,7 @@ def draw_detections(
         detections: Detector output.
         class_names: K names.
         threshold: Minimum score.
-        scale: Enlargement of the picture.
+        scale: Enlargement of the picture; None for what makes captions readable.
     """
     confident = (detections["scores"] >= threshold).cpu()
     kept = {name: value.cpu()[confident] for name, value in detections.items()}
@@ -54,9 +54,8 @@ def draw_detections(
 
 
 def _draw(
-    image: Image.Image, boxes: Tensor, labels: list[int], captions: list[str], masks: Tensor | None, scale: int
+    image: Image.Image, boxes: Tensor, labels: list[int], captions: list[str], masks: Tensor | None, scale: int | None
 ) -> Image.Image:
-    if scale > 1:
-        image = image.convert("RGB").resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
-        masks = None if masks is None else masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    return draw_objects(image, scale * boxes, labels, captions, masks)
+    scale = readable_scale(image) if scale is None else scale
+    masks = None if masks is None else masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    return draw_objects(enlarge(image, scale), scale * boxes, labels, captions, masks)

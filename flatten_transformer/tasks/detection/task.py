@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flatten_transformer.tasks.detection.data import CocoData
@@ -18,7 +19,8 @@ from flatten_transformer.tasks.detection.model import build_detector
 from flatten_transformer.tasks.detection.plots import draw_detections, draw_truth
 from flatten_transformer.tasks.model_file import ModelInfo
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.tasks.overlays import side_by_side
+from flatten_transformer.tasks.overlays import contact_sheet, draw_objects, enlarge, readable_scale, side_by_side
+from flatten_transformer.tasks.per_class import PerClass
 from flatten_transformer.tasks.registry import TaskName
 from flatten_transformer.tasks.task import Task
 
@@ -26,7 +28,6 @@ Targets = list[dict[str, Tensor]]
 Batch = tuple[list[Tensor], Targets, Tensor]  # images, targets, and indices in the file
 
 _SHOWN = 4  # images in the report
-_WIDTH = 400  # pixels; smaller images are enlarged
 
 
 class DetectionTask(Task):
@@ -129,7 +130,24 @@ class DetectionTask(Task):
             if value < 0 and not name.endswith("_ap"):
                 continue  # no object of that size
             self.log(f"{split}/{name}", value, prog_bar=name.endswith("_ap"), sync_dist=True)  # equal on every device
+        numbers, support = self.precision.per_class, self.precision.support
+        self.per_class = PerClass(split, self.data.class_names, numbers, support, "objects")
         self.precision = None
+
+    def show_batch(self, batch: Batch, most: int) -> Image.Image:
+        """Return the first images of a training batch, as augmented, with their boxes and masks."""
+        images, targets, _ = batch
+        names, drawn = self.data.class_names, []
+        for image, target in list(zip(self.pictures(images), targets, strict=True))[:most]:
+            labels, scale = target["labels"].tolist(), readable_scale(image)
+            masks = (
+                target["masks"].cpu().bool().repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+                if "masks" in target
+                else None
+            )
+            boxes = scale * target["boxes"].cpu()
+            drawn.append(draw_objects(enlarge(image, scale), boxes, labels, [names[label] for label in labels], masks))
+        return contact_sheet(drawn, [""] * len(drawn))
 
     @torch.inference_mode()
     def draw_report(self, folder: Path) -> list[Path]:
@@ -140,8 +158,7 @@ class DetectionTask(Task):
         for index in range(min(_SHOWN, len(data.truth("val").images))):
             image, names = data.image("val", index), data.class_names
             detections = self([data.preprocessing(image).to(self.device)])[0]
-            scale = max(1, _WIDTH // max(image.size))  # captions do not fit small images
-            truth = draw_truth(image, data.entry("val", index), names, scale)
-            rows.append((truth, draw_detections(image, detections, names, threshold=0.5, scale=scale)))
+            truth = draw_truth(image, data.entry("val", index), names)
+            rows.append((truth, draw_detections(image, detections, names, threshold=0.5)))
         side_by_side(("truth", "found"), rows, folder / "detections.png")
         return [folder / "detections.png"]

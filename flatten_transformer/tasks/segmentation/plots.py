@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn.functional import max_pool2d, pad
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
-from flatten_transformer.tasks.overlays import COLOURS, Colour
+from flatten_transformer.tasks.overlays import enlarge, readable_scale
 from flatten_transformer.utils.font_fallback import FallbackFonts
+from flatten_transformer.utils.picture_style import COLOURS, Colour
 
 _TINTS = (0.0, -0.45, 0.5)  # shares of black (negative) or white mixed in, to extend the palette
 _UNTINTED = "background"  # a class of this name is not tinted
 _SHOWN = 30  # classes in a legend, those with the most pixels
-_READABLE = 384  # longer side of an enlarged comparison, in pixels
 
 
 def palette(count: int) -> list[Colour]:
@@ -61,7 +62,9 @@ def mask_image(classes: Tensor, count: int) -> Image.Image:
 
 
 def draw_classes(image: Image.Image, classes: Tensor, class_names: Sequence[str]) -> Image.Image:
-    """Return an image tinted by the class of each pixel; pixels without a class or of a class "background" stay as they are.
+    """Return an image in grey, tinted by the class of each pixel, with edges in the very colour of the class.
+
+    Pixels without a class or of a class "background" stay as they are.
 
     Args:
         image: Image in any mode.
@@ -74,11 +77,25 @@ def draw_classes(image: Image.Image, classes: Tensor, class_names: Sequence[str]
     if not shown:
         return image.convert("RGB")
     masks = torch.stack([classes == label for label in shown])
-    return F.to_pil_image(draw_segmentation_masks(pixels, masks, alpha=0.65, colors=[colours[label] for label in shown]))
+    grey = F.rgb_to_grayscale(pixels, 3)  # under the tint, so that its hue is that of the class
+    drawn = draw_segmentation_masks(
+        torch.where(masks.any(0), grey, pixels), masks, alpha=0.65, colors=[colours[label] for label in shown]
+    )
+    edges = _edges(classes, width=max(1, round(max(image.size) / 200)))
+    for label, mask in zip(shown, masks, strict=True):
+        drawn[:, mask & edges] = torch.tensor(colours[label], dtype=torch.uint8)[:, None]
+    return F.to_pil_image(drawn)
+
+
+def _edges(classes: Tensor, width: int) -> Tensor:
+    """Return True where another class, or the end of the image, is at most ``width`` pixels away, ``[height, width]``."""
+    framed = pad(classes[None].float(), [width] * 4, value=-2)
+    highest, lowest = (max_pool2d(sign * framed, 2 * width + 1, stride=1)[0] for sign in (1, -1))
+    return highest != -lowest
 
 
 def draw_overlay(image: Image.Image, classes: Tensor, class_names: Sequence[str]) -> Image.Image:
-    """Return an image tinted by the class of each pixel, with a legend to its right.
+    """Return an image tinted by the class of each pixel, with a legend to its right; small images are enlarged.
 
     Args:
         image: Image in any mode.
@@ -90,6 +107,7 @@ def draw_overlay(image: Image.Image, classes: Tensor, class_names: Sequence[str]
         >>> overlay.width > 60, overlay.height >= 40
         (True, True)
     """
+    image, classes = _enlarged(image, classes)
     labels = largest_classes(classes, len(class_names))
     return _beside(draw_classes(image, classes, class_names), _legend(labels, class_names, image.height))
 
@@ -105,12 +123,16 @@ def draw_comparison(
         predicted: ``[height, width]``, in the same encoding.
         class_names: K names.
     """
-    factor = max(1, round(_READABLE / max(image.size)))
-    image = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
-    truth, predicted = (classes.repeat_interleave(factor, 0).repeat_interleave(factor, 1) for classes in (truth, predicted))
+    (_, truth), (image, predicted) = _enlarged(image, truth), _enlarged(image, predicted)
     labels = largest_classes(torch.stack([truth, predicted]), len(class_names))
     right = _beside(draw_classes(image, predicted, class_names), _legend(labels, class_names, image.height))
     return draw_classes(image, truth, class_names), right
+
+
+def _enlarged(image: Image.Image, classes: Tensor) -> tuple[Image.Image, Tensor]:
+    """Return an image and its class map as large as a legend needs."""
+    scale = readable_scale(image)
+    return enlarge(image, scale), classes.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
 
 def largest_classes(classes: Tensor, count: int) -> list[int]:
@@ -132,14 +154,16 @@ def _legend(labels: Sequence[int], class_names: Sequence[str], height: int) -> I
     """Return a legend of class colours and names."""
     colours, size = palette(len(class_names)), max(11, height // 32)
     line, fonts = round(1.6 * size), FallbackFonts([class_names[label] for label in labels])
-    names = [fonts.legible(class_names[label]) for label in labels]
+    labels = sorted(labels, key=lambda label: class_names[label] == _UNTINTED)  # last, as it has no colour
+    unpainted = [class_names[label] == _UNTINTED for label in labels]
+    names = [fonts.legible(class_names[label]) + " (not painted)" * left for label, left in zip(labels, unpainted, strict=True)]
     width = max((round(fonts.box(name, size)[2]) for name in names), default=0) + 3 * size
     legend = Image.new("RGB", (width, line * len(labels) + size), "white")
     canvas = ImageDraw.Draw(legend)
     for row, (label, name) in enumerate(zip(labels, names, strict=True)):
         top = size // 2 + row * line
-        fill = None if class_names[label] == _UNTINTED else colours[label]
-        canvas.rectangle((size // 2, top + 1, size * 3 // 2, top + size + 1), fill=fill, outline="black")
+        if not unpainted[row]:
+            canvas.rectangle((size // 2, top + 1, size * 3 // 2, top + size + 1), fill=colours[label], outline="black")
         fonts.draw(canvas, (2 * size, top + size), name, size, "black")
     return legend
 

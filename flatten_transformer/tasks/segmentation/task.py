@@ -9,18 +9,20 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.tasks.optimization import Optimization
-from flatten_transformer.tasks.overlays import side_by_side
+from flatten_transformer.tasks.overlays import contact_sheet, side_by_side
+from flatten_transformer.tasks.per_class import PerClass
 from flatten_transformer.tasks.registry import TaskName
 from flatten_transformer.tasks.segmentation.data import MaskedBatch, SegmentationData
 from flatten_transformer.tasks.segmentation.inference import class_map, image_logits
-from flatten_transformer.tasks.segmentation.metrics import mean_accuracy, mean_iou
+from flatten_transformer.tasks.segmentation.metrics import class_numbers, mean_accuracy, mean_iou
 from flatten_transformer.tasks.segmentation.model import Segmenter, build_segmenter
-from flatten_transformer.tasks.segmentation.plots import draw_comparison
+from flatten_transformer.tasks.segmentation.plots import draw_comparison, draw_overlay
 from flatten_transformer.tasks.task import Task
 
 _SHOWN = 4  # images in the report
@@ -129,7 +131,14 @@ class SegmentationTask(Task):
         counts = confusion.compute()
         self.log(f"{split}/miou", mean_iou(counts), prog_bar=True)
         self.log(f"{split}/macc", mean_accuracy(counts))
+        self.per_class = PerClass(split, self.data.class_names, class_numbers(counts), counts.sum(1).tolist(), "pixels")
         confusion.reset()
+
+    def show_batch(self, batch: MaskedBatch, most: int) -> Image.Image:
+        """Return the first crops of a training batch, as augmented, tinted by the class of each pixel."""
+        names, masks = self.data.class_names, [mask.cpu().masked_fill(mask.cpu() == IGNORED, -1) for mask in batch.masks[:most]]
+        drawn = [draw_overlay(image, mask, names) for image, mask in zip(self.pictures(batch.images[:most]), masks, strict=True)]
+        return contact_sheet(drawn, [""] * len(drawn))
 
     @torch.inference_mode()
     def draw_report(self, folder: Path) -> list[Path]:

@@ -1,11 +1,16 @@
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torchmetrics.classification import MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
-from flatten_transformer.tasks.classification.metrics import ConfidentErrors
+from flatten_transformer.tasks.classification.metrics import ConfidentErrors, class_numbers
+from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
+from flatten_transformer.tasks.optimization import Optimization
 from tests.tasks.conftest import Fit, MakeTask
 
 
@@ -44,3 +49,45 @@ def test_every_image_is_seen_in_the_picture_of_mistakes(tmp_path: Path) -> None:
         picture = file.convert("RGB")
     seen = {colour for _, colour in picture.getcolors(picture.width * picture.height) or []}
     assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= seen
+
+
+def test_the_numbers_of_a_class_are_those_counted_by_hand_and_nothing_is_said_of_one_without_images() -> None:
+    counts = torch.tensor([[6, 2, 0, 0], [1, 3, 0, 1], [4, 0, 0, 0], [0, 0, 0, 0]])  # the third is never predicted
+    numbers = class_numbers(counts)
+    assert numbers["accuracy"] == pytest.approx([6 / 8, 3 / 5, 0, math.nan], nan_ok=True)
+    assert numbers["precision"] == pytest.approx([6 / 11, 3 / 5, 0, math.nan], nan_ok=True)
+    assert numbers["f1"] == pytest.approx([12 / 19, 6 / 10, 0, math.nan], nan_ok=True)
+
+
+def test_the_numbers_of_a_class_are_those_of_torchmetrics() -> None:
+    labels, guesses = torch.randint(0, 6, (2, 300))
+    numbers = class_numbers(torch.bincount(labels * 6 + guesses, minlength=36).reshape(6, 6))
+    for name, metric in (("accuracy", MulticlassRecall), ("precision", MulticlassPrecision), ("f1", MulticlassF1Score)):
+        assert numbers[name] == pytest.approx(metric(6, average="none")(guesses, labels).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), Mixing(mixup_alpha=0.8)], ids=["as they are", "mixed"])
+def test_the_training_accuracy_is_the_share_of_images_taken_for_the_larger_part_of_their_target(
+    mixing: Mixing, make_task: MakeTask, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, wanted, hits = make_task(mixing=mixing, optim=Optimization(lr=1e-2, warmup_epochs=0)), [], []
+
+    def spy(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        mixed, targets = mixing(images, labels, num_classes)
+        wanted.append(targets.argmax(1))
+        return mixed, targets
+
+    monkeypatch.setattr(task, "mixing", spy)
+    task.model.register_forward_hook(lambda model, _, out: hits.append(out.argmax(1) == wanted[-1]) if model.training else None)
+    trainer = fit(task, max_epochs=1, limit_train_batches=6)
+    assert 0 < torch.cat(hits).float().mean() < 1
+    torch.testing.assert_close(trainer.callback_metrics["train/accuracy"], torch.cat(hits).float().mean())
+
+
+def test_a_validation_keeps_the_numbers_of_its_classes_and_logs_their_mean_f1(make_task: MakeTask, fit: Fit) -> None:
+    task = make_task()
+    trainer = fit(task, max_epochs=1, limit_val_batches=1.0)
+    assert task.per_class is not None
+    assert (task.per_class.split, sum(task.per_class.support), task.per_class.support[0]) == ("val", 180, 18)
+    assert float(trainer.callback_metrics["val/macro_f1"]) == pytest.approx(task.per_class.mean("f1"), rel=1e-6)
+    assert task.per_class.mean("accuracy") == pytest.approx(float(trainer.callback_metrics["val/accuracy"]), rel=1e-6)

@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(value: float, make_task: M
     task = make_task()
     with torch.no_grad():
         next(task.model.parameters()).fill_(value)
-    with pytest.raises(FloatingPointError, match=r"nan in epoch 0 at batch 0, step 0: lower .*images were image \d+, image"):
+    with pytest.raises(FloatingPointError, match=r"nan in epoch 1, batch 1, step 1: lower .*images were image \d+, image"):
         fit(task, num_sanity_val_steps=0)
 
 

@@ -1,6 +1,7 @@
 import contextlib
 import copy
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -206,3 +207,32 @@ def test_ids_of_annotations_change_nothing(truth: dict[str, Any], first: int) ->
     moved = {**truth, "annotations": [{**entry, "id": first + n} for n, entry in enumerate(truth["annotations"])]}
     for kind in ("bbox", "segm"):
         assert evaluate(moved, found, ids, kind) == evaluate(truth, found, ids, kind)
+
+
+def test_the_precision_of_each_class_is_that_counted_by_hand_and_there_is_none_of_a_class_without_objects() -> None:
+    image = {"id": 1, "file_name": "a.jpg", "width": SIDE, "height": SIDE}
+    places = [(3, (10.0, 10.0, 50.0, 50.0)), (17, (100.0, 10.0, 50.0, 50.0)), (17, (100.0, 100.0, 50.0, 50.0))]
+    entries = [annotation(number, 1, *place) for number, place in enumerate(places, 1)]
+    truth = {"images": [image], "annotations": entries, "categories": [{"id": n, "name": str(n)} for n in CATEGORIES]}
+    boxes = torch.tensor([[10.0, 10, 60, 46], [100, 10, 150, 60]])  # the first has IoU 36 / 50 = 0.72, the third is missed
+    found = {1: {"boxes": boxes, "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.8])}}
+    metric = AveragePrecision(file_of(truth), masks=False)
+    metric.update(list(found), list(found.values()))
+    numbers = metric.compute()
+    half = 51 / 101  # of the recalls 0, 0.01 … 1
+    assert metric.per_class["box_ap"] == pytest.approx([5 / 10, half, math.nan], nan_ok=True)
+    assert metric.per_class["box_ap50"] == pytest.approx([1, half, math.nan], nan_ok=True)
+    assert metric.support == [1, 2, 0]
+    assert numbers["box_ap"] == pytest.approx((5 / 10 + half) / 2)
+
+
+def test_the_mean_over_the_classes_is_the_average_precision(truth: dict[str, Any]) -> None:
+    found = guesses(truth)
+    metric = AveragePrecision(file_of(truth), masks=True)
+    metric.update(list(found), list(found.values()))
+    numbers = metric.compute()
+    for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap50"):
+        assert len(metric.per_class[name]) == 3
+        assert np.nanmean(metric.per_class[name]) == pytest.approx(numbers[name])
+    entries = [entry for entry in truth["annotations"] if not entry["iscrowd"]]
+    assert metric.support == [sum(entry["category_id"] == category for entry in entries) for category in CATEGORIES]

@@ -14,6 +14,7 @@ from flatten_transformer.tasks.detection.detector import Detector
 from flatten_transformer.tasks.detection.predict import detect, predict_files
 from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
 from flatten_transformer.tasks.model_file import ModelInfo
+from flatten_transformer.tasks.overlays import enlarge, readable_scale
 from flatten_transformer.utils.stopping import UnfinishedError
 from tests.tasks.detection.conftest import MakeDetector
 
@@ -106,14 +107,16 @@ def test_every_image_gets_a_picture_of_its_own(model: Detector, files: list[Path
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["detections.json", "one-2.png", "one.png"]
     for file, name in zip(files, ("one.png", "one-2.png"), strict=True):
         with Image.open(file) as image, Image.open(tmp_path / "found" / name) as picture:
-            assert picture.size == image.size
+            scale = readable_scale(image)
+            assert scale > 1
+            assert picture.size == (scale * image.width, scale * image.height)
             assert picture.convert("RGB").tobytes() != image.convert("RGB").tobytes()
 
 
 def test_an_image_on_which_nothing_is_found_is_left_as_it_is(model: Detector, files: list[Path], tmp_path: Path) -> None:
     predict_files(model, INFO, files[1:], tmp_path / "found", 1.0)
     with Image.open(files[1]) as image, Image.open(tmp_path / "found" / "one.png") as picture:
-        assert picture.tobytes() == image.tobytes()
+        assert picture.tobytes() == enlarge(image, readable_scale(image)).tobytes()
     assert json.loads((tmp_path / "found" / "detections.json").read_text())["annotations"] == []
 
 

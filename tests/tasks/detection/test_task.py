@@ -46,6 +46,9 @@ def test_a_fit_logs_every_loss_and_cocos_numbers_and_keeps_a_model_that_detects(
     assert {"best-epoch=0.ckpt", "last.ckpt", "model.safetensors"} <= {path.name for path in (run / "checkpoints").iterdir()}
     with Image.open(run / "detections.png") as picture:
         assert picture.size[0] == 2 * 5 * 80 + 3 * 8  # the widest image, five times enlarged
+    rows = (run / "per_class.csv").read_text().splitlines()
+    assert rows[0] == "class,box_ap,box_ap50,mask_ap,mask_ap50,support"
+    assert [row.rpartition(",")[2] for row in rows[1:]] == ["2", "1", "1"]  # the crowd is no object to find
     model, info = load_model(run / "checkpoints" / "model.safetensors")
     assert (info.task, list(info.class_names)) == ("detect", ["car", "cat", "toothbrush"])
     assert info.category_ids == [3, 17, 90]

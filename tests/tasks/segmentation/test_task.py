@@ -1,6 +1,8 @@
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from flatten_transformer.data.mask_numbers import IGNORED
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.tasks.optimization import Optimization
 from flatten_transformer.tasks.segmentation.data import MaskedBatch
-from flatten_transformer.tasks.segmentation.metrics import mean_accuracy, mean_iou
+from flatten_transformer.tasks.segmentation.metrics import class_numbers, mean_accuracy, mean_iou
 from flatten_transformer.tasks.segmentation.task import pixel_loss
 from flatten_transformer.training.process import without_lightning_noise
 from tests.tasks.segmentation.conftest import PVT, TINY, FitScenes, MakeSegmenter
@@ -154,3 +156,22 @@ def test_a_loss_that_is_not_finite_names_the_images(make_segmenter: MakeSegmente
 def test_a_weight_below_zero_is_refused(make_segmenter: MakeSegmenter) -> None:
     with pytest.raises(ValueError, match=r"aux_weight must be at least 0, got -0\.1"):
         make_segmenter(aux_weight=-0.1)
+
+
+def test_the_numbers_of_a_class_are_those_counted_by_hand() -> None:
+    counts = torch.tensor([[8, 0, 2, 0], [4, 6, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])  # the last two are in no mask
+    numbers = class_numbers(counts)
+    assert numbers["iou"] == pytest.approx([8 / 14, 6 / 10, 0, math.nan], nan_ok=True)
+    assert numbers["accuracy"] == pytest.approx([0.8, 0.6, math.nan, math.nan], nan_ok=True)
+    assert np.nanmean(numbers["iou"]) == pytest.approx(float(mean_iou(counts)))
+
+
+def test_a_validation_keeps_the_numbers_of_its_classes(make_segmenter: MakeSegmenter, fit_scenes: FitScenes) -> None:
+    task = make_segmenter()
+    trainer = fit_scenes(task)
+    assert task.per_class is not None
+    assert (len(task.per_class.support), task.per_class.counted) == (11, "pixels")
+    assert sum(task.per_class.support) == 2 * 64 * 64
+    assert task.per_class.mean("iou") == pytest.approx(float(trainer.callback_metrics["val/miou"]), rel=1e-5)
+    batch = MaskedBatch(list(torch.rand(2, 3, 64, 64)), list(torch.zeros(2, 64, 64, dtype=torch.int64)), [0, 1])
+    assert task.show_batch(batch, 16).width > 2 * 384  # enlarged
