@@ -42,6 +42,7 @@ COMMANDS = {  # typed functions in commands/: their parameters are the options, 
     "demo-dense": "find digits on photographs: detection and segmentation",
 }
 LIGHT = {"recipes", "runs"}  # commands that need neither torch nor timm, which take seconds to import
+_ELSEWHERE = {"train": "fit", "eval": "validate", "infer": "predict", "explain": "analyze"}  # what other tools call them
 _GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # first words of two-word commands
 _TRAIN = ("docstring_parser", "jsonargparse", "lightning", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 _DENSE = ("faster_coco_eval", "segmentation_models_pytorch")
@@ -158,9 +159,8 @@ def run(argv: list[str]) -> None:
     else:
         group = f"{name.partition(' ')[0]} "
         names = [*TRAINING, *COMMANDS]
-        raise ValueError(
-            f"no command {name!r}: {did_you_mean(name, [near for near in names if near.startswith(group)] or names)}"
-        )
+        near = [other for other in names if other.startswith(group)] or names
+        raise ValueError(f"no command {name!r}: {did_you_mean(_ELSEWHERE.get(name, name), near)}")
 
 
 def run_package() -> None:

@@ -58,6 +58,9 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
     ("command", "message"),
     [
         ("predcit", "no command 'predcit': did you mean predict?"),
+        ("train --config x", "no command 'train': did you mean fit?"),
+        ("bench", "no command 'bench': did you mean benchmark op or benchmark data or benchmark loop?"),
+        ("models --pattern swin_base", "no model fits 'swin_base': did you mean flatten_swin_base_patch4_224 or"),
         ("xyz", "no command 'xyz': choose one of fit, validate, test, recipes, predict"),
         ("fit --confg x", "unrecognized arguments: --confg: did you mean --config"),
         ("fit --config digits/flaten_deit", "no recipe and no file 'digits/flaten_deit': did you mean digits/flatten_deit"),
@@ -166,6 +169,21 @@ def test_a_module_that_is_no_extra_is_a_bug(flatten: Flatten, monkeypatch: pytes
     monkeypatch.setitem(cli.COMMANDS, "no-such", "")
     with pytest.raises(ModuleNotFoundError, match=r"commands\.no_such"):
         flatten("no-such")
+
+
+@pytest.mark.parametrize("name", [*cli.TRAINING, *cli.COMMANDS])
+def test_what_the_console_script_has_put_off_is_imported_before_a_command_that_needs_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_package() -> None:
+        raise ImportError("the package is run")
+
+    monkeypatch.setattr(cli, "run_package", run_package)
+    if name in cli.LIGHT:
+        cli.run([*name.split()])
+    else:
+        with pytest.raises(ImportError, match="the package is run"):
+            cli.run([*name.split()])
 
 
 @pytest.mark.parametrize("argv", [(), ("--help",), ("-h",), ("help",)])

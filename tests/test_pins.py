@@ -1,7 +1,8 @@
-"""What is installed: versions that agree with one another, none that is known to be malicious."""
+"""What is installed: the command, and versions that agree with one another, none that is known to be malicious."""
 
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from packaging.requirements import Requirement
@@ -51,3 +52,13 @@ def test_pinned_versions_are_among_those_that_users_may_have() -> None:
 )
 def test_malicious_releases_and_other_majors_are_not_installed(name: str, version: str, allowed: bool) -> None:
     assert (version in declared()[name]) == allowed
+
+
+def test_the_console_script_is_shipped_though_it_stands_outside_the_package() -> None:
+    (script,) = re.findall(r'^flatten = "(.+)"$', PROJECT, flags=re.MULTILINE)
+    assert callable(resolve_name(script))
+    file = f'"{script.partition(":")[0]}.py"'
+    shipped = re.findall(r"^(?:only-)?include = \[(.*)\]$", PROJECT, flags=re.MULTILINE)
+    assert [file in files for files in shipped] == [True, True]  # wheel and sdist
+    (version,) = re.findall(r'^path = "(.+)"$', PROJECT, flags=re.MULTILINE)
+    assert (ROOT / version).read_text("utf-8").count("__version__ = ") == 1

@@ -22,6 +22,7 @@ from flatten_transformer.benchmark.dense import (
     segmenter_cost,
 )
 from flatten_transformer.benchmark.models import model_cost
+from flatten_transformer.utils.suggest import did_you_mean
 
 
 def models(pattern: str = "*", dense: bool = False) -> None:
@@ -41,7 +42,7 @@ def models(pattern: str = "*", dense: bool = False) -> None:
         return
     names = timm.list_models(f"flatten_{pattern.removeprefix('flatten_')}")
     if not names:
-        raise ValueError(f"no model fits {pattern!r}: try one of {', '.join(timm.list_models('flatten_*'))}")
+        raise ValueError(f"no model fits {pattern!r}: {did_you_mean(pattern.strip('*'), timm.list_models('flatten_*'))}")
     rows = []
     for name in track(names, description="counting", transient=True):
         cost = model_cost(name)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from flatten_transformer.training import recipes
@@ -114,6 +115,12 @@ def test_which_recipe_a_short_name_means_is_said_once(
     path = prepare("fit", ["--seed_everything", "0", f"--config={given}"], say_full_name)[-1]
     assert Path(path).is_file()
     assert capsys.readouterr().err == said
+
+
+def test_only_the_first_of_many_processes_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert Path(with_recipe_paths(["--config", "study"])[-1]).is_file()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_whole_name_is_meant_even_if_others_begin_like_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ OPTIONS = [
     ("given", "names", "close"),
     [
         ("vit_tiny", MODELS, ["vit_tiny_r_s16", "vit_tiny_patch16_384", "vit_tiny_patch16_224"]),  # what begins with it
-        ("VIT_Tiny_patch16", MODELS, ["vit_tiny_patch16_384", "vit_tiny_patch16_224"]),
-        ("tiny", ["my_tinyvit", "deit_tiny", "tiny_x"], ["tiny_x", "deit_tiny", "my_tinyvit"]),  # begins, is a word, is inside
+        ("VIT_TINY_P", MODELS, ["vit_tiny_patch16_384", "vit_tiny_patch16_224"]),
+        ("tiny", ["atiny", "deit_tiny", "tiny_x"], ["tiny_x", "deit_tiny", "atiny"]),  # begins, is a word, is inside
         ("r_s16", MODELS, ["vit_tiny_r_s16"]),
         ("volo_d", MODELS, ["volo"]),  # resembles
         ("vi", ["gcvit_tiny", "levit"], []),  # too short to be looked for inside
@@ -29,7 +29,7 @@ OPTIONS = [
         ("--batch_size", OPTIONS, ["--data.batch_size"]),
         ("--lr", OPTIONS, ["--model.optim.lr"]),
         ("--trainer.lr", OPTIONS, ["--model.optim.lr"]),  # the last part is the same
-        ("--accelerater", OPTIONS, ["--trainer.accelerator"]),  # the last part resembles
+        ("--lrr", OPTIONS, ["--model.optim.lr"]),  # the last part resembles
         ("--trainer.acelerator", OPTIONS, ["--trainer.accelerator", "--trainer.max_epochs"]),
         ("--confg", OPTIONS, ["--config"]),
     ],
