@@ -74,9 +74,10 @@ def test_a_bar_goes_away_when_the_work_is_broken_off(capsys: pytest.CaptureFixtu
             next(parts)
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stop:
         break_off()
     assert not progress._bars
+    assert stop.tb  # which keeps the iterator alive
     assert capsys.readouterr().err.rpartition("\r")[2].strip() == ""
 
 
