@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.training.cli import train
 from flatten_transformer.training.process import without_lightning_noise
 from flatten_transformer.training.recipes import find_recipe
-from flatten_transformer.utils.atomic_file import write_atomically
+from flatten_transformer.utils.atomic_file import write_atomically, write_figure
+from flatten_transformer.utils.progress import lasting, note, track
+from flatten_transformer.utils.stopping import run_script, telling_what_is_kept
 
 RECIPE = "fashion_mnist/study"
 SPEEDS = HERE / "speed.json"
@@ -72,17 +75,53 @@ def main(seeds: list[int] = [0, 1, 2], only: list[str] = list(VARIANTS), speed_s
     if unknown:
         raise SystemExit(f"no variant {unknown[0]!r}: choose some of {', '.join(VARIANTS)}")
     if speed_s:
+        note(f"timing a step of each of {len(VARIANTS)} in turn, for {lasting(speed_s)}")
         write_atomically(SPEEDS, json.dumps(measure_speeds(speed_s), indent=1).encode())
-    for seed in [] if speed_s else seeds:
-        for name in only:
-            file = HERE / "results" / f"{name.replace(' ', '_')}-{seed}.json"
-            if not file.exists():
-                print(f"--- {name}, seed {seed}", flush=True)
-                write_atomically(file, json.dumps(run(name, seed), indent=1).encode())
+    else:
+        train_missing([(seed, name) for seed in seeds for name in only])
     results = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
     summary = summarise(results, json.loads(SPEEDS.read_text())["images_per_second"] if SPEEDS.exists() else {})
     write_atomically(HERE / "README.md", page(summary).encode())
     draw(summary, HERE / "study.png")
+
+
+def train_missing(runs: Sequence[tuple[int, str]]) -> None:
+    """Train and test what has no result yet, and write each result.
+
+    Args:
+        runs: Seed and name of a variant.
+    """
+    there = {run: json.loads(file.read_text()) for run in runs if (file := file_of(*run)).exists()}
+    for run, result in there.items():
+        check_origin(file_of(*run), result, run[1])
+    if there:
+        commits = ", ".join(sorted({str(result["header"]["commit"]) for result in there.values()}))
+        note(f"{len(there)} of {len(runs)} results are in {HERE / 'results'} already, of commits {commits}: going on")
+    left = [run for run in runs if run not in there]
+    with (
+        telling_what_is_kept(
+            lambda: "every finished run is in results/; the same command goes on, with the run at hand from its last checkpoint"
+        ),
+        track(left, lambda run: f"{run[1]}, seed {run[0]}", done=len(there)) as tracked,
+    ):
+        for seed, name in tracked:
+            write_atomically(file_of(seed, name), json.dumps(train_one(name, seed), indent=1).encode())
+
+
+def file_of(seed: int, name: str) -> Path:
+    """Return the file of one result."""
+    return HERE / "results" / f"{name.replace(' ', '_')}-{seed}.json"
+
+
+def origin(name: str) -> dict[str, Any]:
+    """Return what the results of a variant depend on besides seed and code."""
+    return {"recipe": yaml.safe_load(find_recipe(RECIPE).read_text("utf-8")), "options": VARIANTS[name]}
+
+
+def check_origin(file: Path, result: Mapping[str, Any], name: str) -> None:
+    """Raise SystemExit if a result is not of this recipe and variant; results of early versions do not say."""
+    if result.get("origin", origin(name)) != origin(name):
+        raise SystemExit(f"{file} is a result of another recipe or of other options of {name!r}: move it away to train it anew")
 
 
 def command(name: str, seed: int) -> list[str]:
@@ -97,7 +136,7 @@ def command(name: str, seed: int) -> list[str]:
     ]
 
 
-def run(name: str, seed: int) -> dict[str, Any]:
+def train_one(name: str, seed: int) -> dict[str, Any]:
     """Train one variant with one seed, and test it."""
     start = time.perf_counter()
     cli = train("fit", command(name, seed))
@@ -112,6 +151,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
         "parameters": count_parameters(model),
         "macs": count_macs(model, (size.in_chans, size.img_size, size.img_size)),
         "training_s": seconds,
+        "origin": origin(name),
         "header": describe(torch.device("cpu")),
     }
 
@@ -209,7 +249,7 @@ def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
     axis.set_ylim(top=max(high, *heights.values()) + (high - low) / 12)
     axis.set(xlabel="seconds for 1,000 training images", ylabel="test accuracy, %", title="Fashion-MNIST, one recipe for all")
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def spread_out(values: Sequence[float], gap: float) -> list[float]:
@@ -229,4 +269,4 @@ def spread_out(values: Sequence[float], gap: float) -> list[float]:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    sys.exit(run_script(partial(auto_cli, main)))

@@ -61,10 +61,22 @@ def write_report(folder: Path, image: Path, studies: Sequence[Study], pictures: 
     """
     for name, content in pictures.items():
         write_atomically(folder / f"{name.partition(':')[0]}.png", content)
-    write_atomically(folder / "numbers.json", json.dumps(to_json(image, studies, options), indent=1).encode())
+    write_numbers(folder, image, studies, options)
     report = folder / "report.html"
     write_atomically(report, to_html(image, studies, pictures, options).encode())
     return report
+
+
+def write_numbers(folder: Path, image: Path, studies: Sequence[Study], options: Options) -> None:
+    """Write ``numbers.json`` into a folder, atomically.
+
+    Args:
+        folder: Made if it is missing.
+        image: The image file.
+        studies: One for each model.
+        options: Options of the studies.
+    """
+    write_atomically(folder / "numbers.json", json.dumps(to_json(image, studies, options), indent=1).encode())
 
 
 def to_json(image: Path, studies: Sequence[Study], options: Options) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def integers(text: str, name: str, maximum: int = _MAX_TOKENS, minimum: int = 1)
     if not result or not all(minimum <= number <= maximum for number in result):
         numbers = f"whole numbers from {minimum} to {maximum}, separated by commas, such as 196,784"
         raise ValueError(f"{name} must be {numbers}; got {text!r}")
-    return result
+    return list(dict.fromkeys(result))
 
 
 def shapes(text: str) -> list[Shape]:
@@ -90,7 +90,7 @@ def shapes(text: str) -> list[Shape]:
             )
         result.append(Shape(*map(int, word.split("x"))))
         check_heads(result[-1].channels, result[-1].heads)
-    return result
+    return list(dict.fromkeys(result))
 
 
 def check_heads(channels: int, heads: int) -> None:

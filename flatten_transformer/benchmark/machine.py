@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import platform
 import subprocess
@@ -51,7 +52,7 @@ def device_name(device: torch.device) -> str:
 
 
 def describe(device: torch.device) -> Header:
-    """Return the header of a report: machine, versions, commit, date and command.
+    """Return the header of a report: machine, versions, commit, digest of the code, date and command.
 
     Example:
         >>> header = describe(torch.device("cpu"))
@@ -69,6 +70,7 @@ def describe(device: torch.device) -> Header:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "flatten_backend": os.environ.get("FLATTEN_BACKEND"),
         "commit": commit(),
+        "code": code(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "platform": f"{platform.system()} {platform.machine()}",
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -97,6 +99,20 @@ def commit() -> str | None:
         return head + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def code() -> str:
+    """Return a digest of the library's source files, which tells apart what a commit does not: unsaved changes, installations.
+
+    Example:
+        >>> len(code()), code() == code()
+        (12, True)
+    """
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _git(folder: Path, *arguments: str) -> str:

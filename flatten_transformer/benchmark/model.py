@@ -106,7 +106,7 @@ def contender_names(*, compiled: bool, graphed: bool = False) -> list[str]:
 
 
 def measure(plan: Plan[Images]) -> Iterator[list[Point]]:
-    """Race through all cases; yield the points of each."""
+    """Race through all cases but those that are done; yield the points of each."""
     return race_cases(plan, partial(_entrants, plan), [RELEASED, SOFTMAX])
 
 

@@ -56,7 +56,7 @@ def _sides(tokens: int) -> tuple[int, int]:
 
 
 def measure(plan: Plan[Shape]) -> Iterator[list[Point]]:
-    """Race through all cases; yield the points of each.
+    """Race through all cases but those that are done; yield the points of each.
 
     A contender that was too slow or too large skips larger cases of the same dtype and direction.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_FAMILIES = {"deit": "DeiT", "pvt": "PVT", "pvt_v2": "PVTv2", "swin": "Swin", "cswin": "CSwin"}
 _INK, _PALE, _FLOOR = "#222222", "#dddddd", "#8a8a8a"
 
 
@@ -85,7 +87,8 @@ def _caption(report: Report) -> str:
     header = report.header
     threads = f", threads: {header['threads']}" if header.get("device") == "cpu" else ""
     versions = f"torch {header.get('torch')} · commit {header.get('commit')}"
-    return f"{header.get('device_name')}{threads} · {versions} · {header.get('date')}"
+    date = str(header.get("date")).partition("T")[0]
+    return f"{header.get('device_name')}{threads} · {versions} · {date}"
 
 
 def _add_legend(figure: Figure, caption: str) -> None:
@@ -102,6 +105,8 @@ def _sweep(report: Report) -> Figure:
     from matplotlib.figure import Figure
 
     points = [point for point in report.points if point.subject == ATTENTION]
+    measured = {point.shape["tokens"] for point in points if point.median_us is not None}
+    points = [point for point in points if point.shape["tokens"] in measured]  # the floor alone needs no room
     rows = list(dict.fromkeys((point.dtype, point.direction) for point in points))
     figure = Figure(figsize=(12.5, 4.3 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots(len(rows), 2, squeeze=False)
@@ -135,7 +140,8 @@ def _draw_lines(axis: Axes, points: Sequence[Point], key: str) -> None:
 
 def _draw_floor(axis: Axes, points: Sequence[Point]) -> None:
     """Plot the time to move inputs and outputs, with the unreachable area below shaded."""
-    floors = {p.shape["tokens"]: floor_us for p in points if (floor_us := p.per_sample(p.floor_us)) is not None}
+    timed = {p.shape["tokens"] for p in points if p.median_us is not None}
+    floors = {n: floor_us for p in points if (n := p.shape["tokens"]) in timed and (floor_us := p.per_sample(p.floor_us))}
     if floors:
         tokens, floors_us = list(floors), list(floors.values())
         axis.plot(tokens, floors_us, color=_FLOOR, lw=1.2, ls=(0, (6, 3)), label="floor: bytes at copy speed", zorder=2)
@@ -223,8 +229,6 @@ def _bars(report: Report) -> Figure:
 
 def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names: Sequence[str], baseline: str) -> None:
     """Plot a bar per contender and group: the median ratio over rounds, with whiskers at the quartiles."""
-    from matplotlib.patheffects import withStroke
-
     width = 0.84 / max(1, len(names))
     for place, name in enumerate(names):
         style = _STYLES[name]
@@ -246,9 +250,8 @@ def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names
             "zorder": 3,
         }
         bars = axis.bar(x, heights, width * 0.92, yerr=[below, above], **style_args)
-        labels = axis.bar_label(bars, [f"{height:.2f}" for height in heights], fontsize=8, padding=2, color=_INK, zorder=6)
-        for label in labels:
-            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # no line runs through a number
+        axis.bar_label(bars, list(map(_digits, heights)), fontsize=8, padding=3, color=_INK, zorder=6, bbox=box)
     axis.axhline(1, color=_STYLES[baseline].colour, lw=1.6, zorder=4, label=f"{_STYLES[baseline].label} = 1")
     axis.set_xticks(range(len(groups)), groups)
     axis.set_ylabel("times as fast")
@@ -258,11 +261,29 @@ def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names
     axis.tick_params(axis="x", length=0)
 
 
+def _digits(ratio: float) -> str:
+    """Format a ratio with two decimals, or with one digit where these would be zeros."""
+    return f"{ratio:.2f}" if ratio >= 0.005 else f"{ratio:.1g}"
+
+
 def _group(point: Point) -> str:
     """Return the two-line label of a group of bars."""
     shape = point.shape
     if point.subject == ATTENTION:
         plane = f"{shape['height']}²" if shape["height"] == shape["width"] else f"{shape['height']}·{shape['width']}"
         return f"{shape['batch']} × {plane} tokens\nC {shape['channels']}, {shape['heads']} heads"
-    name = point.subject.removeprefix("flatten_").partition("_patch")[0].removesuffix("_224").removesuffix("_384")
-    return f"{name}\n{shape['image_px']} px, batch {shape['batch']}"
+    return f"{model_title(point.subject)}\n{shape['image_px']} px, batch {shape['batch']}"
+
+
+def model_title(name: str) -> str:
+    """Return the name that papers give a model, without its image size; other names as they are.
+
+    Example:
+        >>> model_title("flatten_swin_tiny_patch4_224"), model_title("flatten_pvt_v2_b0"), model_title("resnet50")
+        ('FLatten-Swin-T', 'FLatten-PVTv2-B0', 'resnet50')
+    """
+    found = re.fullmatch(r"flatten_(\w+?)_(tiny|small|medium|base|large|b\d)(_\w+)?", name)
+    if found is None or found[1] not in _FAMILIES:
+        return name
+    size = found[2] if len(found[2]) == 2 else found[2][0]
+    return f"FLatten-{_FAMILIES[found[1]]}-{size.upper()}"

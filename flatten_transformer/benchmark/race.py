@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flatten_transformer.benchmark.memory import free_mib, peak_mib
-from flatten_transformer.benchmark.report import RED, Point
+from flatten_transformer.benchmark.report import RED, Point, race_title
 from flatten_transformer.benchmark.timing import Round, Run, Spread, interleave, stopwatch_for, time_ratios
 
 FORWARD, TRAINING = "forward", "forward+backward"
@@ -57,6 +57,9 @@ class Case(Generic[S]):
     dtype: torch.dtype
     direction: str
 
+    def __str__(self) -> str:
+        return race_title(_blank(self, ""))
+
 
 @dataclass(frozen=True)
 class Plan(Generic[S]):
@@ -69,6 +72,11 @@ class Plan(Generic[S]):
     compiled: bool = False  # include torch.compile
     graphed: bool = False  # include models as CUDA graphs, free of Python's overhead
     copy_gb_per_s: float | None = None  # for the floor of attention
+    done: Sequence[Sequence[Point]] = ()  # points of the first cases, from an earlier start
+
+    def after(self, done: Sequence[Sequence[Point]]) -> Plan[S]:
+        """Return the plan with some of its first cases done."""
+        return replace(self, done=done)
 
 
 def make_cases(subjects: Sequence[S], dtypes: Sequence[torch.dtype], directions: Sequence[str]) -> list[Case[S]]:
@@ -91,7 +99,7 @@ class Entrant:
 def race_cases(
     plan: Plan[S], enter: Callable[[Case[S]], Iterable[Entrant]], baselines: Sequence[str], *, ahead: bool = False
 ) -> Iterator[list[Point]]:
-    """Race through all cases; yield the points of each.
+    """Race through all cases but those that are done; yield the points of each.
 
     Args:
         plan: Cases and contenders.
@@ -99,7 +107,8 @@ def race_cases(
         baselines: See :func:`race`.
         ahead: See :func:`race`.
     """
-    for case in plan.cases:
+    yield from map(list, plan.done)
+    for case in plan.cases[len(plan.done) :]:
         torch.compiler.reset()  # the recompile limit counts over all cases
         entrants = [entrant for entrant in enter(case) if plan.contenders is None or entrant.name in plan.contenders]
         points = race(entrants, partial(_blank, case), baselines, plan.device, plan.limits, ahead=ahead)

@@ -1,15 +1,16 @@
-"""Results of races, in memory and as JSON files."""
+"""Results of races, in memory and as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from flatten_transformer.benchmark.machine import Header
 from flatten_transformer.benchmark.timing import Spread
-from flatten_transformer.utils.atomic_file import write_atomically
 
 RELEASED, SOFTMAX = "released", "softmax"  # baselines of time ratios
 ATTENTION = "attention"  # the subject of `flatten benchmark op`
@@ -85,38 +86,68 @@ class Report:
 RED = "check red"  # reason prefix of such a point
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Write a report as JSON."""
-    write_atomically(path, (json.dumps(_plain(report), indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+def races(points: Iterable[Point]) -> list[list[Point]]:
+    """Return the points of each race."""
+    return [list(race) for _, race in groupby(points, key=_race)]
 
 
-def read_report(path: Path) -> Report:
-    """Read the output of :func:`write_report`.
+def _race(point: Point) -> tuple[object, ...]:
+    return point.subject, tuple(point.shape.items()), point.dtype, point.direction
+
+
+def shape_label(shape: Mapping[str, int]) -> str:
+    """Return the label of a shape.
 
     Example:
-        >>> file = getfixture("tmp_path") / "report.json"
-        >>> report = Report({"device": "cpu"}, [Point("attention", "ours", {"batch": 1}, "float32", "forward", reason="no time")])
-        >>> write_report(file, report)
-        >>> read_report(file) == report
-        True
+        >>> shape_label({"batch": 8, "height": 28, "width": 28, "channels": 192, "heads": 6, "tokens": 784})
+        '8 × 28·28 tokens, C 192, 6 heads'
+        >>> shape_label({"batch": 1, "image_px": 224})
+        '1 image of 224 px'
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
-    points = [Point(**{**point, "time_ratios": _spreads(point["time_ratios"])}) for point in content["points"]]
-    growth = tuple(Growth(**one) for one in content["growth"])
-    return Report(content["header"], points, growth, tuple(Mean(**one) for one in content["means"]))
+    if "image_px" in shape:
+        return f"{shape['batch']} image{'s' * (shape['batch'] > 1)} of {shape['image_px']} px"
+    heads = f"{shape['heads']} head{'s' * (shape['heads'] > 1)}"
+    return f"{shape['batch']} × {shape['height']}·{shape['width']} tokens, C {shape['channels']}, {heads}"
 
 
-def _plain(report: Report) -> dict[str, object]:
+def race_title(point: Point) -> str:
+    """Return the title of the race of a point.
+
+    Example:
+        >>> race_title(Point("flatten_pvt_v2_b0", "ours", {"batch": 8, "image_px": 224}, "float32", "forward"))
+        'flatten_pvt_v2_b0, 8 images of 224 px, float32, forward'
+    """
+    subject = "" if point.subject == ATTENTION else f"{point.subject}, "
+    return f"{subject}{shape_label(point.shape)}, {point.dtype}, {point.direction}"
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return a report without its header as JSON values."""
     points = [
         {**asdict(point), "time_ratios": {name: ratio._asdict() for name, ratio in point.time_ratios.items()}}
         for point in report.points
     ]
-    return {
-        "header": report.header,
-        "points": points,
-        "growth": [asdict(one) for one in report.growth],
-        "means": [asdict(one) for one in report.means],
-    }
+    return {"points": points, "growth": [asdict(one) for one in report.growth], "means": [asdict(one) for one in report.means]}
+
+
+def from_json(header: Header, content: Mapping[str, Any]) -> Report:
+    """Return the report of the output of :func:`to_json`.
+
+    Example:
+        >>> points = [Point("attention", "ours", {"batch": 1}, "float32", "forward", reason="no time")]
+        >>> report = Report({"device": "cpu"}, points)
+        >>> from_json(report.header, to_json(report)) == report
+        True
+    """
+    points = [Point(**{**point, "time_ratios": _spreads(point["time_ratios"])}) for point in content["points"]]
+    growth = tuple(Growth(**one) for one in content["growth"])
+    return Report(header, points, growth, tuple(Mean(**one) for one in content["means"]))
+
+
+def read_report(path: Path) -> Report:
+    """Read the report of a file that ``flatten benchmark op`` or ``model`` wrote."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return from_json(content["header"], content)
 
 
 def _spreads(ratios: Mapping[str, Mapping[str, float]]) -> dict[str, Spread]:

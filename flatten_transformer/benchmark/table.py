@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from flatten_transformer.benchmark.report import ATTENTION, RELEASED, SOFTMAX, Point, Report
+from flatten_transformer.benchmark.report import ATTENTION, RELEASED, SOFTMAX, Point, Report, race_title, races
 
 _LOSS = "▼"
 
 
 def tables(report: Report) -> list[Table]:
-    """Return a table for each race, then means over shapes and scaling exponents."""
-    races = [list(points) for _, points in groupby(report.points, key=_race)]
-    drawn = [_attention_table(points) if points[0].subject == ATTENTION else _model_table(points) for points in races]
+    """Return a table for each race, then the summaries."""
+    return [*map(race_table, races(report.points)), *summaries(report)]
+
+
+def race_table(points: Sequence[Point]) -> Table:
+    """Return the table of one race."""
+    return _attention_table(points) if points[0].subject == ATTENTION else _model_table(points)
+
+
+def summaries(report: Report) -> list[Table]:
+    """Return the tables of means over shapes and of scaling exponents, as far as there are some."""
+    drawn = []
     if report.means and report.means[0].shapes > 1:
         drawn.append(_means_table(report))
     if report.growth:
         drawn.append(_growth_table(report))
     return drawn
-
-
-def shape_label(shape: dict[str, int]) -> str:
-    """Return the label of a shape.
-
-    Example:
-        >>> shape_label({"batch": 8, "height": 28, "width": 28, "channels": 192, "heads": 6, "tokens": 784})
-        '8 × 28·28 tokens, C 192, 6 heads'
-        >>> shape_label({"batch": 8, "image_px": 224})
-        '8 images of 224 px'
-    """
-    if "image_px" in shape:
-        return f"{shape['batch']} images of {shape['image_px']} px"
-    return "{batch} × {height}·{width} tokens, C {channels}, {heads} heads".format(**shape)
 
 
 def time_label(time_us: float) -> str:
@@ -69,17 +63,8 @@ def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-def _race(point: Point) -> tuple[object, ...]:
-    return point.subject, tuple(point.shape.items()), point.dtype, point.direction
-
-
-def _title(point: Point) -> str:
-    subject = "" if point.subject == ATTENTION else f"{point.subject}, "
-    return f"{subject}{shape_label(point.shape)}, {point.dtype}, {point.direction}"
-
-
 def _attention_table(points: Sequence[Point]) -> Table:
-    table = _table(_title(points[0]), "contender", "median", "±", "× released", "× floor", "memory", "error")
+    table = _table(race_title(points[0]), "contender", "median", "±", "× released", "× floor", "memory", "error")
     best = max((speedup for p in points if not p.contender.startswith("ours") and (speedup := p.speedup())), default=0.0)
     for point in points:
         if point.median_us is None:
@@ -93,7 +78,7 @@ def _attention_table(points: Sequence[Point]) -> Table:
 
 
 def _model_table(points: Sequence[Point]) -> Table:
-    table = _table(_title(points[0]), "contender", "median", "÷ released", "÷ softmax", "images/s", "memory")
+    table = _table(race_title(points[0]), "contender", "median", "÷ released", "÷ softmax", "images/s", "memory")
     for point in points:
         if point.median_us is None:
             continue

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from flatten_transformer.benchmark.kept import KeptResults, open_kept
 from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.data.module import DataModule
 from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.training.cli import TrainingCLI
-from flatten_transformer.utils.atomic_file import write_atomically
+from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.utils.terminal import say
 
 
@@ -61,10 +62,14 @@ class PlainLoopComparison(Callback):
 
     Args:
         rounds: Epochs of the run.
+        before_round: Called before each.
+        after_round: Called after each.
     """
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: int, before_round: Callable[[], object], after_round: Callable[[], object]) -> None:
         self.rounds = rounds
+        self.before_round = before_round
+        self.after_round = after_round
         self.ours_s: list[float] = []
         self.plain_s: list[float] = []
 
@@ -77,6 +82,7 @@ class PlainLoopComparison(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
+        self.before_round()
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,6 +92,7 @@ class PlainLoopComparison(Callback):
         start = time.perf_counter()
         self._train_copy(pl_module, int(trainer.num_training_batches))
         self.plain_s.append(time.perf_counter() - start)
+        self.after_round()
 
     def _train_copy(self, task: ClassificationTask, steps: int) -> None:
         schedule = task.optim.schedule(self.optimizer, steps * self.rounds, steps)
@@ -110,9 +117,27 @@ def build_recipe(recipe: str, root: Path | None, runs: str, *options: str) -> Tr
     return TrainingCLI("fit", ["--config", recipe, *where, *nothing_kept, f"--trainer.default_root_dir={runs}", *options])
 
 
-def finish(table: Table, result: Mapping[str, Any], file: Path) -> None:
-    """Write a result with its header, and print its table."""
+def open_kept_recipe(
+    file: Path, recipe: str, options: Mapping[str, Any], total: int, noun: str, *, resume: bool, resumable: bool = True
+) -> KeptResults:
+    """Find the file of a measurement of a recipe, as :func:`open_kept` does; the text of the recipe belongs to its arguments.
+
+    Args:
+        file: First name.
+        recipe: Name or file.
+        options: What else the results depend on.
+        total: Number of parts.
+        noun: Name of the parts, in the plural.
+        resume: Take results of earlier starts; else begin a new file.
+        resumable: An unfinished file can be continued; else only a finished one counts.
+    """
     header = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    write_atomically(file, json.dumps({"header": header, **result}, indent=1).encode())
+    digest = hashlib.sha256(Path(find_recipe(recipe)).read_bytes()).hexdigest()[:12]
+    arguments = {**options, "recipe": recipe, "recipe_digest": digest}
+    return open_kept(file, header, arguments, total, noun, resume=resume, resumable=resumable)
+
+
+def finish(table: Table, kept: KeptResults) -> None:
+    """Print a table and where its numbers are."""
     Console().print(table)
-    say(f"Report: {file}")
+    say(f"Report: {kept.path}")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from flatten_transformer.analysis.comparison import draw_ranks, draw_sharpness
 from flatten_transformer.analysis.models import AnalyzedModel, load_models
 from flatten_transformer.analysis.plots import draw_angles, draw_matrix, draw_queries
-from flatten_transformer.analysis.report import write_report
+from flatten_transformer.analysis.report import write_numbers, write_report
 from flatten_transformer.analysis.selection import parse_query
 from flatten_transformer.analysis.study import Options, Study, study_model
 from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.font_fallback import FallbackFonts
-from flatten_transformer.utils.stopping import raise_on_termination
+from flatten_transformer.utils.progress import track
+from flatten_transformer.utils.stopping import telling_what_is_kept
 
 _SHARED_PLOTS, _MODEL_PLOTS = ("rank", "sharpness"), ("attention", "restored", "matrix", "angles")
 _MAX_LABEL = 100  # characters of a label in a file name
@@ -59,9 +61,6 @@ def analyze(
         FileNotFoundError: If a file is missing.
         ValueError: If an argument names something that does not exist; the message lists the choices.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from flatten_transformer.utils.terminal import say
 
     options = Options(None if query is None else parse_query(query), block, head, top_k, channels, max_tokens)
@@ -80,14 +79,22 @@ def analyze(
     )
     check_outputs([folder / name for name in file_names(models)], [image, *files])
     studies: list[Study] = []
-    try:
-        with raise_on_termination():
-            for each in track(models, "analyzing", transient=True, disable=not Console().is_terminal):
-                studies.append(study_model(each, options))  # noqa: PERF401  # one by one, to keep those before an error
-    finally:  # keep the results of earlier models
-        if studies:
-            report = write_report(folder, image, studies, dict(draw(studies, options)), options)
-            say(f"Report: {report}, numbers and pictures beside it")
+    kept = partial(_kept, folder, studies, len(models))
+    with telling_what_is_kept(kept), track(models, lambda model: f"analyzing {model.label}") as tracked:
+        try:
+            for each in tracked:
+                studies.append(study_model(each, options))
+                write_numbers(folder, image, studies, options)  # at once: pictures take their time
+        finally:  # keep the results of earlier models
+            if studies:
+                report = write_report(folder, image, studies, dict(draw(studies, options)), options)
+                say(f"Report: {report}, numbers and pictures beside it")
+
+
+def _kept(folder: Path, studies: Sequence[Study], count: int) -> str:
+    if not studies:
+        return f"none of {count} models was finished"
+    return f"the numbers of {len(studies)} of {count} models are kept in {folder}; the same command measures all anew"
 
 
 def file_names(models: Sequence[AnalyzedModel]) -> list[str]:

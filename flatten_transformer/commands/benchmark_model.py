@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from flatten_transformer.benchmark import arguments
+from flatten_transformer.benchmark.kept import open_kept
 from flatten_transformer.benchmark.machine import choose_device, describe
 from flatten_transformer.benchmark.model import MODELS, NAMESAKES, contender_names, make_cases, measure
-from flatten_transformer.benchmark.output import FOLDER, collect, finish
+from flatten_transformer.benchmark.output import FOLDER, finish, run_races, show_race
 from flatten_transformer.benchmark.race import DIRECTIONS, Plan
 from flatten_transformer.benchmark.report import Report
 
@@ -24,6 +26,7 @@ def model(
     budget_s: float = 30.0,
     limit_s: float = 30.0,
     quick: bool = False,
+    resume: bool = True,
     folder: Path = FOLDER,
 ) -> None:
     """Race FLatten models against their softmax namesakes and against themselves on the released form, side by side.
@@ -41,8 +44,12 @@ def model(
         budget_s: Seconds of timing per point, for all contenders together.
         limit_s: Contenders with slower calls, in seconds, are left out.
         quick: Half a second per point: to see it run, not to quote.
-        folder: Folder of model.json and model.png.
+        resume: Go on after the races that an earlier start with the same options, on the same machine and code, has finished;
+            false begins anew, in another file.
+        folder: Folder of model.json, rewritten after each race, and model.png; model_2.json and so on if it holds other
+            results.
     """
+    options = {name: value for name, value in locals().items() if name not in ("resume", "folder")}
     arguments.check_positive(budget_s=budget_s, limit_s=limit_s, batch=batch)
     selected = arguments.words_or_all(contenders, "contenders", contender_names(compiled=compiled))
     where = choose_device(device)
@@ -53,6 +60,6 @@ def model(
         arguments.parse_dtypes(dtypes, where),
         arguments.words(directions, "directions", DIRECTIONS),
     )
-    header = describe(where)
+    kept = open_kept(folder / "model.json", describe(where), options, len(cases), "races", resume=resume)
     plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), selected, compiled)
-    finish(Report(header, collect(measure(plan), len(cases))), folder / "model.json")
+    finish(run_races(kept, [(plan, measure)], partial(Report, kept.header), show_race), kept.path)

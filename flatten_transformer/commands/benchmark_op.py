@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from flatten_transformer.benchmark import arguments
 from flatten_transformer.benchmark.contenders import Shape, names
 from flatten_transformer.benchmark.growth import growth, means
-from flatten_transformer.benchmark.machine import choose_device, describe
+from flatten_transformer.benchmark.kept import open_kept
+from flatten_transformer.benchmark.machine import Header, choose_device, describe
 from flatten_transformer.benchmark.op import SHAPES, TOKENS, measure, sweep_shapes
-from flatten_transformer.benchmark.output import FOLDER, collect, finish
+from flatten_transformer.benchmark.output import FOLDER, finish, run_races, show_race
 from flatten_transformer.benchmark.race import DIRECTIONS, Plan, make_cases
-from flatten_transformer.benchmark.report import Report
+from flatten_transformer.benchmark.report import Point, Report
 
 _QUICK_TOKENS = (49, 196, 784, 3136)
 
@@ -30,6 +33,7 @@ def op(
     budget_s: float = 5.0,
     limit_s: float = 5.0,
     quick: bool = False,
+    resume: bool = True,
     folder: Path = FOLDER,
 ) -> None:
     """Race focused linear attention against its released form, ReLU linear and softmax attention, side by side.
@@ -49,8 +53,11 @@ def op(
         budget_s: Seconds of timing per point, for all contenders together.
         limit_s: Contenders with slower calls, in seconds, are left out, at larger sizes too.
         quick: Half a second per point and a short sweep: to see it run, not to quote.
-        folder: Folder of op.json and op.png.
+        resume: Go on after the races that an earlier start with the same options, on the same machine and code, has finished;
+            false begins anew, in another file.
+        folder: Folder of op.json, rewritten after each race, and op.png; op_2.json and so on if it holds other results.
     """
+    options = {name: value for name, value in locals().items() if name not in ("resume", "folder")}
     arguments.check_positive(budget_s=budget_s, limit_s=limit_s, tokens_per_batch=tokens_per_batch)
     compiled = not quick if compiled is None else compiled
     selected = arguments.words_or_all(contenders, "contenders", names(compiled=compiled))
@@ -65,12 +72,19 @@ def op(
     where = choose_device(device)
     cases = make_cases(chosen, arguments.parse_dtypes(dtypes, where), arguments.words(directions, "directions", DIRECTIONS))
 
-    header = describe(where)
-    copy_gb_per_s = float(header["copy_gb_per_s"] or 0)
+    kept = open_kept(folder / "op.json", describe(where), options, len(cases), "races", resume=resume)
+    copy_gb_per_s = float(kept.header["copy_gb_per_s"] or 0)
     plan = Plan(cases, where, arguments.limits(budget_s, limit_s, quick), selected, compiled, copy_gb_per_s=copy_gb_per_s)
-    points = collect(measure(plan), len(cases))
-    report = Report(header, points, growth(points)) if tokens else Report(header, points, means=means(points))
-    finish(report, folder / "op.json")
+    judge = partial(_report_sweep if tokens else _report_shapes, kept.header)
+    finish(run_races(kept, [(plan, measure)], judge, show_race), kept.path)
+
+
+def _report_sweep(header: Header, points: Sequence[Point]) -> Report:
+    return Report(header, points, growth(points))
+
+
+def _report_shapes(header: Header, points: Sequence[Point]) -> Report:
+    return Report(header, points, means=means(points))
 
 
 def _sweep(tokens: str, channels: int, heads: int, tokens_per_batch: int, quick: bool) -> list[Shape]:

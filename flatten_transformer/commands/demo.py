@@ -20,6 +20,7 @@ from flatten_transformer.models.cost import count_macs, count_parameters
 from flatten_transformer.training.cli import train
 from flatten_transformer.training.process import without_lightning_noise
 from flatten_transformer.utils.atomic_file import write_png
+from flatten_transformer.utils.stopping import telling_what_is_kept
 
 RECIPES = {"FLatten-DeiT": "digits/flatten_deit", "softmax twin": "digits/softmax_deit"}
 
@@ -49,7 +50,7 @@ def demo(digit: int = 0, block: int = -1, head: int = 0, max_epochs: int | None 
         max_epochs: Epochs of both runs, instead of the recipe's.
     """
     console = Console()
-    runs = {name: run_recipe(console, name, recipe, max_epochs) for name, recipe in RECIPES.items()}
+    runs = run_recipes(console, RECIPES, max_epochs)
     console.print(_comparison(runs))
 
     flatten = next(iter(runs.values()))
@@ -61,6 +62,32 @@ def demo(digit: int = 0, block: int = -1, head: int = 0, max_epochs: int | None 
     predict(console, image_file, flatten.model_file)
     _, label = Digits("test")[digit]
     console.print(f"It is a {label}.")
+
+
+def run_recipes(console: Console, recipes: Mapping[str, str], max_epochs: int | None) -> dict[str, Run]:
+    """Train by recipes, one after the other, and test the results.
+
+    Args:
+        console: Gets a rule with the number and the command of each.
+        recipes: Names of the recipes by display name.
+        max_epochs: Epochs instead of the recipes'.
+
+    Raises:
+        KeyboardInterrupt: On a signal; its message says what is kept and how to go on.
+    """
+    runs: dict[str, Run] = {}
+    with telling_what_is_kept(lambda: _kept(runs, recipes)):
+        for name, recipe in recipes.items():
+            runs[name] = run_recipe(console, f"{len(runs) + 1} of {len(recipes)}: {name}", recipe, max_epochs)
+    return runs
+
+
+def _kept(runs: Mapping[str, Run], recipes: Mapping[str, str]) -> str:
+    """Return what a signal leaves: finished models, and a checkpoint of the training at hand."""
+    files = "".join(f", {run.model_file}" for run in runs.values())
+    finished = f"{len(runs)} of {len(recipes)} trainings are done{files}"
+    at_hand = list(recipes.values())[len(runs) : len(runs) + 1]
+    return "; ".join([finished, *(f"flatten fit --config {recipe} --ckpt_path last goes on with the next" for recipe in at_hand)])
 
 
 def run_recipe(console: Console, name: str, recipe: str, max_epochs: int | None) -> Run:

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from flatten_transformer.commands.demo import Run, predict, run_recipe
+from flatten_transformer.commands.demo import Run, predict, run_recipes
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.detection.plots import draw_detections, draw_truth
 from flatten_transformer.tasks.overlays import side_by_side
@@ -30,7 +30,7 @@ def demo_dense(scenes: int = 4, max_epochs: int | None = None) -> None:
         max_epochs: Epochs of both runs, instead of the recipes'.
     """
     console = Console()
-    detector, segmenter = (run_recipe(console, name, recipe, max_epochs) for name, recipe in RECIPES.items())
+    detector, segmenter = run_recipes(console, RECIPES, max_epochs).values()
     console.print(_results(detector, segmenter))
     folder = segmenter.model_file.parent
     draw_scenes(detector, segmenter, scenes, folder / "scenes.png")

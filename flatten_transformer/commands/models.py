@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import timm
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from flatten_transformer.benchmark.dense import (
@@ -22,6 +21,7 @@ from flatten_transformer.benchmark.dense import (
     segmenter_cost,
 )
 from flatten_transformer.benchmark.models import model_cost
+from flatten_transformer.utils.progress import track
 from flatten_transformer.utils.suggest import did_you_mean
 
 
@@ -44,11 +44,12 @@ def models(pattern: str = "*", dense: bool = False) -> None:
     if not names:
         raise ValueError(f"no model fits {pattern!r}: {did_you_mean(pattern.strip('*'), timm.list_models('flatten_*'))}")
     rows = []
-    for name in track(names, description="counting", transient=True):
-        cost = model_cost(name)
-        top1 = "" if cost.published_top1 is None else f"{cost.published_top1:.1f} %"
-        size, weights = str(cost.image_size), "yes" if cost.has_weights else ""
-        rows.append((name, size, f"{cost.parameters / 1e6:.2f} M", f"{cost.macs / 1e9:.2f}", top1, weights))
+    with track(names, "counting {}".format, quick=True) as tracked:
+        for name in tracked:
+            cost = model_cost(name)
+            top1 = "" if cost.published_top1 is None else f"{cost.published_top1:.1f} %"
+            size, weights = str(cost.image_size), "yes" if cost.has_weights else ""
+            rows.append((name, size, f"{cost.parameters / 1e6:.2f} M", f"{cost.macs / 1e9:.2f}", top1, weights))
     headings = ("model", "image", "parameters", "GMACs", "top-1", "weights")
     _print("ImageNet-1K top-1 as the paper reports it, not measured here", headings, rows)
 
@@ -56,11 +57,12 @@ def models(pattern: str = "*", dense: bool = False) -> None:
 def _print_dense(kind: str, published: Sequence[Published], count: Callable[..., DenseCost], what: str) -> None:
     """Print the costs of the paper's models by part, beside its own figures."""
     rows = []
-    for one in track(published, description="counting", transient=True):
-        cost = count(one.name, one.model_args)
-        gmacs = (f"{macs / 1e9:.1f}" for macs in (*cost.parts.values(), cost.macs))
-        paper = "" if one.gmacs is None else f"{one.gmacs:.0f}"
-        rows.append((one.title, f"{cost.parameters / 1e6:.1f} M", *gmacs, paper))
+    with track(published, lambda one: f"counting {one.title}", quick=True) as tracked:
+        for one in tracked:
+            cost = count(one.name, one.model_args)
+            gmacs = (f"{macs / 1e9:.1f}" for macs in (*cost.parts.values(), cost.macs))
+            paper = "" if one.gmacs is None else f"{one.gmacs:.0f}"
+            rows.append((one.title, f"{cost.parameters / 1e6:.1f} M", *gmacs, paper))
     headings = (f"{kind}, backbone", "parameters", *cost.parts, "all", "paper")
     _print(f"GMACs of one image of {what}", headings, rows)
 

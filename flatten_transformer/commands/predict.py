@@ -11,7 +11,7 @@ from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.model_file import load_model
 from flatten_transformer.tasks.registry import TaskName, task_spec
 from flatten_transformer.utils.atomic_file import check_outputs
-from flatten_transformer.utils.stopping import raise_on_termination
+from flatten_transformer.utils.stopping import telling_what_is_kept
 
 
 def predict(
@@ -56,7 +56,7 @@ def predict(
     given = {name: value for name, value in values.items() if value is not None}
     if unknown := [name for name in given if name not in spec.options]:
         raise ValueError(f"the model in {checkpoint} {spec.does} and takes no --{unknown[0]}: leave it out")
-    with raise_on_termination():
+    with telling_what_is_kept(lambda: "what is finished is kept; the same command begins with the first image again"):
         spec.predict(model, info, files, **given, on_bad_image=on_bad_image, inputs=[checkpoint])
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 from flatten_transformer.data import digits
 from flatten_transformer.data.source import Split
 from flatten_transformer.utils.atomic_file import draft_of, naming
+from flatten_transformer.utils.progress import track
 
 SCENES = Path("runs", "scenes")  # default folder of the data modules
 CLASS_NAMES = ("background", *digits.CLASS_NAMES)  # of the semantic maps; detection has the digits alone
@@ -211,13 +212,14 @@ def _write_split(folder: Path, split: Split, settings: SceneSettings) -> None:
         (folder / kind / split).mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in range(getattr(settings, split)):
-        scene, name = draw_scene(split, index, settings), f"{index:06}.png"
-        Image.fromarray(scene.image).save(folder / "images" / split / name)
-        Image.fromarray(scene.semantic_map()).save(folder / "masks" / split / name)
-        images.append({"id": index + 1, "file_name": name, "height": settings.height, "width": settings.width})
-        for mask, label in zip(scene.masks, scene.labels, strict=True):
-            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **_annotation(mask, label)})
+    with track(range(getattr(settings, split)), lambda _: f"scenes of {split}", quick=True) as indices:
+        for index in indices:
+            scene, name = draw_scene(split, index, settings), f"{index:06}.png"
+            Image.fromarray(scene.image).save(folder / "images" / split / name)
+            Image.fromarray(scene.semantic_map()).save(folder / "masks" / split / name)
+            images.append({"id": index + 1, "file_name": name, "height": settings.height, "width": settings.width})
+            for mask, label in zip(scene.masks, scene.labels, strict=True):
+                annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **_annotation(mask, label)})
     categories = [{"id": 1 + digit, "name": name} for digit, name in enumerate(digits.CLASS_NAMES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations").mkdir(exist_ok=True)

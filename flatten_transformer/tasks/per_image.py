@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm  # type: ignore[import-untyped]  # comes with Lightning, without annotations
-
 from flatten_transformer.data.reading import OnBadImage
-from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.progress import note, track
 from flatten_transformer.utils.stopping import UnfinishedError
 
 Result = TypeVar("Result")
-_PATIENCE_S = 2.0  # before a progress bar appears
 
 
 def run_on_files(
@@ -22,17 +18,14 @@ def run_on_files(
     predict: Callable[[Path], Result],
     handle: Callable[[int, Result], None],
     on_bad_image: OnBadImage = "skip",
-    *,
-    bar: bool = True,
 ) -> list[str]:
-    """Run a prediction on image files one by one, handling each result before the next file.
+    """Run a prediction on image files one by one, handling each result before the next file; progress goes to stderr.
 
     Args:
         files: Image files.
         predict: Reads a file and returns a result; ValueError or OSError marks the image as unusable.
         handle: Receives the index of the file and the result.
         on_bad_image: ``"skip"`` reports an unusable image on stderr and continues.
-        bar: Show a progress bar on a terminal.
 
     Returns:
         The reason for each skipped image.
@@ -47,18 +40,19 @@ def run_on_files(
         []
     """
     skipped: list[str] = []
-    for number, file in enumerate(tqdm(files, delay=_PATIENCE_S, leave=False, disable=None if bar else True)):
-        try:
-            result = predict(file)
-        except (ValueError, OSError, MemoryError) as error:  # noqa: PERF203  # one bad image must not stop the rest
-            if len(files) == 1:
-                raise
-            skipped.append(_reason(file, error))
-            if on_bad_image == "raise":
-                raise ValueError(f"{skipped[-1]}; or go on without it: --on_bad_image skip") from error
-            tqdm.write(f"flatten: skipped: {printable(' '.join(skipped[-1].split()))}", file=sys.stderr)
-        else:
-            handle(number, result)
+    with track(files, str, quick=True) as tracked:
+        for number, file in enumerate(tracked):
+            try:
+                result = predict(file)
+            except (ValueError, OSError, MemoryError) as error:  # noqa: PERF203  # one bad image must not stop the rest
+                if len(files) == 1:
+                    raise
+                skipped.append(_reason(file, error))
+                if on_bad_image == "raise":
+                    raise ValueError(f"{skipped[-1]}; or go on without it: --on_bad_image skip") from error
+                note(f"skipped: {skipped[-1]}")
+            else:
+                handle(number, result)
     if skipped and len(skipped) == len(files):
         raise ValueError(f"none of {len(files)} images can be used; the first: {skipped[0]}")
     return skipped

@@ -130,7 +130,7 @@ class SaveModel(Callback):
     def __init__(self) -> None:
         self.best: float | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the best model so far from the run that is resumed, or else begin a new comparison."""
         checkpoints = trainer.checkpoint_callback
         if self.best is None or not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath:

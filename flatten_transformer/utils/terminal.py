@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.progress import above_bars
 
 _GAP = 3  # cells between the columns of a table
 
@@ -34,7 +35,8 @@ def say(text: str, *, stderr: bool = False) -> None:
         >>> say("[b] cat\x1b[2J :cat:")
         [b] cat\x1b[2J :cat:
     """
-    Terminal(stderr=stderr).print(printable(text), markup=False, emoji=False, soft_wrap=True)
+    with above_bars():
+        Terminal(stderr=stderr).print(printable(text), markup=False, emoji=False, soft_wrap=True)
 
 
 def cell(text: str) -> Text:
@@ -73,11 +75,12 @@ class RowPrinter:
 
     def print(self, *cells: str) -> None:
         """Print a row, the first one below the title and the headings."""
-        if self._title is not None:
-            self._terminal.print(self._title, style="table.title")
         table = Table(show_header=self._title is not None, show_edge=False, pad_edge=False, box=SIMPLE_HEAD)
         for name, width in self._columns.items():
             table.add_column(name, width=width, overflow="fold")  # a truncated path is useless
         table.add_row(*map(cell, cells))
-        self._terminal.print(table)
+        with above_bars():
+            if self._title is not None:
+                self._terminal.print(self._title, style="table.title")
+            self._terminal.print(table)
         self._title = None

@@ -48,7 +48,9 @@ def flatten(capfd: pytest.CaptureFixture[str]) -> Flatten:
     def run(*argv: str) -> tuple[int, str, str]:
         status = cli.main(argv)
         out, err = capfd.readouterr()
-        return status, out, err
+        progress = re.compile(r"flatten: \d of \d: analyzing .*\n")
+        assert len(progress.findall(err)) <= 2
+        return status, out, progress.sub("", err)
 
     return run
 
@@ -225,9 +227,28 @@ def test_a_stop_leaves_the_report_of_the_models_before(flatten: Flatten, monkeyp
     monkeypatch.setattr(analyze, "study_model", stopped)
     monkeypatch.setattr(analyze, "draw", lambda *_: ())
     status, out, err = flatten("analyze", "image.png", "--checkpoint", f"{FOCUSED},{SOFTMAX}")
-    assert (status, err) == (130, "flatten: interrupted\n")
+    kept = "the numbers of 1 of 2 models are kept in runs/analysis; the same command measures all anew"
+    assert (status, err) == (130, f"flatten: interrupted: {kept}\n")
     assert "Report: runs/analysis/report.html" in out
     assert [model["label"] for model in numbers()["models"]] == ["focused/version_0"]
+
+
+def test_a_log_names_each_model_and_its_numbers_are_there_before_the_next(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[int] = []
+
+    def counted(model: AnalyzedModel, options: Options) -> Study:
+        there.append(len(numbers()["models"]) if Path("runs/analysis/numbers.json").exists() else 0)
+        return study_model(model, options)
+
+    monkeypatch.setattr(analyze, "study_model", counted)
+    monkeypatch.setattr(analyze, "draw", lambda *_: ())
+    assert cli.main(["analyze", "image.png", "--checkpoint", f"{FOCUSED},{SOFTMAX}"]) == 0
+    assert there == [0, 1]
+    first, second = capfd.readouterr().err.splitlines()
+    assert first == "flatten: 1 of 2: analyzing focused/version_0"
+    assert second.startswith("flatten: 2 of 2: analyzing softmax/version_0; about ")
 
 
 def test_odd_names_of_models_and_images_are_drawn_and_written(flatten: Flatten, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from flatten_transformer import cli
 from flatten_transformer.commands import demo, demo_dense
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.training.cli import train
+from flatten_transformer.training.interruption import Interrupted
 from tests.scenes import few_scenes
 
 
@@ -34,3 +36,19 @@ def test_the_demo_trains_judges_draws_and_uses_both_models(
     assert 2 * 3 * 96 < read_image(picture).height < 3 * 3 * 96
     for name in ("detections.json", "masks/test_scene_0.png", "overlays/test_scene_0.png"):
         assert list(tmp_path.rglob(f"predictions/{name}"))
+
+
+def test_a_demo_that_is_stopped_says_what_is_done_and_how_its_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def trained(console: object, name: str, recipe: str, max_epochs: int | None) -> SimpleNamespace:
+        if name.startswith("2 of 2"):
+            raise Interrupted(signal.SIGINT)
+        return SimpleNamespace(model_file=Path("runs/model.safetensors"))
+
+    monkeypatch.setattr(demo, "run_recipe", trained)
+    assert cli.main(["demo-dense"]) == 130
+    assert capfd.readouterr().err == (
+        "flatten: stopped by SIGINT: 1 of 2 trainings are done, runs/model.safetensors; flatten fit --config "
+        "scenes/semantic_fpn_flatten_pvt_v2 --ckpt_path last goes on with the next\n"
+    )

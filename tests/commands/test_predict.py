@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from flatten_transformer.tasks.detection.preprocessing import DetectionPreproces
 from flatten_transformer.tasks.model_file import ModelInfo, save_model
 from flatten_transformer.tasks.registry import TASKS, TaskName, task_spec
 from flatten_transformer.tasks.segmentation.preprocessing import SegmentationPreprocessing
+from flatten_transformer.utils import progress
 
 DEIT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 PVT = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 8, 8], "num_heads": [1, 1, 1, 1], "img_size": 32}
@@ -99,13 +99,9 @@ def test_a_folder_stands_for_all_its_images(files: list[Path], tmp_path: Path) -
         expand([tmp_path / "empty"])
 
 
-@pytest.mark.parametrize(("after_s", "terminal", "shown"), [(0.0, True, True), (60.0, True, False), (0.0, False, False)])
-def test_a_bar_is_shown_to_those_who_wait_at_a_terminal(
-    after_s: float, terminal: bool, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(per_image, "_PATIENCE_S", after_s)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+def test_a_log_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_QUIET_S", 0.0)
     per_image.run_on_files([Path("a.png"), Path("b.png")], lambda file: file, lambda number, file: None)
     printed = capsys.readouterr()
-    assert ("0/2" in printed.err) == shown
+    assert [line.partition(";")[0] for line in printed.err.splitlines()] == ["flatten: 1 of 2: a.png", "flatten: 2 of 2: b.png"]
     assert printed.out == ""

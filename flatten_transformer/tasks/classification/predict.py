@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -75,7 +74,7 @@ def _print(model: nn.Module, info: ModelInfo, files: Sequence[Path], top_k: int,
         table.print(str(files[number]), *(f"{guess.class_name} ({guess.probability:.1%})" for guess in row))
 
     predict = partial(_classify_one, model, info, top_k=top_k)
-    return run_on_files(files, predict, handle, on_bad_image, bar=not sys.stdout.isatty())
+    return run_on_files(files, predict, handle, on_bad_image)
 
 
 def _write(

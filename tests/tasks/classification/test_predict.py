@@ -157,6 +157,7 @@ def test_what_was_found_before_a_stop_stays(
     assert main([*command, "--csv", str(table)]) == status
     assert [row[0] for row in rows(table)] == [str(file) for file in files[:2] for _ in range(3)]
     printed = capsys.readouterr()
+    message += ": what is finished is kept; the same command begins with the first image again"
     assert printed.out == f"The classes of 2 images are in {table}\n"
     assert printed.err == f"flatten: {message}\n"
     monkeypatch.setenv("COLUMNS", "300")
