@@ -31,7 +31,7 @@ from flatten_transformer.training.history import History
 from flatten_transformer.training.interruption import SaveOnSignal
 from flatten_transformer.training.lock import check_idle, locked, remove_drafts
 from flatten_transformer.training.log_callbacks import LearningRate, LogPictures, LogSettings
-from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard, check_packages
+from flatten_transformer.training.logs import check_packages, run_loggers
 from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
 from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.training.summary import Summary
@@ -233,9 +233,7 @@ class TrainingCLI(LightningCLI):
             version = claim_version(folder) if _is_first_process() else 0  # other ranks write nothing
             if self.config_init.checkpoint.dirpath is None:
                 self.config_init.checkpoint.dirpath = str(folder / f"version_{version}" / "checkpoints")
-            if config.logger in (None, True):
-                place = (folder.parent, folder.name, version)
-                config.logger = [CurvesAsCSV(*place), CurvesForTensorBoard(*place, default_hp_metric=False)]
+            config.logger = run_loggers(config.logger, folder, version)
             run = folder / f"version_{version}" if config.logger else None
             callbacks = [Summary(history, run), ReportClasses(run), LearningRate()]
             callbacks += [LogSettings(history, _data_name(self.config.data)), LogPictures(run)] if run else []

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from flatten_transformer.utils.atomic_file import naming
 
@@ -45,6 +45,26 @@ class CurvesForTensorBoard(TensorBoardLogger):
         """Flush and close."""
         with naming(Path(self.log_dir)):
             super().finalize(status)
+
+
+def run_loggers(given: Any, folder: Path, version: int) -> list[Logger]:
+    """Return the loggers of a run: metrics.csv and TensorBoard's, unless others are given.
+
+    Given ones without a folder of their own, such as that of Weights & Biases, get metrics.csv before them: Lightning writes the
+    configuration where the first logger writes.
+
+    Args:
+        given: Value of ``trainer.logger``: loggers, True or None for the default, False for none.
+        folder: Folder of the runs of this name.
+        version: Number of the run in it.
+    """
+    place = (folder.parent, folder.name, version)
+    if given in (None, True):
+        return [CurvesAsCSV(*place), CurvesForTensorBoard(*place, default_hp_metric=False)]
+    loggers = given if isinstance(given, list) else [given] if given else []
+    if not loggers or any(isinstance(each, CSVLogger | TensorBoardLogger) for each in loggers):
+        return loggers
+    return [CurvesAsCSV(*place), *loggers]
 
 
 def check_packages(loggers: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import Logger
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]  # ships no annotations
 
 from flatten_transformer.cli import main
@@ -66,3 +67,33 @@ def test_a_logger_without_its_package_is_one_line_that_says_how_to_get_it(
     said = capfd.readouterr().err.splitlines()
     assert said[-1] == f"flatten: error: {logger} needs the package {package}, which is not installed: pip install {package}"
     assert not list(tmp_path.iterdir())
+
+
+class Elsewhere(Logger):
+    """A logger that keeps its numbers in no folder, as that of Weights & Biases does."""
+
+    name, version = "elsewhere", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {}
+        self.metrics: set[str] = set()
+
+    def log_hyperparams(self, params: Any, *_: Any) -> None:
+        self.settings |= params
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.metrics |= set(metrics)
+
+
+def test_runs_with_a_logger_of_others_keep_their_configuration_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"{Elsewhere.__module__}.{Elsewhere.__qualname__}"
+    quick = ["--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false"]
+    for run in (RUN, RUN.with_name("version_1")):
+        logger = train("fit", [*SHORT, *quick, "--trainer.logger", name]).trainer.loggers[-1]
+        assert isinstance(logger, Elsewhere)
+        assert {"train/loss", "val/accuracy", "lr"} <= logger.metrics
+        assert logger.settings["model"] == "flatten_deit_tiny_patch16_224"
+        assert {"config.yaml", "metrics.csv", "per_class.csv"} <= {path.name for path in run.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
