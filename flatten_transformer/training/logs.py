@@ -50,8 +50,8 @@ class CurvesForTensorBoard(TensorBoardLogger):
 def run_loggers(given: Any, folder: Path, version: int) -> list[Logger]:
     """Return the loggers of a run: metrics.csv and TensorBoard's, unless others are given.
 
-    Given ones without a folder of their own, such as that of Weights & Biases, get metrics.csv before them: Lightning writes the
-    configuration where the first logger writes.
+    Lightning writes the configuration where the first logger writes: if that has no folder for each run, as that of Weights &
+    Biases has not, metrics.csv comes before it.
 
     Args:
         given: Value of ``trainer.logger``: loggers, True or None for the default, False for none.
@@ -62,7 +62,7 @@ def run_loggers(given: Any, folder: Path, version: int) -> list[Logger]:
     if given in (None, True):
         return [CurvesAsCSV(*place), CurvesForTensorBoard(*place, default_hp_metric=False)]
     loggers = given if isinstance(given, list) else [given] if given else []
-    if not loggers or any(isinstance(each, CSVLogger | TensorBoardLogger) for each in loggers):
+    if not loggers or isinstance(loggers[0], CSVLogger | TensorBoardLogger):
         return loggers
     return [CurvesAsCSV(*place), *loggers]
 

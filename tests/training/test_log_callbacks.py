@@ -90,8 +90,9 @@ def test_runs_with_a_logger_of_others_keep_their_configuration_apart(tmp_path: P
     monkeypatch.chdir(tmp_path)
     name = f"{Elsewhere.__module__}.{Elsewhere.__qualname__}"
     quick = ["--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false"]
-    for run in (RUN, RUN.with_name("version_1")):
-        logger = train("fit", [*SHORT, *quick, "--trainer.logger", name]).trainer.loggers[-1]
+    both = f"[{{class_path: {name}}}, {{class_path: CSVLogger, init_args: {{save_dir: runs/mine}}}}]"
+    for run, given in ((RUN, name), (RUN.with_name("version_1"), both)):
+        logger = train("fit", [*SHORT, *quick, "--trainer.logger", given]).trainer.loggers[1]
         assert isinstance(logger, Elsewhere)
         assert {"train/loss", "val/accuracy", "lr"} <= logger.metrics
         assert logger.settings["model"] == "flatten_deit_tiny_patch16_224"
