@@ -3,14 +3,18 @@
 import csv
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]  # ships no annotations
 
 from flatten_transformer.cli import main
 from flatten_transformer.training.cli import train
+from flatten_transformer.training.history import History
+from flatten_transformer.training.log_callbacks import LogSettings
+from tests.tasks.conftest import MakeTask
 from tests.training.test_summary import RUN, SHORT
 
 Events = Any  # of tensorboard, without annotations
@@ -46,6 +50,21 @@ def test_the_settings_stand_beside_the_best_accuracy(events: Events) -> None:
     accuracies = [value.value for value in events.Scalars("val/accuracy")]
     assert [value.value for value in events.Scalars("best/accuracy")] == [accuracies[0], max(accuracies)]
     assert "hp_metric" not in events.Tags()["scalars"]
+
+
+def test_the_best_stays_the_best_when_later_epochs_are_worse(
+    tmp_path: Path, make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, board = History(), TensorBoardLogger(tmp_path)
+    callback = LogSettings(history, "digits")
+    monkeypatch.setattr(callback, "_settings", lambda *_: {"lr": 1.0})
+    for epoch, accuracy in enumerate((0.5, 0.25, 0.75)):
+        history.rows.append({"epoch": epoch, "val/accuracy": accuracy})
+        callback.on_train_epoch_end(cast("Any", SimpleNamespace(loggers=[board], global_step=epoch)), make_task())
+    board.finalize("success")
+    read = event_accumulator.EventAccumulator(board.log_dir)
+    read.Reload()
+    assert [value.value for value in read.Scalars("best/accuracy")] == [0.5, 0.5, 0.75]
 
 
 def test_training_images_and_results_can_be_seen(events: Events) -> None:
