@@ -14,7 +14,6 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flatten_transformer.tasks.registry import task_spec
@@ -33,7 +32,7 @@ from flatten_transformer.training.history import History
 from flatten_transformer.training.interruption import SaveOnSignal
 from flatten_transformer.training.lock import check_idle, locked, remove_drafts
 from flatten_transformer.training.log_callbacks import LearningRate, LogPictures, LogSettings
-from flatten_transformer.training.logs import CurvesAsCSV, CurvesForTensorBoard, check_packages
+from flatten_transformer.training.logs import check_packages, run_loggers
 from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
 from flatten_transformer.training.progress import progress_callback
 from flatten_transformer.training.recipes import full_name, say_full_name
@@ -284,8 +283,10 @@ class TrainingCLI(LightningCLI):
         folder = self._claim() if real and (keeps or logs) else None
         if folder and checkpoint.dirpath is None:
             checkpoint.dirpath = str(folder / "checkpoints")
-        if config.logger in (None, True):
-            config.logger = self._loggers(folder) if folder else False
+        if folder:
+            config.logger = run_loggers(config.logger, folder, self._root())
+        elif config.logger in (None, True):
+            config.logger = False
         if not (real and config.logger):
             self.save_config_callback = None
         callbacks = self._callbacks(folder if logs else None)
@@ -315,10 +316,6 @@ class TrainingCLI(LightningCLI):
             return always
         logged = [LogSettings(history, _data_name(self.config.data)), LogPictures(folder)] if folder else []
         return [*always, Summary(history, folder), ReportClasses(folder), LearningRate(), *logged]
-
-    def _loggers(self, folder: Path) -> list[Logger]:
-        place = (self._root(), str(folder.parent.relative_to(self._root())), folder.name)
-        return [CurvesAsCSV(*place), CurvesForTensorBoard(*place, default_hp_metric=False)]
 
     def _claim(self) -> Path:
         """Return the folder of this run, created; other processes than the first write nothing."""

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from flatten_transformer.utils.atomic_file import naming
 
@@ -45,6 +45,26 @@ class CurvesForTensorBoard(TensorBoardLogger):
         """Flush and close."""
         with naming(Path(self.log_dir)):
             super().finalize(status)
+
+
+def run_loggers(given: Any, folder: Path, root: Path) -> list[Logger]:
+    """Return the loggers of a run: metrics.csv and TensorBoard's, unless others are given.
+
+    Lightning writes the configuration where the first logger writes: if that has no folder for each run, as that of Weights &
+    Biases has not, metrics.csv comes before it.
+
+    Args:
+        given: Value of ``trainer.logger``: loggers, True or None for the default, False for none.
+        folder: Folder of the run.
+        root: Folder of all runs.
+    """
+    place = (root, str(folder.parent.relative_to(root)), folder.name)
+    if given in (None, True):
+        return [CurvesAsCSV(*place), CurvesForTensorBoard(*place, default_hp_metric=False)]
+    loggers = given if isinstance(given, list) else [given] if given else []
+    if not loggers or isinstance(loggers[0], CSVLogger | TensorBoardLogger):
+        return loggers
+    return [CurvesAsCSV(*place), *loggers]
 
 
 def check_packages(loggers: Any) -> None:

@@ -3,13 +3,18 @@
 import csv
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]  # ships no annotations
 
 from flatten_transformer.cli import main
 from flatten_transformer.training.cli import train
+from flatten_transformer.training.history import History
+from flatten_transformer.training.log_callbacks import LogSettings
+from tests.tasks.conftest import MakeTask
 from tests.training.test_summary import RUN, SHORT
 
 Events = Any  # of tensorboard, without annotations
@@ -47,6 +52,21 @@ def test_the_settings_stand_beside_the_best_accuracy(events: Events) -> None:
     assert "hp_metric" not in events.Tags()["scalars"]
 
 
+def test_the_best_stays_the_best_when_later_epochs_are_worse(
+    tmp_path: Path, make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, board = History(), TensorBoardLogger(tmp_path)
+    callback = LogSettings(history, "digits")
+    monkeypatch.setattr(callback, "_settings", lambda *_: {"lr": 1.0})
+    for epoch, accuracy in enumerate((0.5, 0.25, 0.75)):
+        history.rows.append({"epoch": epoch, "val/accuracy": accuracy})
+        callback.on_train_epoch_end(cast("Any", SimpleNamespace(loggers=[board], global_step=epoch)), make_task())
+    board.finalize("success")
+    read = event_accumulator.EventAccumulator(board.log_dir)
+    read.Reload()
+    assert [value.value for value in read.Scalars("best/accuracy")] == [0.5, 0.5, 0.75]
+
+
 def test_training_images_and_results_can_be_seen(events: Events) -> None:
     names = {"training images", "results/confusion", "results/curves", "results/mistakes", "results/per_class"}
     assert set(events.Tags()["images"]) == names
@@ -66,3 +86,34 @@ def test_a_logger_without_its_package_is_one_line_that_says_how_to_get_it(
     said = capfd.readouterr().err.splitlines()
     assert said[-1] == f"flatten: error: {logger} needs the package {package}, which is not installed: pip install {package}"
     assert not list(tmp_path.iterdir())
+
+
+class Elsewhere(Logger):
+    """A logger that keeps its numbers in no folder, as that of Weights & Biases does."""
+
+    name, version = "elsewhere", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {}
+        self.metrics: set[str] = set()
+
+    def log_hyperparams(self, params: Any, *_: Any) -> None:
+        self.settings |= params
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.metrics |= set(metrics)
+
+
+def test_runs_with_a_logger_of_others_keep_their_configuration_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"{Elsewhere.__module__}.{Elsewhere.__qualname__}"
+    quick = ["--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false"]
+    both = f"[{{class_path: {name}}}, {{class_path: CSVLogger, init_args: {{save_dir: runs/mine}}}}]"
+    for run, given in ((RUN, name), (RUN.with_name("version_1"), both)):
+        logger = train("fit", [*SHORT, *quick, "--trainer.logger", given]).trainer.loggers[1]
+        assert isinstance(logger, Elsewhere)
+        assert {"train/loss", "val/accuracy", "lr"} <= logger.metrics
+        assert logger.settings["model"] == "flatten_deit_tiny_patch16_224"
+        assert {"config.yaml", "metrics.csv", "per_class.csv"} <= {path.name for path in run.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]

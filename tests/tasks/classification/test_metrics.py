@@ -1,14 +1,15 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
 from flatten_transformer.tasks.classification.metrics import ConfidentErrors, class_numbers
-from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
 from flatten_transformer.tasks.optimization import Optimization
 from tests.tasks.conftest import Fit, MakeTask
@@ -66,22 +67,25 @@ def test_the_numbers_of_a_class_are_those_of_torchmetrics() -> None:
         assert numbers[name] == pytest.approx(metric(6, average="none")(guesses, labels).tolist(), rel=1e-6)
 
 
-@pytest.mark.parametrize("mixing", [Mixing(), Mixing(mixup_alpha=0.8)], ids=["as they are", "mixed"])
 def test_the_training_accuracy_is_the_share_of_images_taken_for_the_larger_part_of_their_target(
-    mixing: Mixing, make_task: MakeTask, fit: Fit, monkeypatch: pytest.MonkeyPatch
+    make_task: MakeTask, fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, wanted, hits = make_task(mixing=mixing, optim=Optimization(lr=1e-2, warmup_epochs=0)), [], []
+    task, larger, hits = make_task(optim=Optimization(lr=1e-2, warmup_epochs=0)), [], []
 
-    def spy(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        mixed, targets = mixing(images, labels, num_classes)
-        wanted.append(targets.argmax(1))
-        return mixed, targets
+    def mix(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        larger.append((labels + 1) % num_classes)
+        return images, 0.6 * F.one_hot(larger[-1], num_classes) + 0.4 * F.one_hot(labels, num_classes)
 
-    monkeypatch.setattr(task, "mixing", spy)
-    task.model.register_forward_hook(lambda model, _, out: hits.append(out.argmax(1) == wanted[-1]) if model.training else None)
+    def spy(model: nn.Module, _: Any, logits: Tensor) -> None:
+        if model.training:
+            hits.append([logits.argmax(1) == larger[-1], logits.argmax(1) == (larger[-1] - 1) % 10])
+
+    monkeypatch.setattr(task, "mixing", mix)
+    task.model.register_forward_hook(spy)
     trainer = fit(task, max_epochs=1, limit_train_batches=6)
-    assert 0 < torch.cat(hits).float().mean() < 1
-    torch.testing.assert_close(trainer.callback_metrics["train/accuracy"], torch.cat(hits).float().mean())
+    of_larger, of_smaller = (torch.cat(column).float().mean() for column in zip(*hits, strict=True))
+    assert of_larger != of_smaller
+    torch.testing.assert_close(trainer.callback_metrics["train/accuracy"], of_larger)
 
 
 def test_a_validation_keeps_the_numbers_of_its_classes_and_logs_their_mean_f1(make_task: MakeTask, fit: Fit) -> None:

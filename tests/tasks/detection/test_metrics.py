@@ -214,16 +214,16 @@ def test_the_precision_of_each_class_is_that_counted_by_hand_and_there_is_none_o
     places = [(3, (10.0, 10.0, 50.0, 50.0)), (17, (100.0, 10.0, 50.0, 50.0)), (17, (100.0, 100.0, 50.0, 50.0))]
     entries = [annotation(number, 1, *place) for number, place in enumerate(places, 1)]
     truth = {"images": [image], "annotations": entries, "categories": [{"id": n, "name": str(n)} for n in CATEGORIES]}
-    boxes = torch.tensor([[10.0, 10, 60, 46], [100, 10, 150, 60]])  # the first has IoU 36 / 50 = 0.72, the third is missed
+    boxes = torch.tensor([[10.0, 10, 60, 36], [100, 10, 150, 60]])  # the first has IoU 26 / 50 = 0.52, the third is missed
     found = {1: {"boxes": boxes, "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.8])}}
     metric = AveragePrecision(file_of(truth), masks=False)
     metric.update(list(found), list(found.values()))
     numbers = metric.compute()
     half = 51 / 101  # of the recalls 0, 0.01 … 1
-    assert metric.per_class["box_ap"] == pytest.approx([5 / 10, half, math.nan], nan_ok=True)
+    assert metric.per_class["box_ap"] == pytest.approx([1 / 10, half, math.nan], nan_ok=True)
     assert metric.per_class["box_ap50"] == pytest.approx([1, half, math.nan], nan_ok=True)
     assert metric.support == [1, 2, 0]
-    assert numbers["box_ap"] == pytest.approx((5 / 10 + half) / 2)
+    assert numbers["box_ap"] == pytest.approx((1 / 10 + half) / 2)
 
 
 def test_the_mean_over_the_classes_is_the_average_precision(truth: dict[str, Any]) -> None:
