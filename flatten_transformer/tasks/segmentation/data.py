@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from flatten_transformer.data.mask_folder import MaskedImages, open_ade20k, open_mask_folder
@@ -202,18 +201,6 @@ class SegmentationData(DataModule):
     def counts(self, split: Split) -> Sequence[int] | None:
         """Return how many masks of an open split hold each class; None if not all were checked in time."""
         return self._counts[split]
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled full batches of crops.
-
-        Raises:
-            ValueError: If there are too few images for a batch.
-        """
-        dataset = self._datasets["train"]
-        each = len(dataset) // self._world_size
-        if each < self.share.images:
-            raise ValueError(f"{len(dataset)} training images do not fill a batch of {self.batch_size}: lower data.batch_size")
-        return super().train_dataloader()
 
 
 def _root(dataset: DataSet, root: str | Path | None) -> Path:
