@@ -11,11 +11,12 @@ MAX_CLASSES = 8192  # a confusion matrix of this many classes takes half a gibib
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def read_class_names(file: Path) -> list[str]:
+def read_class_names(file: Path, least: int = 2) -> list[str]:
     r"""Return the names in a class list, class 0 first.
 
     Args:
         file: UTF-8 text, one name per line; trailing empty lines are ignored.
+        least: Fewest classes: two to tell apart, one to detect.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -32,8 +33,9 @@ def read_class_names(file: Path) -> list[str]:
     names = [line.strip() for line in read_text(file).split("\n")]
     while names and not names[-1]:
         names.pop()
-    if not 2 <= len(names) <= MAX_CLASSES:
-        cure = "it takes two to tell apart" if len(names) < 2 else f"{MAX_CLASSES} are the most that can be judged"
+    if not least <= len(names) <= MAX_CLASSES:
+        few = "it takes two to tell apart" if least == 2 else "there must be one to find"
+        cure = few if len(names) < least else f"{MAX_CLASSES} are the most that can be judged"
         raise ValueError(f"{file} names {len(names)} classes, but {cure}: write a name a line")
     seen: dict[str, int] = {}
     for number, name in enumerate(names):
