@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +120,7 @@ def _places(path: Path, root: Path, content: Mapping[str, Any], key: str) -> Ite
         tried = [folder / name for name in (entry, plain) for folder in bases]
         found = next((place for place in tried if _usable(place, root)), None)
         if found is not None:
-            yield found
+            yield root / os.path.relpath(found, root)
 
 
 def _usable(place: Path, root: Path) -> bool:
@@ -144,7 +145,7 @@ def listed_images(file: Path, root: Path) -> list[Path]:
         )
         if found is None:
             raise ValueError(f"{file}, line {number}: there is no image {brief(name)} in {root}: name it as seen from there")
-        images.append(found)
+        images.append(root / os.path.relpath(found, root))
     return images
 
 

@@ -148,6 +148,15 @@ def test_the_description_may_name_folders_lists_and_other_machines(root: Path) -
         open_yolo(root, masks=False)
 
 
+def test_places_may_be_absolute_or_lead_out_and_in_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    (root / "listed.txt").write_text(f"../{root.name}/images/val/00.jpg\n{root}/images/train/01.jpg\n")
+    (root / "data.yaml").write_text(f"names: [cat, dog]\npath: ../{root.name}\ntrain: [{root}/images/train]\nval: listed.txt\n")
+    splits = open_yolo(Path(), masks=False).splits
+    assert [image.file_name for image in splits["val"].read().file.images] == ["images/val/00.jpg"]
+    assert [len(image.objects) for image in splits["train"].read().file.images] == [1, 2]
+
+
 def test_labels_may_lie_beside_their_images(tmp_path: Path) -> None:
     made, root = write_yolo(tmp_path / "made", {"": 2}), tmp_path / "mine"
     root.mkdir()
