@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ from faster_coco_eval import mask as rle
 from flatten_transformer.data.coco_boxes import Box, check_area, check_box, check_meaning
 from flatten_transformer.data.coco_json import brief, is_id, load_coco, read_categories, read_images, unique
 from flatten_transformer.data.coco_masks import check_mask, check_unit, encode
+from flatten_transformer.data.source import draw_share
 
 _MIN_SIDE_PX = 0.01  # torchvision rejects empty boxes, and float32 can lose a shorter side
-_CROWDS = "crowds"
+CROWDS = "crowds"  # of annotations left out, the one reason of those that the evaluation knows
+Content = Mapping[str, Sequence[Any]]
 
 
 class CocoObject(NamedTuple):
@@ -112,24 +115,83 @@ def read_coco(path: Path, *, masks: bool) -> CocoFile:
         >>> read_coco(path, masks=False).images[0].objects
         [CocoObject(annotation_id=1, box=(1.0, 1.0, 6.0, 3.0), label=0, segmentation=None)]
     """
-    content = load_coco(path)
+    return to_coco(path, load_coco(path), masks=masks)
+
+
+def to_coco(path: Path, content: Content, *, masks: bool, label: Callable[[int], str] | None = None) -> CocoFile:
+    """Validate every entry of an annotation file, or of another format converted to one.
+
+    Args:
+        path: Where the annotations are, for messages.
+        content: The lists ``images``, ``annotations`` and ``categories``.
+        masks: As for :func:`read_coco`.
+        label: Maps an annotation's id to where it stands in ``path``, such as ``"a.txt, line 3"``, in a converted format; its
+            boxes are not doubted as those of a file that says "bbox" are.
+
+    Raises:
+        ValueError: If an entry is malformed.
+    """
     names = read_categories(path, content["categories"])
     images = read_images(path, content["images"])
-    annotations = _annotations(path, content["annotations"], images, names, masks)
-    labels = {category: label for label, category in enumerate(names)}
+    annotations = _annotations(path, content["annotations"], images, names, masks, label or _entry)
+    if label is None:
+        _check_boxes(path, [each.entry for each in annotations if each.reason != CROWDS], images)
+    labels = {category: number for number, category in enumerate(names)}
     objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
     left_out: dict[str, list[str]] = {}
     for entry, box, reason in annotations:
         if reason:
-            left_out.setdefault(reason, []).append(f"annotation {entry['id']}")
+            left_out.setdefault(reason, []).append((label or _entry)(entry["id"]))
         else:
             each = CocoObject(entry["id"], box, labels[entry["category_id"]], entry.get("segmentation"))
             objects[entry["image_id"]].append(each)
     packed = [CocoImage(key, im["file_name"], im["height"], im["width"], objects[key]) for key, im in images.items()]
-    evaluated = [entry for entry, _, reason in annotations if reason in (None, _CROWDS)]
+    evaluated = [entry for entry, _, reason in annotations if reason in (None, CROWDS)]
     categories = [{"id": category, "name": name} for category, name in names.items()]
     truth = {"images": list(images.values()), "annotations": evaluated, "categories": categories}
     return CocoFile(path, list(names.values()), list(names), Packed(packed), truth, left_out)
+
+
+def _entry(identity: int) -> str:
+    return f"annotation {identity}"
+
+
+def select(file: CocoFile, chosen: Collection[int]) -> CocoFile:
+    """Return the annotations of some of the images of a file; what it leaves out stays.
+
+    Args:
+        file: Annotation file.
+        chosen: Indices of images.
+    """
+    ids = {file.truth["images"][index]["id"] for index in chosen}
+    images = [entry for entry in file.truth["images"] if entry["id"] in ids]
+    annotations = [entry for entry in file.truth["annotations"] if entry["image_id"] in ids]
+    packed = Packed([file.images[index] for index in sorted(chosen)])
+    return replace(file, images=packed, truth={**file.truth, "images": images, "annotations": annotations})
+
+
+def split_off_images(file: CocoFile, share: float) -> tuple[CocoFile, CocoFile]:
+    """Split off a share of the images, drawn with a fixed seed; return the rest and the share.
+
+    An image counts to the rarest class on it, and each of these groups gives its share as a class does in
+    :func:`~flatten_transformer.data.source.split_off`.
+
+    Args:
+        file: Annotation file.
+        share: Share between 0 and 1.
+
+    Raises:
+        ValueError: If no image can be spared.
+    """
+    labels = [[each.label for each in image.objects] for image in file.images]
+    counts = Counter(label for each in labels for label in each)
+    rarest = [min(each, key=lambda label: (counts[label], label), default=-1) for each in labels]
+    chosen = draw_share(rarest, share)
+    if not any(rarest[index] >= 0 for index in chosen):
+        raise ValueError(
+            f"{file.path}: no image can be kept for validation, as no two have objects of one class: add images, or a folder val"
+        )
+    return select(file, set(range(len(labels))) - chosen), select(file, chosen)
 
 
 class _Annotation(NamedTuple):
@@ -141,17 +203,21 @@ class _Annotation(NamedTuple):
 
 
 def _annotations(
-    path: Path, entries: Sequence[Any], images: Mapping[int, Any], names: Mapping[int, str], masks: bool
+    path: Path,
+    entries: Sequence[Any],
+    images: Mapping[int, Any],
+    names: Mapping[int, str],
+    masks: bool,
+    label: Callable[[int], str],
 ) -> list[_Annotation]:
     checked = []
     for annotation in unique(path, "annotation", entries):
-        where, image_id, category_id = f"{path}: annotation {annotation['id']}", *map(annotation.get, ("image_id", "category_id"))
+        where, image_id, category_id = f"{path}: {label(annotation['id'])}", *map(annotation.get, ("image_id", "category_id"))
         if not is_id(image_id) or image_id not in images:
             raise ValueError(f"{where} is of image {brief(image_id)}, which the file does not list")
         if not is_id(category_id) or category_id not in names:
             raise ValueError(f"{where} has the unknown category_id {brief(category_id)}: list it in categories")
         checked.append(_check_annotation(where, annotation, images[image_id], masks))
-    _check_boxes(path, [each.entry for each in checked if each.reason != _CROWDS], images)
     return checked
 
 
@@ -173,7 +239,7 @@ def _check_annotation(where: str, annotation: Mapping[str, Any], image: Mapping[
         check_unit(where, entry["segmentation"], numbers)
     box = _clipped(numbers, image)
     reason = _reason(entry, box, masks)
-    if reason in (None, _CROWDS):
+    if reason in (None, CROWDS):
         entry["area"] = _area(where, entry, image) if area is None else check_area(where, area)
     return _Annotation(entry, box, reason)
 
@@ -198,4 +264,4 @@ def _reason(entry: Mapping[str, Any], box: Box, masks: bool) -> str | None:
         return "boxes without area in their image"
     if masks and not entry["segmentation"]:
         return "masks without area"
-    return _CROWDS if entry["iscrowd"] else None
+    return CROWDS if entry["iscrowd"] else None

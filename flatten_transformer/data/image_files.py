@@ -8,16 +8,18 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.ImageFile import ImageFile
+
+Result = TypeVar("Result")
 
 MAX_PIXELS = 89_478_485  # Pillow warns above this, and refuses twice as many
 WHITE = "flatten_white"  # key in Image.info: the white value, if the file states it
@@ -50,6 +52,7 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = [transpose for tag, transpose in _ORIENTATIONS.items() if tag >= 5]
 _PILLOW_LIMIT_LOCK = threading.Lock()
 
 
@@ -83,12 +86,28 @@ def decode_image(file: Path | BinaryIO, name: str) -> Image.Image:
         IsADirectoryError: If it is a folder.
         ValueError: If it is not an image, damaged, too large, or floating-point.
     """
+    return _opened(file, name, _decode)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the width and height of the upright image in a file, from its header alone.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        IsADirectoryError: If it is a folder.
+        ValueError: If it is not an image, or too large.
+    """
+    return _opened(path, str(path), _measure)
+
+
+def _opened(file: Path | BinaryIO, name: str, use: Callable[[BinaryIO, str, int], Result]) -> Result:
+    """Return what ``use`` makes of an open file, its name and the pixel limit, with one kind of error for all that is wrong."""
     limit = max_pixels()
     try:
         if not isinstance(file, Path):
-            return _decode(file, name, limit)
+            return use(file, name, limit)
         with open_regular(file) as opened:
-            return _decode(opened, name, limit)
+            return use(opened, name, limit)
     except (FileNotFoundError, IsADirectoryError, _RefusedError):
         raise
     except UnidentifiedImageError:
@@ -127,6 +146,16 @@ def open_regular(path: Path) -> io.BufferedReader:
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder raises its own error
         raise _RefusedError(f"{path} is a pipe or a device: save what comes out of it in a file")
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+
+
+def _measure(file: BinaryIO, name: str, limit: int) -> tuple[int, int]:
+    with _no_warnings(), _raised_limit(limit), Image.open(file, formats=_formats()) as image:
+        _check_size(image, name, limit)
+        if _orientation(image) not in _TURNED:
+            return image.width, image.height
+        if image.format in ("JPEG", "PNG", "WEBP"):
+            return image.height, image.width
+    return _decode(file, name, limit).size  # Pillow turns some formats itself, at once or when it decodes
 
 
 def _decode(file: BinaryIO, name: str, limit: int) -> Image.Image:

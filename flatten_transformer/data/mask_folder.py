@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import glob
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 
-from flatten_transformer.data.class_list import read_class_names, read_text
-from flatten_transformer.data.image_folder import SUFFIXES, find_images
+from flatten_transformer.data.class_list import read_text
+from flatten_transformer.data.image_folder import SUFFIXES
+from flatten_transformer.data.mask_classes import mask_class_names
 from flatten_transformer.data.mask_file import read_mask
 from flatten_transformer.data.mask_numbers import Numbering
+from flatten_transformer.data.mask_pairs import MASK_FOLDERS, Pairs, image_roots, mask_pairs, mask_roots
+from flatten_transformer.data.pairing import images_of, split_folders
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.safe_paths import check_inside
 from flatten_transformer.data.source import Split
-from flatten_transformer.data.split_names import STANDARD_NAMES
 
 
 class MaskedImages:
@@ -77,10 +78,12 @@ class MaskedImages:
 
 
 class MaskFolder(NamedTuple):
-    """Class names and the images of each split."""
+    """Class names, the images of each split, and the folders of all images and all masks."""
 
     class_names: list[str]
     splits: Mapping[Split, MaskedImages]
+    images: Sequence[Path]
+    masks: Sequence[Path]
 
 
 def open_mask_folder(
@@ -93,9 +96,11 @@ def open_mask_folder(
 ) -> MaskFolder:
     """Open images in ``root/images/<split>/``, masks in ``root/masks/<split>/``, class names in ``root/classes.txt``.
 
-    The splits are ``train``, ``val`` (or ``valid``, ``validation``) and ``test``. Without a validation folder, a share of
+    The splits are ``train``, ``val`` and ``test``, or common variants of these names; they may also lie above, as in
+    ``root/train/images/``, and without any all images are for training. Without a validation folder, a share of
     the training images is held out; without a test folder, the validation images are used. A mask is a PNG with the name
-    of its image; line k of ``classes.txt``, counted from 0, names class k.
+    of its image, or of it and ``_mask``, in a folder ``masks``, ``labels`` or ``annotations``, or beside it. Line k of
+    ``classes.txt``, counted from 0, names class k; a ``classes.json`` may do so too, and without either classes are numbered.
 
     Args:
         root: Data folder.
@@ -112,20 +117,21 @@ def open_mask_folder(
         >>> from flatten_transformer.data.scenes import SceneSettings, write_scenes
         >>> root = getfixture("tmp_path") / "scenes"
         >>> write_scenes(root, SceneSettings(train=3, val=1, test=2))
-        >>> class_names, splits = open_mask_folder(root)
-        >>> class_names[:3], len(splits["train"]), splits["test"][0][1].shape
+        >>> found = open_mask_folder(root)
+        >>> found.class_names[:3], len(found.splits["train"]), found.splits["test"][0][1].shape
         (['background', '0', '1'], 3, torch.Size([96, 128]))
     """
-    names = read_class_names(_folder(root) / "classes.txt")
+    folders = split_folders(_folder(root), MASK_FOLDERS)
+    pairs = {split: mask_pairs(_images(folder), root) for split, folder in folders.items()}
+    train = pairs["train"]
+    train, val = (train, pairs["val"]) if "val" in pairs else _split_off(train, val_share)
+    everything = [pair for each in pairs.values() for pair in each]
+    images, masks = image_roots(folders.values()), mask_roots(everything, root)
+    allowed = None if outside_links else _allowed(root, [*images, *masks])
+    names = mask_class_names(root, [mask for _, mask in everything], ignore_index, mask_values, allowed)
     numbering = _numbering(root, names, ignore_index, mask_values)
-    folders = {path.name for path in _folder(root / "images").iterdir() if path.is_dir()}
-    train = _pairs(root, "images", "masks", "train")
-    val_folder = next((name for name in STANDARD_NAMES["val"] if name in folders), None)
-    train, val = (train, _pairs(root, "images", "masks", val_folder)) if val_folder else _split_off(train, val_share)
-    test = _pairs(root, "images", "masks", "test") if "test" in folders else val
-    allowed = None if outside_links else _allowed(root, "images", "masks")
-    splits: tuple[tuple[Split, list[tuple[Path, Path]]], ...] = (("train", train), ("val", val), ("test", test))
-    return MaskFolder(names, {split: MaskedImages(pairs, numbering, allowed) for split, pairs in splits})
+    splits: tuple[tuple[Split, Pairs], ...] = (("train", train), ("val", val), ("test", pairs.get("test", val)))
+    return MaskFolder(names, {split: MaskedImages(each, numbering, allowed) for split, each in splits}, images, masks)
 
 
 def _numbering(root: Path, names: Sequence[str], ignore_index: int | None, values: Sequence[int] | None) -> Numbering:
@@ -140,9 +146,9 @@ def _numbering(root: Path, names: Sequence[str], ignore_index: int | None, value
     return numbering
 
 
-def _allowed(root: Path, images: str, masks: str) -> list[Path]:
+def _allowed(root: Path, parts: Sequence[Path]) -> list[Path]:
     """Return the folders that links may lead to: the data set, whose parts may be links themselves."""
-    return [root, *(path for kind in (images, masks) for path in (root / kind, *(root / kind).glob("*")) if path.is_dir())]
+    return [root, *(path for part in parts for path in (part, *part.glob("*")) if path.is_dir())]
 
 
 def open_ade20k(root: Path, *, outside_links: bool = False) -> MaskFolder:
@@ -162,10 +168,11 @@ def open_ade20k(root: Path, *, outside_links: bool = False) -> MaskFolder:
     """
     numbering = Numbering(150, zero_is_no_class=True)
     names = _ade20k_names(_folder(root) / "objectInfo150.txt", numbering.classes)
-    allowed = None if outside_links else _allowed(root, "images", "annotations")
-    pairs = (_pairs(root, "images", "annotations", split) for split in ("training", "validation"))
+    images, masks = root / "images", root / "annotations"
+    allowed = None if outside_links else _allowed(root, [images, masks])
+    pairs = (mask_pairs(_images(images / split), root, [masks.name]) for split in ("training", "validation"))
     train, val = (MaskedImages(each, numbering, allowed) for each in pairs)
-    return MaskFolder(names, {"train": train, "val": val, "test": val})
+    return MaskFolder(names, {"train": train, "val": val, "test": val}, [images], [masks])
 
 
 def _folder(path: Path) -> Path:
@@ -176,28 +183,15 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _pairs(root: Path, images: str, masks: str, split: str) -> list[tuple[Path, Path]]:
-    """Return the pairs of image and mask of a split."""
-    folder = _folder(root / images / split)
-    images_found = find_images(folder)
-    if not images_found:
+def _images(folder: Path) -> list[Path]:
+    """Return the images of a split."""
+    images = images_of(_folder(folder), MASK_FOLDERS)
+    if not images:
         raise ValueError(f"{folder} holds no image ({', '.join(SUFFIXES)}): put the images of this split there, or remove it")
-    pairs = [(path, root / masks / split / path.relative_to(folder).with_suffix(".png")) for path in images_found]
-    without_mask = [pair for pair in pairs if not pair[1].is_file()]
-    if without_mask:
-        image, mask = without_mask[0]
-        more = f" and {len(without_mask) - 1} more images" if len(without_mask) > 1 else ""
-        others = sorted(mask.parent.glob(f"{glob.escape(mask.stem)}.*"))
-        cure = f"save {others[0].name} as PNG" if others else "add it, or leave the image out"
-        raise ValueError(f"the image {image}{more} has no mask {mask}: {cure}")
-    owners: dict[Path, Path] = {}
-    for image, mask in pairs:
-        if owners.setdefault(mask, image) != image:
-            raise ValueError(f"the images {owners[mask]} and {image.name} share the mask {mask}: rename one, and its mask")
-    return pairs
+    return images
 
 
-def _split_off(pairs: Sequence[tuple[Path, Path]], share: float) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+def _split_off(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
     count = max(1, round(share * len(pairs)))
     if count >= len(pairs):
         raise ValueError(f"none of {len(pairs)} training images can be kept for validation: add images, or a folder images/val")

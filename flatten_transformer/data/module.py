@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -56,6 +57,32 @@ def share_batch(batch_size: int, devices: int, device_batch_size: int | None) ->
     most = min(device_batch_size or each, each)
     images = next(size for size in range(most, 0, -1) if each % size == 0)
     return Share(images, each // images)
+
+
+def fit_batch(batch_size: int, images: int, devices: int, device_batch_size: int | None) -> int:
+    """Return the batch of an optimizer step, lowered where there are fewer images: whole micro-batches on every device.
+
+    Args:
+        batch_size: Images per step, over all devices.
+        images: Training images.
+        devices: Number of devices.
+        device_batch_size: Images that fit on a device at once; None for no limit.
+
+    Raises:
+        ValueError: If there is no image for each device.
+
+    Example:
+        >>> fit_batch(16, images=12, devices=1, device_batch_size=None)
+        12
+        >>> fit_batch(16, images=13, devices=2, device_batch_size=4)
+        8
+    """
+    if images >= batch_size:
+        return batch_size
+    each = images // devices
+    if not each:
+        raise ValueError(f"{images} training images cannot be divided among {devices} devices: lower trainer.devices")
+    return devices * (each - each % min(device_batch_size or each, each))
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -122,7 +149,7 @@ class DataModule(LightningDataModule):
             count its substitute, so repair or remove the file before publishing a number.
         mean: Subtracted from values in 0 … 1, one number per channel; None for the data set's own, or ImageNet's.
         std: Divides the difference, one number per channel; None as for ``mean``.
-        batch_size: Images per optimizer step, over all devices.
+        batch_size: Images per optimizer step, over all devices; lowered, with a message, where there are fewer images.
         device_batch_size: Micro-batch size of a device, whose gradients are accumulated over its share of the batch; None for
             the whole share. Lower it when memory runs out: training stays the same.
         num_workers: Loader processes per device; 0 is best for data held in memory.
@@ -177,6 +204,15 @@ class DataModule(LightningDataModule):
         for split in SPLITS.get(stage, ()):
             if split not in self._datasets:
                 self._datasets[split] = self._open(split)
+        if stage == "fit":
+            self._fit_batch()
+
+    def _fit_batch(self) -> None:
+        """Lower the batch size to the number of training images, if there are fewer."""
+        images, wanted = self.count("train"), self.batch_size
+        self.batch_size = fit_batch(wanted, images, self._world_size, self.device_batch_size)
+        if self.batch_size < wanted:
+            rank_zero_info(f"{images} training images do not fill a batch of {wanted}: each step sees {self.batch_size}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state a resumed training needs to draw the same images."""

@@ -67,8 +67,8 @@ class Splits(NamedTuple):
 
     class_names: Sequence[str]
     train: Source
-    val: Source | None
-    test: Source | None
+    val: Source | None = None
+    test: Source | None = None
     left_out: Sequence[LeftOut] = ()
 
 
@@ -132,17 +132,32 @@ def split_off(source: Source, share: float) -> tuple[Subset, Subset]:
         >>> len(train), len(val)
         (1006, 251)
     """
+    chosen = draw_share(source.labels, share)
+    if not chosen:
+        raise ValueError("no class has a second image, so none can be kept for validation: add images, or a folder val")
+    everything = range(len(source))
+    return Subset(source, [i for i in everything if i not in chosen]), Subset(source, sorted(chosen))
+
+
+def draw_share(labels: Sequence[int], share: float) -> set[int]:
+    """Return the indices of a share of each class, drawn with a fixed seed; empty if no class has two members.
+
+    Args:
+        labels: n class numbers.
+        share: Share between 0 and 1; rounded for each class, from one to all but one.
+
+    Example:
+        >>> len(draw_share([0, 0, 0, 0, 1, 1, 2], 0.5))
+        3
+    """
     classes: dict[int, list[int]] = {}
-    for index, label in enumerate(source.labels):
+    for index, label in enumerate(labels):
         classes.setdefault(label, []).append(index)
     chosen: set[int] = set()
     for label, indices in classes.items():
         count = min(max(1, round(share * len(indices))), len(indices) - 1)
         chosen.update(random.Random(label).sample(indices, count))
-    if not chosen:
-        raise ValueError("no class has a second image, so none can be kept for validation: add images, or a folder val")
-    everything = range(len(source))
-    return Subset(source, [i for i in everything if i not in chosen]), Subset(source, sorted(chosen))
+    return chosen
 
 
 def check_probabilities(**values: float) -> None:

@@ -10,12 +10,12 @@ from flatten_transformer.data.image_folder import SUFFIXES
 from flatten_transformer.data.source import LeftOut
 
 
-def unused_files(images: Path, masks: Path, used: Collection[Path]) -> Sequence[LeftOut]:
+def unused_files(images: Sequence[Path], masks: Sequence[Path], used: Collection[Path]) -> Sequence[LeftOut]:
     """Return images and masks in no split, and files that are neither; hidden files are ignored.
 
     Args:
-        images: Image folder of all splits.
-        masks: Mask folder of all splits.
+        images: Folders of the images of all splits.
+        masks: Folders of the masks of all splits, which may lie among the images.
         used: Files used by the splits.
 
     Example:
@@ -23,12 +23,15 @@ def unused_files(images: Path, masks: Path, used: Collection[Path]) -> Sequence[
         >>> for name in ("images/a.jpg", "images/b.heic", "masks/a.png"):
         ...     (root / name).parent.mkdir(exist_ok=True)
         ...     (root / name).touch()
-        >>> [(reason, len(names)) for reason, names in unused_files(root / "images", root / "masks", [])]
+        >>> [(reason, len(names)) for reason, names in unused_files([root / "images"], [root / "masks"], [])]
         [('images in no split', 1), ('masks of no image', 1), ('no images that can be read', 1)]
     """
     unused: dict[str, list[str]] = {"images in no split": [], "masks of no image": [], "no images that can be read": []}
-    for folder, reason in ((images, "images in no split"), (masks, "masks of no image")):
-        for path in sorted(set(_files(folder)).difference(used)):
+    seen = set(used)
+    apart = [folder for folder in masks if folder not in images]
+    for folders, reason in ((apart, "masks of no image"), (images, "images in no split")):
+        for path in sorted({path for folder in folders for path in _files(folder)} - seen):
+            seen.add(path)
             is_image = path.name.lower().endswith(SUFFIXES)
             unused[reason if is_image else "no images that can be read"].append(str(path))
     return [LeftOut(reason, names) for reason, names in unused.items() if names]

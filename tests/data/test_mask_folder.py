@@ -19,7 +19,7 @@ def rewrite(file: Path, value: int, mode: str = "L", size: tuple[int, int] = (40
 
 
 def test_the_numbers_of_a_mask_are_classes_and_255_is_none(mask_folder: Path) -> None:
-    class_names, splits = open_mask_folder(mask_folder)
+    class_names, splits, *_ = open_mask_folder(mask_folder)
     assert class_names == ["sky", "ground"]
     assert {split: len(images) for split, images in splits.items()} == {"train": 3, "val": 1, "test": 1}
     image, mask = splits["train"][2]
@@ -44,13 +44,13 @@ def test_a_palette_keeps_its_indices_and_not_its_colours(tmp_path: Path) -> None
 def test_more_classes_than_a_byte_holds_take_16_bits(mask_folder: Path) -> None:
     (mask_folder / "classes.txt").write_text("\n".join(f"kind {number}" for number in range(300)))
     rewrite(mask_folder / "masks" / "train" / "0.png", 299, "I;16")
-    _, splits = open_mask_folder(mask_folder, ignore_index=65535)
+    splits = open_mask_folder(mask_folder, ignore_index=65535).splits
     assert set(splits["train"][0][1].flatten().tolist()) == {299}
 
 
 def test_another_number_can_mean_no_class(mask_folder: Path) -> None:
     rewrite(mask_folder / "masks" / "train" / "0.png", 7)
-    _, splits = open_mask_folder(mask_folder, ignore_index=7)
+    splits = open_mask_folder(mask_folder, ignore_index=7).splits
     assert set(splits["train"][0][1].flatten().tolist()) == {IGNORED}
     with pytest.raises(ValueError, match=r"ignore_index 1 is the class 'ground' of .*classes\.txt: take a number that is no"):
         open_mask_folder(mask_folder, ignore_index=1)
@@ -109,9 +109,6 @@ def test_what_is_missing_is_said_before_anything_is_trained(mask_folder: Path) -
     for file in (mask_folder / "images" / "train").iterdir():
         file.unlink()
     with pytest.raises(ValueError, match=r"images/train holds no image \(\.bmp"):
-        open_mask_folder(mask_folder)
-    (mask_folder / "classes.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no list of classes .*classes\.txt: write one with a name a line"):
         open_mask_folder(mask_folder)
 
 
@@ -190,9 +187,87 @@ def test_two_images_cannot_share_a_mask(mask_folder: Path) -> None:
         open_mask_folder(mask_folder)
 
 
-def test_a_mask_of_another_format_is_found(mask_folder: Path) -> None:
-    (mask_folder / "masks" / "train" / "0.png").rename(mask_folder / "masks" / "train" / "0.tif")
-    with pytest.raises(ValueError, match=r"the image .*0\.jpg has no mask .*0\.png: save 0\.tif as PNG"):
+@pytest.mark.parametrize("suffix", [".tif", ".bmp", ".PNG"])
+def test_a_mask_may_be_in_any_format_that_keeps_numbers(suffix: str, mask_folder: Path) -> None:
+    file = mask_folder / "masks" / "train" / "0.png"
+    Image.open(file).save(file.with_suffix(suffix))
+    file.unlink()
+    assert set(open_mask_folder(mask_folder).splits["train"].classes(0).flatten().tolist()) == {0, 1, IGNORED}
+    file.with_suffix(suffix).rename(file.with_suffix(".jpg"))
+    with pytest.raises(ValueError, match=r"the image .*0\.jpg has no mask .*0\.png: save 0\.jpg as PNG"):
+        open_mask_folder(mask_folder)
+
+
+def flat(mask_folder: Path, images: str, masks: str, ending: str = "") -> Path:
+    """Move the training images and masks into other folders of a new data set."""
+    root = mask_folder.parent / "mine"
+    for kind, place in (("images", images), ("masks", masks)):
+        for path in sorted((mask_folder / kind / "train").iterdir()):
+            (root / place).mkdir(parents=True, exist_ok=True)
+            path.rename(root / place / f"{path.stem}{ending * (kind == 'masks')}{path.suffix}")
+    shutil.copy(mask_folder / "classes.txt", root)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "ending"),
+    [
+        ("images", "masks", ""),
+        ("images", "labels", ""),
+        ("images", "masks", "_mask"),
+        ("images", "images", "_mask"),
+        (".", ".", ""),
+        ("JPEGImages", "SegmentationClass", ""),
+        ("train/images", "train/masks", ""),
+        ("train", "train", "_mask"),
+        ("images/Training", "masks/Training", ""),
+    ],
+)
+def test_layouts_that_tools_write_are_read(images: str, masks: str, ending: str, mask_folder: Path) -> None:
+    found = open_mask_folder(flat(mask_folder, images, masks, ending), val_share=0.4)
+    assert [len(found.splits[split]) for split in ("train", "val", "test")] == [2, 1, 1]
+    both = [*found.splits["train"].pairs, *found.splits["val"].pairs]
+    assert sorted((image.name, mask.name) for image, mask in both) == [(f"{n}.jpg", f"{n}{ending}.png") for n in range(3)]
+    assert found.class_names == ["sky", "ground"]
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "Val", "val2017"])
+def test_the_split_to_choose_by_may_have_any_of_its_names(name: str, mask_folder: Path) -> None:
+    for kind in ("images", "masks"):
+        (mask_folder / kind / "val").rename(mask_folder / kind / name)
+    assert [len(open_mask_folder(mask_folder).splits[split]) for split in ("train", "val")] == [3, 1]
+
+
+def test_a_list_of_classes_may_be_json(mask_folder: Path) -> None:
+    (mask_folder / "classes.txt").unlink()
+    for content in ('["sky", "ground"]', '{"1": "ground", "0": "sky"}'):
+        (mask_folder / "classes.json").write_text(content)
+        assert open_mask_folder(mask_folder).class_names == ["sky", "ground"]
+    for content, message in (
+        ("[", "cannot be read as JSON"),
+        ('{"1": "a", "2": "b"}', "holds no names"),
+        ("[1, 2]", "holds no names"),
+    ):
+        (mask_folder / "classes.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"classes\.json {message}"):
+            open_mask_folder(mask_folder)
+
+
+def test_without_a_list_classes_are_numbered_by_all_masks(mask_folder: Path) -> None:
+    (mask_folder / "classes.txt").unlink()
+    rewrite(mask_folder / "masks" / "val" / "0.png", 2)
+    assert open_mask_folder(mask_folder).class_names == ["class 0", "class 1", "class 2"]
+    assert open_mask_folder(mask_folder, mask_values=[0, 1, 2, 9]).class_names == ["class 0", "class 1", "class 2", "class 9"]
+
+
+@pytest.mark.parametrize(("numbers", "shown"), [((0, 255), "0, 255 .255 means none."), ((0, 128), "0, 128"), ((5, 5), "5")])
+def test_numbers_that_do_not_count_classes_are_refused(numbers: tuple[int, int], shown: str, mask_folder: Path) -> None:
+    (mask_folder / "classes.txt").unlink()
+    for number, mask in enumerate((mask_folder / "masks").rglob("*.png")):
+        rewrite(mask, numbers[number % 2])
+    with pytest.raises(
+        ValueError, match=rf"no classes\.txt, and its masks hold the numbers {shown}, which .*--data\.mask_values"
+    ):
         open_mask_folder(mask_folder)
 
 
@@ -238,7 +313,7 @@ def test_number_0_of_ade20k_is_no_class(ade20k: Path) -> None:
     numbers = np.zeros((30, 40), np.uint8)
     numbers[0], numbers[1] = 1, 150
     Image.fromarray(numbers).save(ade20k / "annotations" / "training" / "0.png")
-    class_names, splits = open_ade20k(ade20k)
+    class_names, splits, *_ = open_ade20k(ade20k)
     assert [int(splits["train"][0][1][row, 0]) for row in range(3)] == [0, 149, IGNORED]
     assert (len(class_names), class_names[0], class_names[149]) == (150, "class 1", "class 150")
     assert splits["test"] is splits["val"]

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from flatten_transformer.data.module import share_batch
+from flatten_transformer.data.module import fit_batch, share_batch
 from flatten_transformer.tasks.classification.data import ImageData
 
 
@@ -88,3 +88,19 @@ def test_a_batch_that_cannot_be_divided_is_refused(batch: int, devices: int, mes
 def test_numbers_below_the_least_are_refused(name: str, least: int) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {least - 1}"):
         loaders(1, **{name: least - 1})
+
+
+@pytest.mark.parametrize(
+    ("images", "devices", "at_once", "wanted"),
+    [(16, 1, None, 16), (12, 1, None, 12), (13, 1, 8, 8), (13, 1, 4, 12), (13, 2, None, 12), (3, 2, 8, 2), (1, 1, None, 1)],
+)
+def test_a_batch_shrinks_to_the_images_there_are(images: int, devices: int, at_once: int | None, wanted: int) -> None:
+    batch = fit_batch(16, images, devices, at_once)
+    share = share_batch(batch, devices, at_once)
+    assert batch == wanted == share.images * share.micro_batches * devices
+    assert share.images == min(at_once or batch, batch // devices)  # no smaller pieces than must be
+
+
+def test_fewer_images_than_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"3 training images cannot be divided among 4 devices: lower trainer\.devices"):
+        fit_batch(16, 3, 4, None)

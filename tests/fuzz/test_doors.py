@@ -24,6 +24,8 @@ from flatten_transformer.data.coco import read_coco
 from flatten_transformer.data.mask_folder import open_mask_folder
 from flatten_transformer.data.preprocessing import decode_image, to_mode
 from flatten_transformer.data.shards import open_shards
+from flatten_transformer.data.voc import open_voc
+from flatten_transformer.data.yolo import open_yolo
 from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
 from flatten_transformer.training.cli import TrainingCLI
@@ -91,6 +93,43 @@ def test_any_class_list_and_mask_are_read_or_refused(tmp_path_factory: pytest.Te
                 source[index]
 
     knock(look)
+
+
+YOLO = damaged(st.sampled_from([b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.9 0.1 0.5 0.9\n", b"1 0.5 0.5 1e400 nan\n"]))
+NAMING = damaged(st.sampled_from([b"nc: 2\nnames: [cat, dog]\ntrain: images\nval: [images]\n", b"names: {0: cat, 1: dog}\n"]))
+VOC = damaged(
+    st.just(
+        b"<?xml version='1.0'?><annotation><size><width>12</width><height>9</height></size><object><name>cat</name>"
+        b"<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>7</xmax><ymax>8</ymax></bndbox></object></annotation>"
+    )
+)
+
+
+@bounded(60)
+@given(YOLO, NAMING, st.booleans())
+def test_any_text_of_labels_and_description_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, labels: bytes, naming: bytes, masks: bool
+) -> None:
+    root = tmp_path_factory.mktemp("yolo")
+    for kind in ("images", "labels"):
+        (root / kind).mkdir()
+    (root / "images" / "a.png").write_bytes(picture("PNG"))
+    (root / "labels" / "a.txt").write_bytes(labels)
+    (root / "data.yaml").write_bytes(naming)
+    said = knock(lambda: [split.read() for split in open_yolo(root, masks=masks).splits.values()])
+    assert not said or "yolo" in said
+
+
+@bounded(60)
+@given(VOC)
+def test_any_xml_of_boxes_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    root = tmp_path_factory.mktemp("voc")
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind).mkdir()
+    (root / "JPEGImages" / "a.png").write_bytes(picture("PNG"))
+    (root / "Annotations" / "a.xml").write_bytes(content)
+    said = knock(lambda: [split.read() for split in open_voc(root, masks=False).splits.values()])
+    assert not said or "voc" in said
 
 
 def shard(names: list[str], contents: list[bytes]) -> bytes:

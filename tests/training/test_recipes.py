@@ -11,6 +11,7 @@ from flatten_transformer.training import recipes
 from flatten_transformer.training.arguments import prepare
 from flatten_transformer.training.cli import TrainingCLI
 from flatten_transformer.training.recipes import find_recipe, full_name, recipe_names, say_full_name
+from tests.box_folders import write_yolo
 from tests.images import write_packed
 from tests.scenes import few_scenes
 
@@ -25,14 +26,20 @@ def image_folder(tmp_path: Path) -> Path:
 
 
 # test_imagenet_recipes.py, test_coco_recipes.py and test_ade20k_recipes.py look at the others
+SMALL_BOXES = ["--data.sizes", "[64]", "--data.max_size", "128"]
+SMALL_BOXES += ["--model.model_args.min_size", "64", "--model.model_args.max_size", "128"]
 RUNNABLE = [name for name in recipe_names() if not name.startswith(("imagenet1k/", "coco/", "ade20k/"))]
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_every_recipe_can_be_run(name: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_recipe_can_be_run(
+    name: str, image_folder: Path, mask_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = tmp_path / "runs"
     own = {
         "finetune": ["--data.root", str(image_folder), "--data.num_workers", "0"],
+        "detect": ["--data.root", str(write_yolo(tmp_path / "boxes", {"": 6})), *SMALL_BOXES, "--data.num_workers", "0"],
+        "segment": ["--data.root", str(mask_folder), "--data.num_workers", "0", "--data.crop_size", "64"],
         "scenes": ["--data.root", str(few_scenes(tmp_path / "scenes", monkeypatch))],
         "fashion_mnist": ["--data.root", str(write_packed(tmp_path / "fashion", train=40, test=10)), "--data.val_share", "0.5"],
     }

@@ -27,7 +27,8 @@ class ImageData(DataModule):
     Args:
         dataset: ``"digits"``, scikit-learn's, embedded; ``"folder"``, an image folder; ``"wds"``, tar files, or
             ``"wds/<file name prefix>"`` to select some; ``"hfds/<name>"``, from the Hugging Face Hub or a folder it can
-            read; or ``"torch/<name>"``, torchvision's by timm's name, such as ``"torch/fashion_mnist"``.
+            read; ``"torch/<name>"``, torchvision's by timm's name, such as ``"torch/fashion_mnist"``; or one of your own, from
+            ``register_data_set``.
         root: Data folder: images in ``root/<class>/``, or in ``root/train/<class>/`` and optionally ``root/val/<class>/``
             and ``root/test/<class>/``; without the last, validation images serve as test images. Files in no split are
             listed in ``left_out``. Tar files name their split, see ``open_shards``. For torchvision, where the data are or

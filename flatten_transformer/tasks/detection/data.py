@@ -1,4 +1,4 @@
-"""Data module of detection: any data set in COCO's format."""
+"""Data module of detection: images with boxes in COCO's, YOLO's or Pascal VOC's format."""
 
 # B images of a batch, C channels.
 
@@ -8,19 +8,25 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from lightning.pytorch.utilities import rank_zero_info
 from torchvision.transforms import v2
 
-from flatten_transformer.data.coco import CocoFile, CocoImage, read_coco
+from flatten_transformer.data.annotated import UNREADABLE, Annotated, BoxDataSet, BoxSplit, with_validation
+from flatten_transformer.data.box_folder import open_box_folder
+from flatten_transformer.data.coco import CocoFile, CocoImage
+from flatten_transformer.data.coco_folder import coco_split, open_coco
 from flatten_transformer.data.image_folder import find_images
 from flatten_transformer.data.module import DataModule
 from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.scenes import SCENES, write_scenes
-from flatten_transformer.data.source import LeftOut, Split, check_probabilities
+from flatten_transformer.data.source import LeftOut, Split, check_probabilities, check_val_share
 from flatten_transformer.tasks.detection.coco_images import CocoImages, CocoSource
 from flatten_transformer.tasks.detection.preprocessing import DetectionPreprocessing
+from flatten_transformer.utils.suggest import did_you_mean
 
+DataSet = Literal["coco", "yolo", "voc", "folder", "scenes"]
 SIZES = tuple(range(480, 801, 32))
 
 
@@ -30,15 +36,20 @@ class CocoData(DataModule):
     The indices of the images in their file serve messages.
 
     Args:
-        dataset: ``"coco"``, any data set in its format, or ``"scenes"``, synthetic digits on photographs, no download.
-        root: Data folder, in COCO's layout: ``train2017/``, ``val2017/``, ``annotations/instances_train2017.json`` and
-            ``…_val2017.json``. For the scenes, where they are written, by default runs/scenes. Overridden by:
+        dataset: ``"coco"``, any data set in COCO's format; ``"yolo"``, in YOLO's; ``"voc"``, in Pascal VOC's; ``"folder"``, in
+            whichever of the three it is; or ``"scenes"``, synthetic digits on photographs, no download.
+        root: Data folder. For COCO: ``annotations/`` with a file for each split, or one for each in its folder, or one
+            alone, and the images, as in ``train2017/``, ``images/train/``, ``images/``. For YOLO: ``images/`` and
+            ``labels/``, or ``train/images/`` …, and ``data.yaml`` or ``classes.txt``. For Pascal VOC: ``JPEGImages/`` and
+            ``Annotations/``. For the scenes, where they are written, by default runs/scenes. Overridden by, for COCO:
         train_images: Training images.
         train_annotations: Their annotations, a JSON file in COCO's format.
         val_images: Validation images.
         val_annotations: Their annotations.
-        test_images: Test images; by default the validation images.
+        test_images: Test images; by default those in ``root``, or else the validation images.
         test_annotations: Their annotations.
+        val_share: Share of the training images held out for validation, drawn with a fixed seed, if the data set has no
+            validation split.
         masks: Train on masks; if False, the files need none.
         empty_images: Train on images without objects too, unlike COCO's baselines.
         outside_links: Follow image links that lead out of their folder and ``root``.
@@ -49,7 +60,7 @@ class CocoData(DataModule):
         **shared: Arguments of :class:`DataModule`.
 
     Raises:
-        ValueError: If an annotation file is malformed, or a number is out of range.
+        ValueError: If a file is malformed, ``root`` is in no known format, or a number is out of range.
         FileNotFoundError: If a file or folder is missing.
     """
 
@@ -59,13 +70,14 @@ class CocoData(DataModule):
         self,
         root: str | Path | None = None,
         *,
-        dataset: Literal["coco", "scenes"] = "coco",
+        dataset: DataSet = "coco",
         train_images: str | Path | None = None,
         train_annotations: str | Path | None = None,
         val_images: str | Path | None = None,
         val_annotations: str | Path | None = None,
         test_images: str | Path | None = None,
         test_annotations: str | Path | None = None,
+        val_share: float = 0.2,
         masks: bool = True,
         empty_images: bool = True,
         outside_links: bool = False,
@@ -76,20 +88,14 @@ class CocoData(DataModule):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
+        if dataset not in get_args(DataSet):
+            raise ValueError(f"no data set {dataset!r}: {did_you_mean(dataset, get_args(DataSet))}")
         if not sizes or min(sizes) < 1 or max(sizes) > max_size:
             raise ValueError(f"sizes must hold one or more from 1 to max_size, got {list(sizes)} and max_size {max_size}")
         check_probabilities(hflip=hflip)
+        check_val_share(val_share)
         if (test_images is None) != (test_annotations is None):
             raise ValueError("test_images and test_annotations belong together: give both, or neither to test on the val images")
-        self._places: dict[Split, tuple[Path, Path]]
-        if dataset == "scenes":
-            self._places = _scenes(Path(root or SCENES))
-        else:
-            self._places = {
-                "train": _place("train", root, train_images, train_annotations),
-                "val": _place("val", root, val_images, val_annotations),
-            }
-            self._places["test"] = _place("test", None, test_images, test_annotations) if test_images else self._places["val"]
         self.masks = masks
         self.empty_images = empty_images
         self._links = None if outside_links else [Path(root)] if root else []
@@ -97,9 +103,31 @@ class CocoData(DataModule):
         # not antialiased, like the detector's resize in evaluation
         resize = v2.RandomShortestSize(list(sizes), max_size, antialias=False)
         self._augment = v2.Compose([v2.RandomHorizontalFlip(hflip), resize])
-        self._files: dict[Path, CocoFile] = {}
-        val = self._read("val")  # the smaller file
+        images: dict[Split, Path] = _given(train_images, val_images, test_images)
+        annotations: dict[Split, Path] = _given(train_annotations, val_annotations, test_annotations)
+        found = self._data_set(dataset, None if root is None else Path(root), images, annotations)
+        for note in found.notes:
+            rank_zero_info(note)
+        self._splits = with_validation(found.splits, val_share)
+        val = self._read("val").file  # the smaller file
         self.class_names, self.category_ids = val.class_names, val.category_ids
+
+    def _data_set(
+        self, dataset: DataSet, root: Path | None, images: dict[Split, Path], annotations: dict[Split, Path]
+    ) -> BoxDataSet:
+        """Return the splits of a data set, read on first use."""
+        if dataset == "scenes":
+            return BoxDataSet(_scenes(root or SCENES, self.masks), [])
+        if dataset == "coco":
+            return BoxDataSet(open_coco(root, masks=self.masks, images=images, annotations=annotations), [])
+        if images or annotations:
+            raise ValueError(
+                f"images and annotations of a split are named for the data set coco, not {dataset}: set data.root alone"
+            )
+        if root is None:
+            raise ValueError(f"the data set {dataset!r} needs a folder: add --data.root, such as --data.root my_images/")
+        skip = self.on_bad_image == "skip"
+        return open_box_folder(root, None if dataset == "folder" else dataset, masks=self.masks, skip=skip, links=self._links)
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test) needs."""
@@ -108,10 +136,9 @@ class CocoData(DataModule):
 
     def _open(self, split: Split) -> CocoImages:
         """Return the images of a split with their targets."""
-        train, file, folder = split == "train", self._read(split), self._places[split][0]
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder} for the images of {file.path}: check data.root, or data.{split}_images")
-        source = CocoSource(file, folder, empty_images=self.empty_images or not train, links=self._links)
+        train, (file, folder, links) = split == "train", self._read(split)
+        allowed = None if self._links is None else [*self._links, *links]
+        source = CocoSource(file, folder, empty_images=self.empty_images or not train, links=allowed)
         # evaluation compares with the file, not with decoded masks
         return CocoImages(
             source,
@@ -137,48 +164,51 @@ class CocoData(DataModule):
 
     def _left_out_entries(self) -> list[LeftOut]:
         """Return the unused annotations of the open splits."""
-        files = {dataset.file.path: dataset.file for dataset in self._datasets.values()}
+        files = {
+            id(dataset.file.left_out): dataset.file for dataset in self._datasets.values()
+        }  # one where a share was split off
         return [
-            LeftOut(reason, [f"{path}: {name}" for name in names])
-            for path, file in files.items()
+            LeftOut(reason, [f"{file.path}: {name}" for name in names])
+            for file in files.values()
             for reason, names in sorted(file.left_out.items())
         ]
 
     def _left_out_images(self) -> list[LeftOut]:
         """Return the images in the folders of the open splits that no annotation file lists."""
         loose: list[str] = []
-        for folder in {self._places[split][0] for split in self._datasets}:
-            files = [self._read(split) for split, (other, _) in self._places.items() if other == folder]
-            listed = {os.path.normpath(folder / entry["file_name"]) for file in files for entry in file.truth["images"]}
+        for folder in {self._read(split).folder for split in self._datasets}:
+            near = [split for split, (likely, _) in self._splits.items() if likely == folder or split in self._datasets]
+            files = [each.file for each in map(self._read, near) if each.folder == folder]
+            known = {entry["file_name"] for file in files for entry in file.truth["images"]}
+            known |= {name for file in files for name in file.left_out.get(UNREADABLE, ())}
+            listed = {os.path.normpath(folder / name) for name in known}
             loose += [str(path) for path in find_images(folder) if os.path.normpath(path) not in listed]
         return [LeftOut("images that no annotation file lists", loose)] if loose else []
 
-    def _read(self, split: Split) -> CocoFile:
-        path = self._places[split][1]
-        if path not in self._files:
-            self._files[path] = read_coco(path, masks=self.masks)
-        file, val = self._files[path], self._files[self._places["val"][1]]
-        for own, other in ((file, val), (val, file)):
+    def _read(self, split: Split) -> Annotated:
+        found, val = self._splits[split].read(), self._splits["val"].read().file
+        for own, other in ((found.file, val), (val, found.file)):
             classes = dict(zip(other.category_ids, other.class_names, strict=True))
             for category, name in zip(own.category_ids, own.class_names, strict=True):
                 if classes.get(category) != name:
                     raise ValueError(
                         f"{own.path} has category {category}, {name!r}, which {other.path} lacks: list the same in both"
                     )
-        return file
+        return found
 
 
-def _place(split: Split, root: str | Path | None, images: str | Path | None, annotations: str | Path | None) -> tuple[Path, Path]:
-    """Return the image folder and annotation file of a split."""
-    if root is None and (images is None or annotations is None):
-        raise ValueError(f"where are the {split} images? Set data.root, or data.{split}_images and data.{split}_annotations")
-    folder = Path(root or "")
-    default = folder / f"{split}2017", folder / "annotations" / f"instances_{split}2017.json"
-    return Path(images or default[0]), Path(annotations or default[1])
+def _given(train: str | Path | None, val: str | Path | None, test: str | Path | None) -> dict[Split, Path]:
+    places: tuple[tuple[Split, str | Path | None], ...] = (("train", train), ("val", val), ("test", test))
+    return {split: Path(place) for split, place in places if place is not None}
 
 
-def _scenes(root: Path) -> dict[Split, tuple[Path, Path]]:
-    """Write the scenes unless they exist; return the image folder and annotation file of each split."""
+def _scenes(root: Path, masks: bool) -> dict[Split, BoxSplit]:
+    """Write the scenes unless they exist; return their splits."""
     write_scenes(root)
     splits: tuple[Split, ...] = ("train", "val", "test")
-    return {split: (root / "images" / split, root / "annotations" / f"instances_{split}.json") for split in splits}
+    return {
+        split: coco_split(
+            split, root / "annotations" / f"instances_{split}.json", root, folder=root / "images" / split, masks=masks
+        )
+        for split in splits
+    }

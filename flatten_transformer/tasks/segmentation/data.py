@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from flatten_transformer.data.mask_folder import MaskedImages, open_ade20k, open_mask_folder
@@ -83,9 +82,10 @@ class SegmentationData(DataModule):
 
     Args:
         dataset: ``"scenes"``, synthetic digits on photographs, no download; ``"folder"``, images and masks; or ``"ade20k"``.
-        root: Data folder. For ``"folder"``: ``root/images/train/``, ``root/masks/train/`` with a PNG of class numbers of the
-            same name for each image, and ``root/classes.txt`` with one name per line; ``val`` and ``test`` alike, optional.
-            For ADE20K: ADEChallengeData2016. For the scenes: where they are written; None for runs/scenes.
+        root: Data folder. For ``"folder"``: ``root/images/``, ``root/masks/`` with a PNG of class numbers of the same name for
+            each image, and ``root/classes.txt`` with one name per line or ``classes.json``, without which classes are
+            numbered; in each ``train/``, ``val/`` and ``test/``, optional, or these above them. For ADE20K:
+            ADEChallengeData2016. For the scenes: where they are written; None for runs/scenes.
         ignore_index: Mask value without a class, for ``"folder"``; None if there is none.
         mask_values: Mask value of each class in the order of ``classes.txt``, for ``"folder"``, such as ``[0, 255]`` for
             black-and-white masks; None for 0, 1 and so on.
@@ -156,9 +156,9 @@ class SegmentationData(DataModule):
             opened = open_ade20k(folder, outside_links=outside_links)
         else:
             opened = open_mask_folder(folder, ignore_index, val_share, mask_values, outside_links=outside_links)
-        self.class_names, self._sources = opened
+        self.class_names, self._sources = opened.class_names, opened.splits
         used = {file for source in opened.splits.values() for pair in source.pairs for file in pair}
-        self.left_out = unused_files(folder / "images", folder / ("annotations" if dataset == "ade20k" else "masks"), used)
+        self.left_out = unused_files(opened.images, opened.masks, used)
         self._counts: dict[Split, list[int] | None] = {}
 
     def _open(self, split: Split) -> MaskedSamples:
@@ -202,18 +202,6 @@ class SegmentationData(DataModule):
     def counts(self, split: Split) -> Sequence[int] | None:
         """Return how many masks of an open split hold each class; None if not all were checked in time."""
         return self._counts[split]
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled full batches of crops.
-
-        Raises:
-            ValueError: If there are too few images for a batch.
-        """
-        dataset = self._datasets["train"]
-        each = len(dataset) // self._world_size
-        if each < self.share.images:
-            raise ValueError(f"{len(dataset)} training images do not fill a batch of {self.batch_size}: lower data.batch_size")
-        return super().train_dataloader()
 
 
 def _root(dataset: DataSet, root: str | Path | None) -> Path:

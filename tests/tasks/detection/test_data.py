@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,17 @@ def broken(root: Path, how: str) -> str:
     else:
         Image.new("RGB", (7, 9)).save(path)
     return str(path)
+
+
+def test_missing_images_are_not_taken_from_another_folder(root: Path) -> None:
+    shutil.copytree(root / "val2017", root / "copies")
+    (root / "train2017" / "1.png").unlink()
+    assert opened(root).names((None, None, torch.tensor([0]))) == [str(root / "train2017" / "0.png")]
+    for name in ("2.png", "3.png"):
+        (root / "train2017" / name).unlink()
+    shutil.rmtree(root / "copies")
+    data = opened(root)
+    assert data.names((None, None, torch.tensor([0]))) == [str(root / "train2017" / "0.png")]
 
 
 @pytest.mark.parametrize("how", ["missing", "damaged", "another size"])

@@ -141,8 +141,13 @@ def test_training_sees_full_batches_of_crops(mask_folder: Path) -> None:
     names = data.names(batches[0])
     assert len(set(names)) == 2
     assert all(Path(name).parent == mask_folder / "images" / "train" for name in names)
-    with pytest.raises(ValueError, match=r"3 training images do not fill a batch of 4: lower data\.batch_size"):
-        opened(mask_folder, batch_size=4).train_dataloader()
+
+
+def test_a_batch_that_the_images_do_not_fill_shrinks_and_says_so(mask_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        data = opened(mask_folder, batch_size=4)
+    assert [batch.images.shape[0] for batch in data.train_dataloader()] == [3]
+    assert "3 training images do not fill a batch of 4: each step sees 3" in caplog.text
 
 
 def test_evaluation_sees_each_image_in_its_size_and_each_mask_in_that_of_its_file(mask_folder: Path) -> None:

@@ -57,7 +57,7 @@ def test_masks_can_be_learned_from_again(tmp_path: Path) -> None:
             (tmp_path / "data" / kind / split).mkdir(parents=True)
             (tmp_path / "data" / kind / split / "a.png").write_bytes(file.read_bytes())
     (tmp_path / "data" / "classes.txt").write_bytes((folder / "classes.txt").read_bytes())
-    class_names, splits = open_mask_folder(tmp_path / "data")
+    class_names, splits, *_ = open_mask_folder(tmp_path / "data")
     assert tuple(class_names) == NAMES
     assert splits["train"][0][1].unique().tolist() == [0, 1, 2]
 
