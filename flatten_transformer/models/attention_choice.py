@@ -83,7 +83,10 @@ def choose_attention(model: type[nn.Module], options: AttentionOptions, **own: A
     if unknown:
         raise TypeError(f"{model.__name__}.__init__() got an unexpected keyword argument {min(unknown)!r}")
     check_backend(options.get("backend"))
-    chosen = dict(options.get("attention_args") or {})
+    given: object = options.get("attention_args") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f'attention_args must hold options by name, such as {{"rank_restoration": False}}, got {given!r}')
+    chosen = dict(given)
     for option, value in options.items():
         if option in ("attention", "attention_args") or value is None:
             continue

@@ -11,6 +11,7 @@ import torch
 from timm.models import PretrainedCfg, build_model_with_cfg, list_pretrained, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from flatten_transformer.models.cures import NoWeightsError
 from flatten_transformer.models.download import fetch_tensors
 from flatten_transformer.models.fit_weights import StateDict, unwrap, with_square_grids
 from flatten_transformer.models.read_weights import read_tensors
@@ -132,9 +133,7 @@ def _kept(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Pat
     if cfg.source or cfg.state_dict or cfg.hf_hub_id or cfg.file:
         return None
     if not cfg.url:
-        raise ValueError(
-            f"no weights were published for {variant}: leave pretrained out, take your own with "
-            f"pretrained_cfg_overlay={{'file': path}}, or choose one of {', '.join(list_pretrained('flatten_*'))}"
-        )
+        others = ", ".join(list_pretrained("flatten_*"))
+        raise NoWeightsError(f"no weights were published for {variant}", f"choose one of {others}")
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
     return folder / f"{variant}.pth"  # the links end without a file name

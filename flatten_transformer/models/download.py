@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import torch
 
+from flatten_transformer.models.cures import NoWeightsError, UnreachableError
 from flatten_transformer.models.fit_weights import StateDict
-from flatten_transformer.models.read_weights import one_line, read_tensors
+from flatten_transformer.models.read_weights import in_one_line, one_line, read_tensors
 
 _DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")  # the beginning of a SHA-256, as in PyTorch's and timm's links
 
@@ -50,10 +51,8 @@ def fetch_tensors(url: str, file: Path) -> StateDict:
         os.replace(draft, file)
     except ValueError as error:
         reason = one_line(error).replace(f"{draft} ", "")
-        raise ValueError(
-            f"what {url} gives is not the weights ({reason}): nothing was kept; try again later, or download them elsewhere "
-            "and pass pretrained_cfg_overlay={'file': path}"
-        ) from error
+        problem = f"what {url} gives is not the weights ({reason}): nothing was kept"
+        raise NoWeightsError(problem, "try again later") from error
     finally:
         draft.unlink(missing_ok=True)
     return read_tensors(file)
@@ -69,6 +68,4 @@ def _download(url: str, file: Path) -> None:
     except RuntimeError as error:  # a wrong digest
         raise ValueError(one_line(error)) from error
     except (OSError, HTTPException) as error:  # urllib's errors included
-        raise ConnectionError(
-            f"cannot fetch {url} ({error}): download it elsewhere and pass pretrained_cfg_overlay={{'file': path}}"
-        ) from None
+        raise UnreachableError(f"cannot fetch {url} ({in_one_line(str(error))})", "try again later") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from flatten_transformer.layers.learned_grids import GRIDS, SQUARE, LearnsOnGrid
+from flatten_transformer.models.softmax_weights import difference
 
+_LOGGER = logging.getLogger(__name__)
 _OWN_NAMES = "own_names"  # in the metadata of a model: its names are converted already
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -68,12 +71,33 @@ def fit_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> StateDict
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
     """Return the tensors of a checkpoint under the names of ``model``, encodings resized; for every family.
 
+    Weights of the softmax model are completed by what linear attention adds, as initialised; a warning says so.
+
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
-    fitted = fit_checkpoint(state_dict, model)
-    check_fit(fitted, model, stem=next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)))
-    return fitted
+    stem = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    return complete(fit_checkpoint(state_dict, model), model, stem=stem)
+
+
+def complete(fitted: StateDict, model: nn.Module, stem: str) -> StateDict:
+    """Return the tensors checked, and if they are of softmax attention, completed, which is logged.
+
+    Args:
+        fitted: From :func:`fit_checkpoint`.
+        model: Target model.
+        stem: See :func:`check_fit`.
+
+    Raises:
+        ValueError: If it is a checkpoint of another model.
+    """
+    differs = difference(fitted, model)
+    kept = {name: value for name, value in fitted.items() if name not in differs.left_out}
+    completed = StateDict({**kept, **differs.added}, fitted._metadata)
+    check_fit(completed, model, stem=stem)
+    if differs.sentence:
+        _LOGGER.warning(differs.sentence)
+    return completed
 
 
 def fit_key_encodings(state_dict: Mapping[str, Tensor], model: nn.Module) -> StateDict:

@@ -472,15 +472,21 @@ def _fit_branches(named: dict[str, Tensor], prefix: str, block: CrossShapedBlock
     """Fit, in place, the convolutions of a block with other stripes.
 
     Two branches of softmax stripes that each hold the whole map become one branch with all heads, whose convolution is
-    theirs side by side.
+    theirs side by side. So do those of a softmax model that linear attention begins with, whose stripes are its own.
     """
-    if isinstance(block.attns[0], GridAttention):
+    if isinstance(block.attns[0], GridAttention) and not _begins_with_softmax(named, f"{prefix}.attns.0", block.attns[0]):
         return
     for leaf in ("weight", "bias"):
         names = [f"{prefix}.attns.{branch}.get_v.{leaf}" for branch in range(2)]
         parts = [named.pop(name) for name in names if name in named]
         if parts:
             named.update(zip(names, torch.cat(parts).chunk(block.branches), strict=False))
+
+
+def _begins_with_softmax(named: Mapping[str, Tensor], prefix: str, attn: GridAttention) -> bool:
+    """Return whether none of what linear attention adds is there."""
+    added = [f"{prefix}.{name}" for name, _ in attn.named_parameters() if not name.startswith("get_v.")]
+    return bool(added) and not any(name in named for name in added)
 
 
 _create: Callable[..., FlattenCSwinTransformer] = partial(

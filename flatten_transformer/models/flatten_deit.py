@@ -8,7 +8,7 @@ model of the paper's parameter count: no class token, mean pooling, a 14 × 14 k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,8 +23,9 @@ from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.models.attention_choice import choose_attention, lists_attention_options, pop_attention_options
 from flatten_transformer.models.build import build, default_cfg
-from flatten_transformer.models.fit_weights import check_fit, fit_checkpoint, with_grids_of
+from flatten_transformer.models.fit_weights import accept_official_names, complete, fit_checkpoint, unwrap, with_grids_of
 from flatten_transformer.models.options import expand_attn_types
+from flatten_transformer.models.vit_layout import check_layout, rename_distillation_token
 
 __all__ = ["FlattenVisionTransformer"]
 
@@ -126,6 +127,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
         if drawn_here:
             self.weight_init_mode = weight_init
             self.init_weights(needs_reset=False)
+        accept_official_names(self, rename_distillation_token)
 
     def _linear_attention(self, softmax: Attention, linear: partial[GridAttention]) -> GridAttention:
         weight = softmax.qkv.weight
@@ -177,6 +179,16 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
         """Return the grid of the position encoding, if there is one."""
         return {} if self.pos_embed is None else {"pos_embed": self.patch_embed.grid_size}
 
+    def fit_learned(
+        self, tensors: MutableMapping[str, Tensor], prefix: str, known: Any = None, *, resuming: bool = False
+    ) -> None:
+        """Resize the position encoding; where that fails because other tokens stand before the grid, say so."""
+        try:
+            super().fit_learned(tensors, prefix, known, resuming=resuming)
+        except ValueError:
+            check_layout({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}, self)
+            raise
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         for block in self.blocks:
@@ -201,10 +213,10 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FlattenVisionTran
     Raises:
         ValueError: If it is a checkpoint of another model.
     """
+    check_layout(unwrap(state_dict), model)
     fitted = fit_checkpoint(state_dict, model)
     tensors = with_grids_of(model, vision_transformer.checkpoint_filter_fn(fitted, model))
-    check_fit(tensors, model)
-    return tensors
+    return complete(tensors, model, stem="patch_embed.proj")
 
 
 _create: Callable[..., FlattenVisionTransformer] = partial(

@@ -8,6 +8,7 @@ the whole map in linear time instead. No class token: the last map is averaged. 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -310,8 +311,16 @@ _OFFICIAL = re.compile(r"^(patch_embed|pos_embed|block)(\d+)")
 
 
 def convert(state_dict: Mapping[str, Tensor], model: FlattenPyramidVisionTransformer) -> dict[str, Tensor]:
-    """Return the tensors by our names; unknown keys pass through."""
-    return rename_reduction_norms({_OFFICIAL.sub(_own_name, name): value for name, value in state_dict.items()}, model)
+    """Return the tensors by our names, without the position of PVT's class token; unknown keys pass through, its token too."""
+    named = {_OFFICIAL.sub(_own_name, name): value for name, value in state_dict.items()}
+    last = f"stages.{len(model.stages) - 1}.pos_embed"
+    if "cls_token" in named and last in named and named[last].ndim == 3 and not _is_square(named[last].shape[1]):
+        named[last] = named[last][:, 1:]
+    return rename_reduction_norms(named, model)
+
+
+def _is_square(count: int) -> bool:
+    return math.isqrt(count) ** 2 == count
 
 
 def _own_name(official: re.Match[str]) -> str:

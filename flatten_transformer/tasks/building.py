@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -11,11 +12,13 @@ from typing import Any, TypeVar
 import timm
 import torch
 
-from flatten_transformer.models.read_weights import one_line
+from flatten_transformer.models.cures import LayoutError, NoWeightsError, UnreachableError
+from flatten_transformer.models.read_weights import in_one_line, one_line
 from flatten_transformer.tasks.description import read_fields
 from flatten_transformer.utils.suggest import did_you_mean
 
 Options = TypeVar("Options")
+_NETWORK = ("huggingface_hub", "httpx", "requests", "urllib")  # modules of the errors of downloads
 
 
 @contextmanager
@@ -35,15 +38,71 @@ def building(name: str, what: str, file: object = None) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, ImportError):
-        raise
     except Exception as error:
+        if isinstance(error, (LayoutError, NoWeightsError, UnreachableError)):
+            raise
+        if type(error).__module__.startswith(_NETWORK) or "No pretrained weights exist" in str(error):
+            raise _no_weights(name, error) from error
+        if isinstance(error, (ValueError, OSError, ImportError)):
+            raise
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
             reason = f"{str(error).split('() ')[-1]}: leave it out or correct its name"
             raise ValueError(f"{what} do not fit {name}: {reason}") from error
         if file and isinstance(error, (RuntimeError, KeyError)):  # from timm, for weights that do not fit
             raise ValueError(f"the weights of {file} do not fit {name} ({one_line(error)}): give those of this model") from error
         raise ValueError(f"{what} do not fit {name} ({one_line(error)}): correct them{_cure(error)}") from error
+
+
+def _no_weights(name: str, error: Exception) -> NoWeightsError | UnreachableError:
+    """Return an error of timm, or of the libraries that it downloads with, as ours."""
+    if "No pretrained weights exist" in str(error):
+        return NoWeightsError(f"no weights were published for {name}", "choose another model")
+    root: BaseException = error
+    while (below := root.__cause__ or root.__context__) is not None:
+        root = below
+    return UnreachableError(f"the weights of {name} cannot be fetched ({in_one_line(str(root))})", "try again later")
+
+
+def _as_option(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@contextmanager
+def cures_of_options(args: str, weights: str, weights_file: str) -> Iterator[None]:
+    """Turn Python's cures in errors about weights into those of the command line.
+
+    Args:
+        args: The option that holds the arguments of the model.
+        weights: The option that asks for published weights.
+        weights_file: The option that takes a file.
+
+    Example:
+        >>> with cures_of_options("--model.model_args", "--model.pretrained", "--model.pretrained"):
+        ...     raise LayoutError("the file has a class token, the model none", {"class_token": True})
+        Traceback (most recent call last):
+        ValueError: the file has a class token, the model none: add --model.model_args.class_token true
+    """
+    try:
+        yield
+    except LayoutError as error:
+        options = (f"{args}.{name} {_as_option(value)}" for name, value in error.arguments.items())
+        raise ValueError(f"{error.problem}: add {' '.join(options)}") from error
+    except (NoWeightsError, UnreachableError) as error:
+        cure = f"leave {weights} out, give a file by {weights_file} weights.safetensors, or {error.other}"
+        kind = ConnectionError if isinstance(error, UnreachableError) else ValueError
+        raise kind(f"{error.problem}: {cure}") from error
+
+
+@contextmanager
+def building_backbone(name: str) -> Iterator[None]:
+    """Turn any error of a backbone's constructor into a one-line error of the command line.
+
+    Args:
+        name: timm name of the backbone.
+    """
+    args = "--model.model_args.backbone_args"
+    with cures_of_options(args, f"{args}.pretrained", f"{args}.checkpoint_path"), building(name, "backbone_args"):
+        yield
 
 
 def _cure(error: Exception) -> str:

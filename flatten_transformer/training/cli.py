@@ -47,7 +47,7 @@ from flatten_transformer.training.run_folder import (
 )
 from flatten_transformer.training.short_options import words
 from flatten_transformer.training.summary import Summary
-from flatten_transformer.training.trainer import Trainer
+from flatten_transformer.training.unions import fix_order_of_types
 from flatten_transformer.utils.arguments import RaisingParser, check_values
 from flatten_transformer.utils.printable import printable
 
@@ -112,7 +112,7 @@ class TrainingCLI(LightningCLI):
             super().__init__(
                 self.spec.task,
                 self.spec.data,
-                trainer_class=Trainer,
+                trainer_class=LightningTrainer,
                 parser_class=Parser,
                 parser_kwargs={"prog": f"flatten {stage}", "description": f"{stage} a model by a recipe"},
                 args=args,
@@ -154,6 +154,7 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and validate the checkpoint before anything is built."""
+        fix_order_of_types(parser)
         self.config = parser.parse_args(args)
         check_values(parser, self.config)
         if self.config.name is not None:

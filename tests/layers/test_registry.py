@@ -138,6 +138,64 @@ def test_a_default_of_no_option_is_refused() -> None:
     assert "nothing" not in list_attentions()
 
 
+def named(name: str) -> Any:
+    """A function by the name, as an attention's method."""
+    return lambda self, q, k, v, layout: {"flat": v.transpose(1, 2), "nothing": None, "wide": q @ k.transpose(2, 3)}[name]
+
+
+UNFIT: list[tuple[type, str]] = [
+    (type("Silent", (GridAttention,), {}), "Silent does not say how it attends: write def mix(self, q, k, v, layout)"),
+    (
+        type("Short", (GridAttention,), {"mix": lambda self, q, k, v: v}),
+        "Short has mix(self, q, k, v): write def mix(self, q, k, v, layout), which returns [batch, heads, queries, channels]",
+    ),
+    (type("Other", (), {}), "is no attention over a grid: write class Mine(GridAttention)"),
+    (
+        type("Typo", (GridAttention,), {"mix": named("flat"), "defaults": {"kernel_sise": 3}}),
+        "Typo has no option kernel_sise to set a default of",
+    ),
+]
+
+
+@pytest.mark.parametrize(("attention", "message"), UNFIT, ids=[attention.__name__ for attention, _ in UNFIT])
+def test_a_class_that_cannot_attend_is_refused_when_it_is_registered(attention: type, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        register_attention("unfit")(attention)
+    assert "unfit" not in list_attentions()
+
+
+@pytest.mark.parametrize("returned", ["flat", "nothing"])
+def test_a_mix_that_returns_something_else_is_told_what_to_return(returned: str) -> None:
+    layer = type("Mine", (GridAttention,), {"mix": named(returned)})(16, 2, (5, 7))
+    came = "[3, 35, 2, 8]" if returned == "flat" else "NoneType"
+    message = f"Mine.mix must return [batch, heads, queries, channels], here [3, 2, 35, 8], got {came}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layer(torch.randn(3, 35, 16))
+
+
+def test_a_matrix_of_another_shape_is_told_the_right_one() -> None:
+    layer = type("Mine", (GridAttention,), {"mix": named("flat"), "weights": named("flat")})(16, 2, (5, 7))
+    message = "Mine.weights must return [batch, groups, queries, keys], here [3, 35, 35, 35], got [3, 35, 2, 8]"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layer.decompose(torch.randn(3, 35, 16))
+    assert type("Mine", (GridAttention,), {"weights": named("wide")})(16, 2, (5, 7)).decompose(torch.randn(3, 35, 16))
+
+
+def test_a_class_is_refused_for_its_name(average: str) -> None:
+    attention: Any = type(make(average))
+    with pytest.raises(ValueError, match=r"an attention is chosen by its name, got <class .*Average'>: pass 'average'"):
+        timm.create_model("flatten_deit_tiny_patch16_224", attention=attention, depth=1)
+    with pytest.raises(ValueError, match=r'write @register_attention\("mine"\) above a class of yours and pass "mine"'):
+        create_attention(GridAttention, 16, 2, (5, 7))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r'takes a name: write @register_attention\("mine"\) above the class'):
+        register_attention(attention)
+
+
+def test_options_that_are_no_mapping_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention_args must hold options by name, .*, got \['norm'\]"):
+        timm.create_model("flatten_deit_tiny_patch16_224", attention_args=["norm"], depth=1)
+
+
 def test_forgetting_what_nobody_knows_is_an_error() -> None:
     with pytest.raises(ValueError, match="there is no attention 'nothing'"):
         unregister_attention("nothing")

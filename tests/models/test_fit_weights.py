@@ -114,9 +114,13 @@ def test_another_number_of_classes_is_no_other_model(num_classes: int) -> None:
 
 
 STRANGERS: dict[str, tuple[Any, list[str]]] = {
-    "a plain vision transformer": (
-        lambda: timm.create_model("vit_tiny_patch16_224", depth=2, class_token=False, global_pool="avg", fc_norm=True),
-        ["FlattenVisionTransformer", "8 missing", "blocks.0.attn.dwc.bias"],
+    "linear attention of another kind": (
+        lambda: timm.create_model(TINY, depth=2, attention="enhanced"),
+        ["FlattenVisionTransformer", "4 missing", "blocks.0.attn.positional_encoding"],
+    ),
+    "a deeper vision transformer": (
+        lambda: timm.create_model("vit_tiny_patch16_224", depth=3, class_token=False, global_pool="avg"),
+        ["12 unexpected", "blocks.2.attn.proj.bias"],
     ),
     "another width": (
         lambda: timm.create_model("flatten_deit_small_patch16_224", depth=2),

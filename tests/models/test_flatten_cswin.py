@@ -97,6 +97,6 @@ def test_stripes_as_wide_as_the_maps_are_the_default() -> None:
 
 def test_a_checkpoint_of_another_layout_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="not of FlattenCSwinTransformer in this size"):
-        checkpoint_filter_fn(official("cswin", small("cswin", attn_types="S")), small("cswin"))
+        checkpoint_filter_fn(official("cswin", small("cswin")), small("cswin", attn_types="S"))
     with pytest.raises(RuntimeError, match="scale"):
         small("cswin").load_state_dict(official("cswin", small("cswin", attn_types="S")))

@@ -127,6 +127,6 @@ def test_a_window_set_alone_leaves_the_other_as_it_is() -> None:
 
 def test_a_checkpoint_of_another_layout_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="not of FlattenSwinTransformer in this size"):
-        checkpoint_filter_fn(official("swin", small("swin", attn_types="S")), small("swin"))
+        checkpoint_filter_fn(official("swin", small("swin")), small("swin", attn_types="S"))
     with pytest.raises(RuntimeError, match="scale"):
         small("swin").load_state_dict(official("swin", small("swin", attn_types="S")))

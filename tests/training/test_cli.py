@@ -1,4 +1,3 @@
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flatten_transformer.tasks.model_file import load_model
 from flatten_transformer.training.cli import TrainingCLI, train
-from flatten_transformer.training.trainer import Trainer
 from tests.runs import RECIPE
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
@@ -108,15 +106,3 @@ def test_the_screen_stays_free_of_advertisements_and_warnings(
     assert "Tip" not in printed.err + printed.out + caplog.text
     assert "Warning" not in printed.err + printed.out
     assert not recwarn.list
-
-
-def test_one_batch_is_one_batch_whatever_was_imported_before_lightning() -> None:
-    hints = typing.get_type_hints(Trainer.__init__)
-    limits = {
-        name: hint
-        for name, hint in hints.items()
-        if name.startswith("limit_") or name in ("overfit_batches", "val_check_interval")
-    }
-    assert len(limits) == 6
-    for hint in limits.values():  # a command line takes the first type that fits
-        assert typing.get_args(hint)[:2] == (int, float)

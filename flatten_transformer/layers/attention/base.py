@@ -342,7 +342,9 @@ class GridAttention(LearnsOnGrid, nn.Module):
         q, k = self.condition(q, k, layout)
         dtype = sum_dtype(q) if self.wide_sums else q.dtype
         with without_autocast(q.device.type) if self.wide_sums else nullcontext():
-            out = self.mix(q.to(dtype), k.to(dtype), v.to(dtype), layout).to(v.dtype)
+            out = self.mix(q.to(dtype), k.to(dtype), v.to(dtype), layout)
+        self._check("mix", out, "[batch, heads, queries, channels]", (*q.shape[:3], v.shape[3]))
+        out = out.to(v.dtype)
         return combine(merge_heads(out), self.restore(v, layout, x), self.gate(x))
 
     def decompose_projected(
@@ -356,8 +358,19 @@ class GridAttention(LearnsOnGrid, nn.Module):
         q, k, v = (split_heads(tokens, self.num_heads) for tokens in (query, key, value))
         k, v = layout.hide(k, v)
         q, k = self.condition(q, k, layout)
-        matrix = self.weights(q, k, v.to(q.dtype), layout).to(v.dtype)
+        matrix = self.weights(q, k, v.to(q.dtype), layout)
+        groups = matrix.shape[1] if isinstance(matrix, Tensor) and matrix.ndim == 4 else self.num_heads
+        self._check("weights", matrix, "[batch, groups, queries, keys]", (q.shape[0], groups, q.shape[2], k.shape[2]))
+        matrix = matrix.to(v.dtype)
         return Decomposition(matrix, v, self.restore(v, layout, x), self.gate(x))
+
+    def _check(self, method: str, result: object, meaning: str, shape: Sequence[int]) -> None:
+        """Raise ValueError if a method of a subclass returns something else; recorded graphs hold no check."""
+        if torch.compiler.is_compiling():
+            return
+        if not isinstance(result, Tensor) or tuple(result.shape) != tuple(shape):
+            came = shape_of(result) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"{type(self).__name__}.{method} must return {meaning}, here {list(shape)}, got {came}")
 
     def condition(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Add the key encoding and divide by the temperature, ``[B, H, N, D]`` and ``[B, H, M, D]``, in the dtype of sums."""

@@ -32,7 +32,8 @@ def register_attention(name: str, **defaults: Any) -> Callable[[Class], Class]:
         A decorator that returns the class unchanged.
 
     Raises:
-        ValueError: If the name is taken by another class, or the class does not take the options of every attention.
+        ValueError: If the name is taken by another class, or the class does not take the options of every attention, has a
+            default of no option, or no ``mix``.
 
     Example:
         >>> @register_attention("average", rank_restoration=True)
@@ -43,8 +44,12 @@ def register_attention(name: str, **defaults: Any) -> Callable[[Class], Class]:
         torch.Size([3, 35, 32])
         >>> unregister_attention("average")
     """
+    if not isinstance(name, str):
+        raise ValueError('register_attention takes a name: write @register_attention("mine") above the class')
 
     def register(attention: Class) -> Class:
+        if not (isinstance(attention, type) and issubclass(attention, GridAttention)):
+            raise ValueError(f"{attention!r} is no attention over a grid: write class Mine(GridAttention)")
         taken = _ATTENTIONS.get(name)
         # the same class again: a notebook cell was rerun
         if taken is not None and _identity(taken.attention) != _identity(attention):
@@ -55,9 +60,10 @@ def register_attention(name: str, **defaults: Any) -> Callable[[Class], Class]:
                 f"{attention.__name__} does not take {', '.join(sorted(missing))}, options of every attention: write "
                 "def __init__(self, dim, num_heads, grid_size, *, mine=…, **options) and pass **options to super().__init__"
             )
-        unknown = defaults.keys() - _options(attention)
+        unknown = (defaults.keys() | attention.defaults.keys()) - _options(attention)
         if unknown:
             raise ValueError(f"{attention.__name__} has no option {', '.join(sorted(unknown))} to set a default of")
+        _check_mix(attention)
         _ATTENTIONS[name] = _Entry(attention, defaults)
         return attention
 
@@ -125,7 +131,26 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         )
 
 
+def _check_mix(attention: type[GridAttention]) -> None:
+    """Raise ValueError unless a class says how it attends."""
+    if any(getattr(attention, method) is not getattr(GridAttention, method) for method in ("attend", "compute", "forward")):
+        return
+    cure = "write def mix(self, q, k, v, layout), which returns [batch, heads, queries, channels]"
+    if attention.mix is GridAttention.mix:
+        raise ValueError(f"{attention.__name__} does not say how it attends: {cure}")
+    try:
+        inspect.signature(attention.mix).bind("self", "q", "k", "v", "layout")
+    except TypeError:
+        raise ValueError(f"{attention.__name__} has mix{inspect.signature(attention.mix)}: {cure}") from None
+
+
 def _entry(name: str) -> _Entry:
+    if not isinstance(name, str):
+        names = [repr(known) for known, entry in _ATTENTIONS.items() if entry.attention is name]
+        cure = (
+            f"pass {' or '.join(names)}" if names else 'write @register_attention("mine") above a class of yours and pass "mine"'
+        )
+        raise ValueError(f"an attention is chosen by its name, got {name!r}: {cure}")
     if name not in _ATTENTIONS:
         raise ValueError(f"there is no attention {name!r}: {did_you_mean(name, _ATTENTIONS)}")
     return _ATTENTIONS[name]

@@ -76,8 +76,8 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor], path: object, what: s
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"the weights {path} do not fit {what} ({one_line(error)[:200]}): for other classes give "
-            f"--model.pretrained {path} instead"
+            f"the weights {path} do not fit {what} ({one_line(error)[:200]}): for other classes, or to begin with weights of "
+            f"softmax attention, give --model.pretrained {path} instead"
         ) from None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from flatten_transformer.models.cost import count_macs
+from flatten_transformer.tasks.building import cures_of_options
 from flatten_transformer.tasks.classification.metrics import ConfidentErrors, class_numbers
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.model import build_model, weights_args
@@ -71,7 +72,8 @@ class ClassificationTask(Task):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in 0 … 1, below 1, got {label_smoothing}")
         model_args = {**(model_args or {}), **weights_args(pretrained)}
-        model = build_model(name, model_args, num_classes, in_chans)
+        with cures_of_options("--model.model_args", "--model.pretrained", "--model.pretrained"):
+            model = build_model(name, model_args, num_classes, in_chans)
         super().__init__(model, name, model_args, optim, **averaging)
         self.num_classes = num_classes
         self.mixing = mixing

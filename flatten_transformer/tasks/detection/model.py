@@ -18,7 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from flatten_transformer.tasks.backbone import load_backbone
-from flatten_transformer.tasks.building import building, read_options
+from flatten_transformer.tasks.building import building, building_backbone, read_options
 from flatten_transformer.tasks.detection.cascade import (
     BOX_WEIGHTS,
     IOUS,
@@ -74,7 +74,7 @@ def _pyramid(options: DetectorOptions, in_chans: int, *, convolved: bool = False
     path = args.pop("checkpoint_path", None)
     if not options.pretrained:
         args["pretrained"] = False
-    with building(options.backbone, "backbone_args"):
+    with building_backbone(options.backbone):
         body = timm.create_model(options.backbone, features_only=True, **args)
     if path and options.pretrained:
         load_backbone(body, options.backbone, args, path)

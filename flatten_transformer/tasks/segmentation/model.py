@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from flatten_transformer.tasks.backbone import feature_name, load_backbone, plain_model
-from flatten_transformer.tasks.building import building, read_options
+from flatten_transformer.tasks.building import building_backbone, read_options
 from flatten_transformer.utils.suggest import did_you_mean
 
 STRIDE = 32  # sides must be multiples of it for the maps of all stages to align
@@ -157,7 +157,7 @@ def _host(spec: SegmenterSpec, options: SegmenterOptions, args: Mapping[str, Any
     given: dict[str, Any] = {"encoder_name": f"tu-{options.backbone}", "encoder_weights": True if pretrained else None}
     given |= {"in_channels": in_chans, "classes": num_classes, "upsampling": 1}
     try:
-        with building(options.backbone, "backbone_args"):
+        with building_backbone(options.backbone):
             return spec.build(options.decoder_channels or spec.decoder_channels, **given, **args)
     except ValueError as error:
         if "downsampling pattern" not in str(error):

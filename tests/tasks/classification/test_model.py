@@ -43,7 +43,7 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 def test_weights_for_other_classes_are_refused_with_the_way_to_take_them(weights: Path) -> None:
-    with pytest.raises(ValueError, match=r"do not fit .* with 3 classes .*: for other classes give --model\.pretrained"):
+    with pytest.raises(ValueError, match=r"do not fit .* with 3 classes .*: for other classes, .* give --model\.pretrained"):
         build_model(NAME, SIZES | {"checkpoint_path": str(weights)}, num_classes=3, in_chans=3)
     told = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
     model = build_model(NAME, SIZES | told, num_classes=3, in_chans=3).state_dict()
