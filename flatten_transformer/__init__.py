@@ -13,13 +13,18 @@ from flatten_transformer.layers import (
 from flatten_transformer.models import FlattenVisionTransformer
 from flatten_transformer.ops import focused_linear_attention
 from flatten_transformer.version import __version__ as __version__
+from flatten_transformer.workflow import Run, evaluate, load_model, train
 
 __all__ = [
     "FlattenVisionTransformer",
     "FocusedLinearAttention",
     "GridAttention",
+    "Run",
     "create_attention",
+    "evaluate",
     "focused_linear_attention",
     "list_attentions",
+    "load_model",
     "register_attention",
+    "train",
 ]

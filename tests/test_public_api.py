@@ -15,10 +15,14 @@ PUBLIC = [
     "FlattenVisionTransformer",
     "FocusedLinearAttention",
     "GridAttention",
+    "Run",
     "create_attention",
+    "evaluate",
     "focused_linear_attention",
     "list_attentions",
+    "load_model",
     "register_attention",
+    "train",
 ]
 
 

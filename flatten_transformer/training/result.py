@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from flatten_transformer.training.history import Row
+from flatten_transformer.utils.metric_names import metric_name
 from flatten_transformer.utils.printable import count
 from flatten_transformer.utils.terminal import cell
 
@@ -41,18 +42,20 @@ class Result:
             >>> from rich.console import Console
             >>> Console(width=60).print(Result("val/accuracy", best, last, 0.25).table())  # doctest: +NORMALIZE_WHITESPACE
             Trained
-            ┏━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━┓
-            ┃                 ┃ best epoch 2 ┃ last epoch 3 ┃
-            ┡━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━┩
-            │ val/accuracy    │       89.0 % │       88.0 % │
-            │ images a second │         0.25 │              │
-            └─────────────────┴──────────────┴──────────────┘
+            ┏━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━┓
+            ┃                     ┃ best epoch 2 ┃ last epoch 3 ┃
+            ┡━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━┩
+            │ validation accuracy │       89.0 % │       88.0 % │
+            │ images a second     │         0.25 │              │
+            └─────────────────────┴──────────────┴──────────────┘
         """
         table = Table("", title="Trained", title_justify="left")
         for title, row in (("best", self.best), ("last", self.last)):
             table.add_column(f"{title} epoch {number_of(row)}", justify="right")
         for name in filter(_is_share, self.best):
-            table.add_row(cell(name), *(_percent(row[name]) if name in row else "" for row in (self.best, self.last)))
+            table.add_row(
+                cell(metric_name(name)), *(_percent(row[name]) if name in row else "" for row in (self.best, self.last))
+            )
         table.add_row("images a second", rate(self.images_per_second), "")
         if self.folder is not None:
             table.add_row("kept", *_sizes(self.folder))
@@ -66,13 +69,13 @@ class Result:
             >>> (folder / "model.safetensors").touch()
             >>> row = {"epoch": 4, "val/accuracy": 0.9}
             >>> Result("val/accuracy", row, row, 100.0, folder).sentences()[0].replace(str(folder), "FOLDER")
-            'Use FOLDER/model.safetensors: epoch 5, the best by val/accuracy, 90.0 %.'
+            'Use FOLDER/model.safetensors: epoch 5, the best by validation accuracy, 90.0 %.'
         """
         if self.folder is None or not (self.folder / "model.safetensors").is_file():
             return []
         model = self.folder / "model.safetensors"
         value = f", {_percent(self.best[self.monitor])}" if _is_share(self.monitor) and self.monitor in self.best else ""
-        chosen = f"the best by {self.monitor}{value}" if self.monitor in self.best else "the last"
+        chosen = f"the best by {metric_name(self.monitor)}{value}" if self.monitor in self.best else "the last"
         last = f" The last, of epoch {number_of(self.last)}, is last.safetensors beside it."
         return [
             f"Use {model}: epoch {number_of(self.best)}, {chosen}.{last if (self.folder / 'last.safetensors').is_file() else ''}",

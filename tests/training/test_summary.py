@@ -52,10 +52,10 @@ def test_a_training_says_what_it_does_and_what_it_came_to(capfd: pytest.CaptureF
     assert "device 1 x cpu" in said
     assert "precision bf16-mixed" in said
     best = max(float(row["val/accuracy"]) for row in history(cli))
-    assert f"val/accuracy {100 * best:.1f} %" in said
+    assert f"validation accuracy {100 * best:.1f} %" in said
     chosen = next(number for number, row in enumerate(history(cli), 1) if row["val/accuracy"] == best)
     model = RUN / "checkpoints" / "model.safetensors"
-    assert f"Use {model}: epoch {chosen}, the best by val/accuracy, {100 * best:.1f} %. The last, of epoch 2, is" in said
+    assert f"Use {model}: epoch {chosen}, the best by validation accuracy, {100 * best:.1f} %. The last, of epoch 2, is" in said
     result = json.loads((RUN / "result.json").read_text())
     assert result["best"]["val/accuracy"] == best
     assert (result["best"]["epoch"], result["last"]["epoch"]) == (chosen, 2)
