@@ -9,6 +9,7 @@ from pathlib import Path
 from flatten_transformer.training.run_record import RunRecord, find_runs
 from flatten_transformer.utils.printable import printable
 
+_WIDEST = 60  # characters of what is wrong with a run
 _HEADINGS = ("run", "model", "data", "epochs", "best epoch", "time", "state")
 
 
@@ -32,6 +33,13 @@ def _list(records: Sequence[RunRecord]) -> str:
 
 
 def _row(run: RunRecord) -> tuple[str, ...]:
+    try:
+        return _cells(run)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return (str(run.folder), *["-"] * (len(_HEADINGS) - 2), f"unreadable ({type(error).__name__}: {error})"[:_WIDEST])
+
+
+def _cells(run: RunRecord) -> tuple[str, ...]:
     model, data, trainer = (run.config.get(group) or {} for group in ("model", "data", "trainer"))
     backbone = (model.get("model_args") or {}).get("backbone")
     planned = trainer.get("max_epochs")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +19,7 @@ from flatten_transformer.utils.import_path import import_named
 
 Stage = Literal["fit", "validate", "test"]
 _CONFIG = ("--config", "-c")
+_MAPPING = "--model.model_args"
 
 
 def prepare(stage: Stage, args: Sequence[str], full_name: Callable[[str], str] = full_name) -> list[str]:
@@ -41,7 +45,8 @@ def prepare(stage: Stage, args: Sequence[str], full_name: Callable[[str], str] =
         pairs.insert(0, ("--config", str(config)))
     modules = _import_modules(pairs)
     pairs = [pair for pair in pairs if pair[0] != "--import"] + ([("--import", str(modules))] if modules else [])
-    return expand(join(pairs), task_of(join(pairs)))
+    task = task_of(join(pairs))
+    return join(_with_whole_mappings(split(expand(join(pairs), task))))
 
 
 def task_of(args: Sequence[str]) -> TaskName:
@@ -84,6 +89,40 @@ def check_recipe(stage: Stage, pairs: Sequence[Pair]) -> Path | None:
     if close := [option for option in options if get_close_matches(option, _CONFIG)]:
         raise ValueError(f"unrecognized arguments: {close[0]}: did you mean --config? (see flatten {stage} --help)")
     raise ValueError(f"flatten {stage} needs a recipe: --config and one of `flatten recipes`, or a YAML file of your own")
+
+
+def _with_whole_mappings(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return options two levels below ``model_args`` as the whole mapping above them, which a parser would lose otherwise."""
+    given: dict[str, Any] = {}
+    for recipe in _recipes(pairs):
+        given = (recipe.get("model") or {}).get("model_args") or given
+    given = copy.deepcopy(given)
+    whole: list[Pair] = []
+    for option, value in pairs:
+        first, _, rest = option.removeprefix(f"{_MAPPING}.").partition(".")
+        if option == _MAPPING and value:
+            given = _value(value)
+        if not option.startswith(f"{_MAPPING}.") or value is None or not isinstance(given, dict):
+            whole.append((option, value))
+            continue
+        given[first] = _set(given.get(first), rest.split("."), value) if rest else _value(value)
+        whole.append((f"{_MAPPING}.{first}", json.dumps(given[first]) if rest else value))
+    return whole
+
+
+def _set(mapping: Any, names: Sequence[str], value: str) -> dict[str, Any]:
+    inner = mapping if isinstance(mapping, dict) else {}
+    first, *rest = names
+    return {**inner, first: _set(inner.get(first), rest, value) if rest else _value(value)}
+
+
+def _value(text: str) -> Any:
+    """Return what YAML reads, and a float for ``1e-3``, which it takes for text."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _recipes(pairs: Iterable[Pair]) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
 """What people type: short names of options, other libraries' names, abbreviations."""
 
 import pytest
+import yaml  # type: ignore[import-untyped]  # ships no annotations
 
 from flatten_transformer.tasks.registry import TASKS
+from flatten_transformer.training.arguments import prepare
 from flatten_transformer.training.cli import Parser, TrainingCLI
 from flatten_transformer.training.short_options import expand, short_options, words
 
@@ -85,3 +87,20 @@ def test_a_short_option_without_its_value_says_what_it_is() -> None:
 def test_a_wrong_option_is_answered_by_what_was_meant(typed: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         TrainingCLI("fit", ["--config", "digits/flatten_deit", *DRY, *typed.split()])
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--pretrained", "false"], {"img_size": 96, "pretrained": False}),
+        (["--model.model_args.backbone_args.drop_path_rate", "1e-1"], {"drop_path_rate": 0.1}),
+        (["--model.model_args.backbone_args", "{depths: [1]}", "--pretrained"], {"depths": [1], "pretrained": True}),
+        (["--model.model_args", "{backbone_args: {a: 1}}", "--model.model_args.backbone_args.b.c=2"], {"a": 1, "b": {"c": 2}}),
+    ],
+)
+def test_an_option_deep_in_a_mapping_keeps_the_rest_of_it_and_its_type(options: list[str], wanted: dict[str, object]) -> None:
+    args = prepare("fit", ["--config", "scenes/mask_rcnn", *options])
+    came = yaml.safe_load(args[-1])
+    assert {name: came[name] for name in wanted} == wanted
+    if "depths" not in wanted and "a" not in wanted:
+        assert came["embed_dims"] == [32, 48, 96, 128]
