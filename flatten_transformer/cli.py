@@ -156,6 +156,9 @@ def run(argv: list[str]) -> None:
             call(name, function, arguments)
     elif name in _GROUPS and arguments[:1] in ([], ["-h"], ["--help"]):
         sys.stdout.write(overview(f"{name} "))
+    elif name in _GROUPS:
+        words = [other.removeprefix(f"{name} ") for other in COMMANDS if other.startswith(f"{name} ")]
+        raise ValueError(f"flatten {name} needs one more word: {', '.join(words)}")
     else:
         group = f"{name.partition(' ')[0]} "
         names = [*TRAINING, *COMMANDS]

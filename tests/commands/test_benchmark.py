@@ -107,7 +107,7 @@ def _dtype(name: str) -> object:
         ("op --tokens 49 --tokens_per_batch 0", "tokens_per_batch must be above 0, got 0"),
         ("op --dtypes float31", "dtypes holds 'float31': did you mean float32"),
         ("op --dtypes ,", "dtypes is empty: choose some of float32, bfloat16"),
-        ("op --directions back", "directions holds 'back': choose one of forward, forward+backward"),
+        ("op --directions back", "directions holds 'back': did you mean forward+backward"),
         ("op --contenders our", "contenders holds 'our': did you mean ours"),
         ("op --contenders released-compiled --compiled false", "contenders holds 'released-compiled'"),
         ("op --device tpu", "no device 'tpu': choose auto, cpu or cuda"),
@@ -119,7 +119,7 @@ def _dtype(name: str) -> object:
         ("model --sizes_px 100", "image sizes must be multiples of 32, such as 224 or 512, got 100"),
         ("model --batch 0", "batch must be above 0, got 0"),
         ("ops", "no command 'benchmark ops': did you mean benchmark op"),
-        ("--quick true", "no command 'benchmark': did you mean benchmark op or benchmark loop"),
+        ("--quick true", "flatten benchmark needs one more word: op, model, data, loop"),
     ],
 )
 def test_a_users_error_is_one_line_that_says_what_to_do(command: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ def test_twenty_images_of_two_classes_are_learned_and_told_apart_by_name(pets: P
     assert {path.name for path in checkpoints.iterdir()} == {
         "best-epoch=0.ckpt",
         "last.ckpt",
-        "best.safetensors",
+        "last.safetensors",
         "model.safetensors",
     }
     _, info = load_model(checkpoints / "model.safetensors")

@@ -113,7 +113,7 @@ def refusal(path: Path) -> str:
         ({"name": "\x1b[2J"}, r"timm knows no model '\\x1b\[2J'"),
         ({"name": "resnet10t", "model_args": {}}, "do not fit its model resnet10t"),
         ({"name": ["a"]}, "name must be str"),
-        ({"task": "fly"}, "task must be"),
+        ({"task": "fly"}, "no task 'fly'"),
         ({"task": ["detect"]}, "task must be"),
         ({"task": "segment"}, "preprocessing has no 'img_size'"),
         ({"task": "detect", "preprocessing": {"in_chans": 1, "mean": [0], "std": [1]}}, "no detector"),

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from flatten_transformer.tasks.registry import TASKS
 from flatten_transformer.training.cli import TrainingCLI
 from flatten_transformer.training.unions import fix_order_of_types
+from tests.runs import RECIPE
 
 TEXTS = ("1", "1.0", "-1", "true", "null", "word", "warn", "16", "00:12:00:00", "0,1", "{hours: 1}")
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
@@ -28,7 +29,7 @@ def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(TrainingCLI, "parse_arguments", keep)
     with pytest.raises(InterruptedError):
-        TrainingCLI("fit", ["--task", request.param])
+        TrainingCLI("fit", ["--config", RECIPE, "--task", request.param])
     hints = {action.dest: getattr(action, "_typehint", None) for action in parsers[0]._actions}
     unions = {name: hint for name, hint in hints.items() if typing.get_origin(hint) in (Union, UnionType)}
     return {name: hint for name, hint in unions.items() if not name.endswith(".help")}
@@ -67,7 +68,18 @@ def test_one_batch_is_one_batch_where_another_library_has_turned_the_types_round
         forget()
     turned = [Optional[float | int | None], Optional[dict[str, int] | timedelta | str | float | int | None]]  # noqa: UP045
     assert str(Optional[int | float | None]) == str(turned[0])  # noqa: UP045  # the trap is set
-    args = ["--model.model_args", SIZES, "--data.img_size", "16", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    args = [
+        "--config",
+        RECIPE,
+        "--model.model_args",
+        SIZES,
+        "--data.img_size",
+        "16",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.logger",
+        "false",
+    ]
     args += ["--seed_everything", "0"]
     for limit in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "val_check_interval"):
         args += [f"--trainer.{limit}", "1"]
