@@ -117,11 +117,11 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class SaveModel(Callback):
-    """Write models beside the checkpoints: ``model.safetensors`` after every better epoch, ``last.safetensors`` at the end.
+    """Write models beside the checkpoints: ``model.safetensors`` after the best epoch so far, ``last.safetensors`` at the end.
 
     The first is the one to use: the weights of the epoch that the result names, the best by the metric that chooses
-    checkpoints. Without such a metric it holds the last weights. Both hold the moving average if there is one. The first can be
-    used while training goes on.
+    checkpoints; of equal epochs, which are many on a few validation images, the later. Without such a metric it holds the last
+    weights. Both hold the moving average if there is one. The first can be used while training goes on.
 
     Attributes:
         best: The metric of the weights in ``model.safetensors``; None before the first.
@@ -143,12 +143,12 @@ class SaveModel(Callback):
             write_atomically(here, earlier[0].read_bytes())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the model if the metric that checkpoints are chosen by has improved."""
+        """Write the model unless the metric that checkpoints are chosen by has fallen behind; of equal epochs the last counts."""
         checkpoints = trainer.checkpoint_callback
         if not isinstance(checkpoints, ModelCheckpoint) or checkpoints.monitor not in trainer.callback_metrics:
             return
         value = float(trainer.callback_metrics[checkpoints.monitor])
-        if self.best is None or (value < self.best if checkpoints.mode == "min" else value > self.best):
+        if self.best is None or (value <= self.best if checkpoints.mode == "min" else value >= self.best):
             self.best = value
             self._save(trainer, pl_module, _MODEL)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -63,6 +65,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         check_whole(Path(path))
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only is not False)
         return checkpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, where the later of equal epochs is the better one.
+
+    On a few validation images many epochs are equal, and the first of them has learned the least. Arguments are Lightning's, and
+    states are those of its class.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return whether a checkpoint is among the best."""
+        equal = current is not None and bool(current == self.best_k_models.get(self.kth_best_model_path))
+        return bool(super().check_monitor_top_k(trainer, current)) or equal
+
+    def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        super()._update_best_and_save(current, trainer, monitor_candidates)
+        self.best_model_path = [path for path, value in self.best_k_models.items() if value == self.best_model_score][-1]
 
 
 class Choice(NamedTuple):

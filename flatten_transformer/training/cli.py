@@ -23,6 +23,7 @@ from flatten_transformer.training.checkpoints import (
     BEST,
     LAST,
     AtomicCheckpointIO,
+    BestCheckpoint,
     best_beside,
     check_checkpoint,
     choose_checkpoint,
@@ -147,7 +148,7 @@ class TrainingCLI(LightningCLI):
             parser.add_argument("--csv", type=Path | None, default=None, help="Write the numbers of each class to this file.")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         defaults = {"monitor": self.spec.monitor, "mode": "max", "filename": "best-{epoch}", "save_last": True}
         defaults["save_on_train_epoch_end"] = True  # after validation, the epoch does not count as processed yet
         parser.set_defaults({f"checkpoint.{name}": value for name, value in defaults.items()})

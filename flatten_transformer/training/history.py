@@ -66,13 +66,13 @@ class History(Callback):
 
 
 def best_row(rows: Sequence[Row], monitor: str) -> Row | None:
-    """Return the first row with the highest value of a metric, or None if no row has it.
+    """Return the last row with the highest value of a metric, or None if no row has it.
 
     Example:
         >>> best_row([{"epoch": 0, "val/accuracy": 0.5}, {"epoch": 1, "val/accuracy": 0.75}], "val/accuracy")["epoch"]
         1
     """
-    return max((row for row in rows if monitor in row), key=lambda row: row[monitor], default=None)
+    return max((row for row in reversed(rows) if monitor in row), key=lambda row: row[monitor], default=None)
 
 
 def draw_curves(rows: Sequence[Row], monitor: str, path: Path) -> None:

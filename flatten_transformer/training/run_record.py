@@ -73,7 +73,7 @@ class RunRecord:
         """Metrics of the best epoch, ``epoch`` counted from 1; empty before the first."""
         if self.result:
             return dict(self.result["best"])
-        rows = [row for row in self.rows if self.monitor in row]
+        rows = [row for row in reversed(self.rows) if self.monitor in row]
         choose = min if self.config.get("checkpoint", {}).get("mode") == "min" else max
         row = choose(rows, key=lambda row: row[self.monitor], default={})
         return {**row, "epoch": row["epoch"] + 1} if row else {}

@@ -93,7 +93,7 @@ def read_result(trainer: Trainer, task: Task, history: History) -> Result:
     monitor = task_spec(task.task_name).monitor
     if isinstance(checkpoints, ModelCheckpoint) and saved.best is not None:
         monitor = str(checkpoints.monitor)
-        best = next((row for row in rows if row.get(monitor) == saved.best), None)
+        best = next((row for row in reversed(rows) if row.get(monitor) == saved.best), None)
     else:
         best = best_row(rows, monitor)
     folder = Path(checkpoints.dirpath) if isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath else None

@@ -52,7 +52,9 @@ def test_what_was_skipped_is_said_once(shown: int, ending: str, tmp_path: Path, 
     assert lines[1].endswith(ending)
 
 
-@pytest.mark.parametrize(("mode", "wanted"), [("max", [True, True, False, True]), ("min", [True, False, True, False])])
+@pytest.mark.parametrize(
+    ("mode", "wanted"), [("max", [True, True, False, True, True]), ("min", [True, False, True, False, False])]
+)
 def test_the_best_model_so_far_is_kept_whichever_way_is_better(mode: str, wanted: list[bool], tmp_path: Path) -> None:
     checkpoints = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode=mode)
     data = ImageData("digits", img_size=16)
@@ -60,7 +62,7 @@ def test_the_best_model_so_far_is_kept_whichever_way_is_better(mode: str, wanted
     trainer: Any = SimpleNamespace(checkpoint_callback=checkpoints, is_global_zero=True, callback_metrics={}, datamodule=data)
     task.trainer = trainer
     save, path, written = SaveModel(), tmp_path / "model.safetensors", []
-    for value in (0.2, 0.5, 0.1, 0.6):
+    for value in (0.2, 0.5, 0.1, 0.6, 0.6):
         trainer.callback_metrics["val/accuracy"] = torch.tensor(value)
         path.unlink(missing_ok=True)
         save.on_train_epoch_end(trainer, task)

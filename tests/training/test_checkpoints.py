@@ -17,8 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 from flatten_transformer.cli import main
 from flatten_transformer.models.read_weights import read_tensors
 from flatten_transformer.tasks.classification.model import build_model, weights_args
-from flatten_transformer.training.checkpoints import AtomicCheckpointIO, check_checkpoint, choose_checkpoint
+from flatten_transformer.training.checkpoints import AtomicCheckpointIO, best_beside, check_checkpoint, choose_checkpoint
 from flatten_transformer.training.cli import train
+from flatten_transformer.training.history import History
 from flatten_transformer.training.lock import locked
 from tests.runs import RECIPE
 
@@ -284,3 +285,18 @@ def test_a_full_disk_names_the_log(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     assert main(["fit", *SHORT[:-2]]) == 2
     log = f"runs/{NAME}/version_0/metrics.csv"
     assert capfd.readouterr().err.splitlines()[-1] == f"flatten: error: [Errno 28] No space left on device: '{log}'"
+
+
+@pytest.mark.parametrize("save_top_k", [1, 2, -1])
+def test_of_equal_epochs_the_last_is_the_best(save_top_k: int) -> None:
+    still = ["--lr", "1e-30", "--model.optim.min_lr", "0", "--trainer.max_epochs", "3", "--keep", str(save_top_k)]
+    cli = train("fit", [*SHORT, *still])
+    folder = Path("runs") / NAME / "version_0" / "checkpoints"
+    callbacks: list[object] = cli.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it, unannotated
+    accuracies = {row["val/accuracy"] for each in callbacks if isinstance(each, History) for row in each.rows}
+    assert len(accuracies) == 1
+    assert len(list(folder.glob("best-*.ckpt"))) == (3 if save_top_k == -1 else save_top_k)
+    assert best_beside(folder / "last.ckpt").name == "best-epoch=2.ckpt"
+    callback = cli.trainer.checkpoint_callback
+    assert callback is not None
+    assert callback.state_key.startswith("ModelCheckpoint{'monitor': 'val/accuracy'")  # as in earlier runs

@@ -87,9 +87,9 @@ def test_where_nothing_is_kept_nothing_is_drawn() -> None:
     assert not list(Path().rglob("*.png"))
 
 
-def test_the_best_epoch_is_the_first_of_the_highest_and_there_need_not_be_one() -> None:
+def test_the_best_epoch_is_the_last_of_the_highest_and_there_need_not_be_one() -> None:
     rows = [{"epoch": 0.0, "val/a": 0.5}, {"epoch": 1.0, "val/a": 0.7}, {"epoch": 2.0, "val/a": 0.7}]
-    assert best_row(rows, "val/a") == rows[1]
+    assert best_row(rows, "val/a") == rows[2]
     assert best_row(rows, "val/b") is None
 
 
