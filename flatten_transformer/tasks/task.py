@@ -45,6 +45,7 @@ class Task(LightningModule):
 
     Attributes:
         per_class: Numbers of each class in the last validation or test; None before.
+        best_per_class: Those of the best epoch so far; None before.
     """
 
     task_name: ClassVar[TaskName]
@@ -66,6 +67,7 @@ class Task(LightningModule):
         self.optim = optim
         self.model = model
         self.per_class: PerClass | None = None
+        self.best_per_class: PerClass | None = None
         self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
             # train(): same mode as the rest until Lightning switches it
@@ -89,6 +91,10 @@ class Task(LightningModule):
     def count_macs(self) -> int | None:
         """Return the multiply-accumulates of one image, or None if its size is not fixed."""
         return None
+
+    def keep_report(self) -> None:
+        """Keep what the last validation has shown for the report at the end: its epoch is the best so far."""
+        self.best_per_class = self.per_class
 
     def draw_report(self, folder: Path) -> list[Path]:
         """Draw the results of the training into ``folder``; return the files."""

@@ -150,6 +150,8 @@ class SaveModel(Callback):
         value = float(trainer.callback_metrics[checkpoints.monitor])
         if self.best is None or (value <= self.best if checkpoints.mode == "min" else value >= self.best):
             self.best = value
+            assert isinstance(pl_module, Task)
+            pl_module.keep_report()
             self._save(trainer, pl_module, _MODEL)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

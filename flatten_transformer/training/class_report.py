@@ -14,7 +14,7 @@ from flatten_transformer.utils.terminal import Terminal, say
 
 
 class ReportClasses(Callback):
-    """Print the numbers of each class once the last validation or the test is over.
+    """Print the numbers of each class when a training, a validation or a test is over: of a training those of its best epoch.
 
     Args:
         folder: Run folder of a training, which gets ``per_class.csv`` and ``per_class.png``; None for neither.
@@ -26,8 +26,9 @@ class ReportClasses(Callback):
         self.csv = csv
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the last validation of a training."""
-        numbers = _numbers(trainer, pl_module)
+        """Report the best epoch of a training, or the last."""
+        assert isinstance(pl_module, Task)
+        numbers = (pl_module.best_per_class or pl_module.per_class) if trainer.is_global_zero else None
         if numbers is None:
             return
         file = None if self.folder is None else self.folder / "per_class.csv"

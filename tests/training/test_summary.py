@@ -1,5 +1,6 @@
 """What a training says and draws, before and after."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -111,3 +112,16 @@ def test_curves_count_epochs_from_1_and_put_their_legends_below_the_lines() -> N
         assert legend is not None
         assert [text.get_text() for text in legend.get_texts()] == [*names, "best validation accuracy: epoch 2"]
         assert legend.get_window_extent().y1 < axis.xaxis.label.get_window_extent().y0  # below the label too
+
+
+def test_the_classes_reported_are_those_of_the_best_epoch() -> None:
+    options = ["--trainer.max_epochs", "3", "--lr", "0.02", "--model.optim.warmup_epochs", "0", "--checkpoint.mode", "min"]
+    cli = train("fit", [*SHORT, *options])  # the worst epoch stands for the best
+    result = json.loads((RUN / "result.json").read_text())
+    with (RUN / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    hits = sum(float(row["accuracy"]) * float(row["support"]) for row in rows if row["class"] in "0123456789")
+    assert len({row["val/accuracy"] for row in history(cli)}) > 1  # or any epoch would do
+    assert hits / 180 == pytest.approx(result["best"]["val/accuracy"])
+    assert result["best"]["val/accuracy"] == min(row["val/accuracy"] for row in history(cli))
+    assert result["best"]["epoch"] != 3

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from flatten_transformer.models.cost import count_macs
 from flatten_transformer.tasks.building import cures_of_options
-from flatten_transformer.tasks.classification.metrics import ConfidentErrors, class_numbers
+from flatten_transformer.tasks.classification.metrics import ConfidentErrors, Misclassification, class_numbers
 from flatten_transformer.tasks.classification.mixing import Mixing
 from flatten_transformer.tasks.classification.model import build_model, weights_args
 from flatten_transformer.tasks.classification.plots import draw_confusion, draw_images
@@ -86,6 +87,7 @@ class ClassificationTask(Task):
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self.confused: Tensor | None = None  # [K, K] of the last validation
         self.errors = ConfidentErrors()
+        self._best: tuple[Tensor | None, Sequence[Misclassification]] | None = None  # both, in the best epoch so far
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``[B, K]`` of ``images`` ``[B, C, height, width]`` by :attr:`final_model`."""
@@ -161,16 +163,22 @@ class ClassificationTask(Task):
         pictures = [enlarge(image, max(1, _THUMBNAIL // max(image.size))) for image in self.pictures(images[:most])]
         return contact_sheet(pictures, [shortened(name, _TITLE) for name in names])
 
+    def keep_report(self) -> None:
+        """Keep confusion matrix and most confident errors too."""
+        super().keep_report()
+        self._best = self.confused, self.errors.top
+
     def draw_report(self, folder: Path) -> list[Path]:
-        """Draw confusion matrix and most confident errors of the last validation into PNG files; return them."""
-        if self.confused is None:
+        """Draw confusion matrix and most confident errors of the best epoch, or the last, into PNG files; return them."""
+        confused, errors = self._best or (self.confused, self.errors.top)
+        if confused is None:
             return []
-        names, errors = self.data.class_names, self.errors.top
-        draw_confusion(self.confused, names, folder / "confusion.png")
+        names = self.data.class_names
+        draw_confusion(confused, names, folder / "confusion.png")
         if not errors:
             return [folder / "confusion.png"]
         names = [shortened(name, _TITLE) for name in names]
         titles = [f"{names[e.predicted]} ({e.probability:.0%}),\nnot {names[e.label]}" for e in errors]
         images = [self.data.image("val", error.image_index) for error in errors]
-        draw_images(images, titles, "The surest mistakes of the last validation", folder / "mistakes.png")
+        draw_images(images, titles, "The surest mistakes on validation images", folder / "mistakes.png")
         return [folder / "confusion.png", folder / "mistakes.png"]
