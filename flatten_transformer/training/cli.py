@@ -282,7 +282,7 @@ class TrainingCLI(LightningCLI):
             config.enable_checkpointing = False
         keeps, logs = config.enable_checkpointing is not False, config.logger is not False
         real = self.stage == "fit" and not config.fast_dev_run
-        folder = self._claim() if real and (keeps or logs) else None
+        folder = self._claim() if real and (logs or (keeps and checkpoint.dirpath is None)) else None
         if folder and checkpoint.dirpath is None:
             checkpoint.dirpath = str(folder / "checkpoints")
         if folder:

@@ -105,7 +105,13 @@ def test_a_start_that_fails_removes_nothing_of_others() -> None:
     assert Path("runs/notes.txt").exists()
 
 
-def test_what_a_diverged_run_learned_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_keeps_its_checkpoints_elsewhere_and_no_logs_has_no_folder() -> None:
+    assert main([*FIT, "--checkpoint.dirpath", "elsewhere"]) == 0
+    assert Path("elsewhere/model.safetensors").is_file()
+    assert not Path("runs").exists()
+
+
+def test_what_a_diverged_run_learned_stays() -> None:
     assert main([*FIT, "--epochs", "3", "--lr", "1e30", "--model.optim.warmup_epochs", "0", "--model.optim.min_lr", "0"]) == 2
     kept = [path.name for path in Path("runs").rglob("*.ckpt")]
     assert kept or not Path("runs").exists()
