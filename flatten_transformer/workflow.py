@@ -93,7 +93,7 @@ def evaluate(run: Run | str | Path, split: Literal["test", "val"] = "test", **ov
     if split not in _STAGES:
         raise ValueError(f"split must be test or val, got {split!r}")
     place = run.folder if isinstance(run, Run) else Path(run)
-    if place is None or not place.exists():
+    if place is None or not (place.is_file() or (place / "config.yaml").is_file()):
         raise FileNotFoundError(f"no run {place}: give the folder of a run, or a checkpoint in it")
     here = {"ckpt_path": place} if place.is_file() else {"config": place / "config.yaml", "ckpt_path": "best"}
     cli = _run(_STAGES[split], {**here, **overrides})

@@ -86,3 +86,12 @@ def test_a_task_of_ones_own_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch
         registry.register_task("detect", spec)
     with pytest.raises(ValueError, match="no task 'lok': did you mean look"):
         registry.check_task("lok")
+
+
+def test_a_module_and_its_file_are_one(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("one_module_two_names.py").write_text("")
+    Path("stored.yaml").write_text("import: [one_module_two_names.py]\nseed_everything: 0\nmodel: {name: resnet81}\n")
+    assert main(["fit", "--config", "stored.yaml", "--import", "one_module_two_names"]) == 2
+    assert "timm knows no model 'resnet81'" in capfd.readouterr().err
+    assert main(["fit", "--config", "stored.yaml", "--import"]) == 2
+    assert "--import needs the name of a module, or of a .py file" in capfd.readouterr().err

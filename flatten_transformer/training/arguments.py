@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]  # ships no annotations
 from flatten_transformer.tasks.registry import TaskName, check_task
 from flatten_transformer.training.recipes import find_recipe, full_name
 from flatten_transformer.training.short_options import Pair, expand, join, split
-from flatten_transformer.utils.import_path import import_named
+from flatten_transformer.utils.import_path import import_named, module_name
 
 Stage = Literal["fit", "validate", "test"]
 _CONFIG = ("--config", "-c")
@@ -131,10 +131,13 @@ def _recipes(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
 
 def _import_modules(pairs: Sequence[Pair]) -> list[str]:
     """Import what recipes and ``--import`` name, and return the names; the working directory counts for the latter alone."""
-    typed = [value for option, value in pairs if option == "--import" and value]
-    stored = [name for recipe in _recipes(pairs) for name in recipe.get("import") or () if name not in typed]
+    typed = [value for option, value in pairs if option == "--import"]
+    if None in typed:
+        raise ValueError("--import needs the name of a module, or of a .py file")
+    modules = {module_name(str(name)) for name in typed}
+    stored = [name for recipe in _recipes(pairs) for name in recipe.get("import") or () if module_name(name) not in modules]
     for name in typed:
-        import_named(name, here=True)
+        import_named(str(name), here=True)
     for name in stored:
         import_named(name, here=False)
-    return [*dict.fromkeys([*stored, *typed])]
+    return [*dict.fromkeys([*stored, *map(str, typed)])]

@@ -129,9 +129,11 @@ class SaveModel(Callback):
 
     def __init__(self) -> None:
         self.best: float | None = None
+        self._trained = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the best model so far from the run that is resumed, or else begin a new comparison."""
+        self._trained = True
         checkpoints = trainer.checkpoint_callback
         if self.best is None or not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.dirpath:
             return
@@ -155,7 +157,9 @@ class SaveModel(Callback):
             self._save(trainer, pl_module, _MODEL)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last weights."""
+        """Write the last weights, unless nothing was left to train."""
+        if not self._trained:
+            return
         self._save(trainer, pl_module, _MODEL if self.best is None else "last.safetensors")
 
     def _save(self, trainer: Trainer, task: LightningModule, name: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
@@ -74,10 +74,30 @@ class BestCheckpoint(ModelCheckpoint):
     states are those of its class.
     """
 
+    _taken_along: Mapping[Path, str] = {}  # checkpoints of the run that is resumed, and their place here
+
     @property
     def state_key(self) -> str:
         """Name of the state in a checkpoint."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, and take the best checkpoints along into the folder of a resumed run."""
+        kept = {Path(path): value for path, value in state_dict["best_k_models"].items()}
+        if kept and self.dirpath and state_dict.get("dirpath") != self.dirpath and all(path.is_file() for path in kept):
+            here = {path: str(Path(self.dirpath) / path.name) for path in kept}
+            self._taken_along = here
+            paths = {name: state_dict[name] for name in ("best_model_path", "kth_best_model_path") if state_dict[name]}
+            moved = {name: here[Path(path)] for name, path in paths.items()}
+            models = {here[path]: value for path, value in kept.items()}
+            state_dict = {**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the best checkpoints of the run that is resumed."""
+        for path, copy in self._taken_along.items() if trainer.is_global_zero else ():
+            write_atomically(Path(copy), path.read_bytes())
+        super().on_train_start(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether a checkpoint is among the best."""
@@ -135,13 +155,17 @@ def best_beside(last: Path) -> Path:
         last: A valid checkpoint.
 
     Raises:
-        FileNotFoundError: If it is not beside it.
+        FileNotFoundError: If it is not beside it, as in a run that kept none, or was resumed from one.
     """
-    states = [state for name, state in _load(last).get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
-    names = [Path(state["best_model_path"]).name for state in states if state.get("best_model_path")]
+    callbacks = _load(last).get("callbacks", {})
+    best = callbacks.get("SaveModel", {}).get("best")
+    states = [state for name, state in callbacks.items() if name.startswith("ModelCheckpoint") and state.get("best_model_path")]
+    names = [Path(state["best_model_path"]).name for state in states if best is None or best == state["best_model_score"]]
     found = [last.parent / name for name in names if (last.parent / name).is_file() and name != last.name]
     if not found:
-        raise FileNotFoundError(f"no best checkpoint beside {printable(str(last))}: give --ckpt_path last, or a path")
+        raise FileNotFoundError(
+            f"the checkpoint of the best epoch is not beside {printable(str(last))}: give --ckpt_path last, or a path"
+        )
     return found[0]
 
 

@@ -229,13 +229,18 @@ class TrainingCLI(LightningCLI):
 
     @contextmanager
     def discarding_failed_starts(self) -> Iterator[None]:
-        """Remove the folder of this run if it fails before it has learned anything."""
+        """Remove the folder of this run if it ends before it has learned anything."""
         try:
             yield
         except BaseException:
-            if self.folder is not None:
-                discard_unused(self.folder, self._root())
+            self._discard_unused()
             raise
+        if self.trainer.state.finished:
+            self._discard_unused()
+
+    def _discard_unused(self) -> None:
+        if self.folder is not None:
+            discard_unused(self.folder, self._root())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -302,7 +307,10 @@ class TrainingCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [*callbacks, SaveOnSignal()]
         given = config.plugins or []
         plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
-        return super().instantiate_trainer(plugins=plugins, **kwargs)
+        try:
+            return super().instantiate_trainer(plugins=plugins, **kwargs)
+        except TypeError as error:  # as Lightning says of devices that are no number
+            raise ValueError(str(error)) from error
 
     def _callbacks(self, folder: Path | None) -> list[Callback]:
         """Return the callbacks of every run, and those that report what it came to.

@@ -59,7 +59,8 @@ def answer(stage: Stage, args: Sequence[str]) -> bool:
         try:
             check_recipe(stage, split(args))
         except ValueError:
-            sys.stdout.write(f"{recipe_table()}\n")
+            if stage == "fit":
+                sys.stdout.write(f"{recipe_table()}\n")
             raise
     return False
 

@@ -48,7 +48,9 @@ class Summary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print, keep and plot the result."""
         assert isinstance(pl_module, Task)
-        if trainer.is_global_zero and self.history.rows:
+        if trainer.is_global_zero and not self._begin:
+            say(f"Nothing is left to train: {count(len(self.history.rows), 'epoch')} are done; --epochs sets more", stderr=True)
+        elif trainer.is_global_zero and self.history.rows:
             result = read_result(trainer, pl_module, self.history)
             Console(stderr=True).print(result.table())
             if self.folder is not None:

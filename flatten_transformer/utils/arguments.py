@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import yaml  # type: ignore[import-untyped]  # ships no annotations
@@ -52,8 +53,8 @@ class RaisingParser(ArgumentParser):
     def _hint(self, option: str) -> str:
         """Return what may have been meant: an option known by this word elsewhere, or with this last part, or alike."""
         name = option.lstrip("-").replace("-", "_").rpartition(".")[2]
-        if name in self.words:
-            return f"did you mean {self.words[name]}?"
+        if near := get_close_matches(name.lower(), self.words, n=1, cutoff=0.8):
+            return f"did you mean {self.words[near[0]]}?"
         same = [known for known in self._option_string_actions if known.lstrip("-").rpartition(".")[2] == name]
         return f"did you mean {' or '.join(same[:3])}?" if same else did_you_mean(option, self._option_string_actions)
 

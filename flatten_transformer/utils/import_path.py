@@ -105,8 +105,8 @@ def import_named(name: str, *, here: bool) -> None:
         Traceback (most recent call last):
         ValueError: there is no module 'no_module_of_this_name': install it or correct the name
     """
-    file = Path(name)
-    module, folder = (file.stem, str(file.parent.resolve())) if here and file.suffix == ".py" else (name, os.getcwd())
+    file, module = Path(name), module_name(name)
+    folder = str(file.parent.resolve()) if file.suffix == ".py" else os.getcwd()
     if here:
         sys.path.append(folder)  # for the modules beside it too
     try:
@@ -119,6 +119,16 @@ def import_named(name: str, *, here: bool) -> None:
     finally:
         if here:
             sys.path.remove(folder)
+
+
+def module_name(name: str) -> str:
+    """Return the name of a module, given that or the path of its file.
+
+    Example:
+        >>> module_name("own/attention.py"), module_name("own.attention")
+        ('attention', 'own.attention')
+    """
+    return Path(name).stem if name.endswith(".py") else name
 
 
 def _place(error: BaseException, module: str) -> str:

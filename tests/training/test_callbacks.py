@@ -104,12 +104,12 @@ def test_the_best_model_moves_on_with_a_resumed_run(tmp_path: Path) -> None:
     trainer: Any = SimpleNamespace(checkpoint_callback=checkpoints, is_global_zero=True, ckpt_path=tmp_path / "old" / "last.ckpt")
     save = SaveModel()
     save.load_state_dict({"best": 0.5})
-    save.on_fit_start(trainer, SimpleNamespace())  # type: ignore[arg-type]  # the model does not matter
+    save.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]  # the model does not matter
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == b"the best so far"
     assert save.best == 0.5
     (tmp_path / "old" / "best.safetensors").write_bytes(b"of an older version")
-    save.on_fit_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    save.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == b"of an older version"
     trainer.ckpt_path = tmp_path / "old" / "best-epoch=3.ckpt"  # whose best may be another
-    save.on_fit_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    save.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
     assert save.best is None

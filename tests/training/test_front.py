@@ -24,7 +24,7 @@ def test_the_help_fits_on_a_screen_and_names_what_exists(stage: Stage) -> None:
     assert {*re.findall(r"--config ([a-z/_]+) ", screen(stage))} <= {*recipe_names(), "runs/finetune/version_"}
 
 
-@pytest.mark.parametrize("command", ["fit", "fit --data.root pets/ --lr 1e-3", "test --ckpt_path last"])
+@pytest.mark.parametrize("command", ["fit", "fit --data.root pets/ --lr 1e-3"])
 def test_without_a_recipe_the_recipes_are_listed_and_nothing_is_trained(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -115,3 +115,27 @@ def test_what_a_diverged_run_learned_stays() -> None:
     assert main([*FIT, "--epochs", "3", "--lr", "1e30", "--model.optim.warmup_epochs", "0", "--model.optim.min_lr", "0"]) == 2
     kept = [path.name for path in Path("runs").rglob("*.ckpt")]
     assert kept or not Path("runs").exists()
+
+
+FALLING = ["--checkpoint.monitor", "train/loss", "--checkpoint.mode", "max"]  # so that the first epoch is the best
+FALLING += ["--lr", "0.01", "--model.optim.warmup_epochs", "0", "--trainer.limit_train_batches", "8"]
+
+
+def test_the_best_epoch_stays_the_best_when_a_run_is_resumed() -> None:
+    train("fit", [*FIT[1:-2], "--name", "first", *FALLING])
+    train("fit", [*FIT[1:-2], "--name", "first", *FALLING, "--epochs", "2", "--ckpt_path", "last"])
+    assert runs() == ["first", "first_2"]
+    first, second = (Path("runs/small", name, "checkpoints") for name in runs())
+    assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    best = train("test", ["--config", "runs/small/first_2/config.yaml", "--ckpt_path", "best"]).config.ckpt_path
+    assert Path(best) == second / "best-epoch=0.ckpt"
+    (second / "best-epoch=0.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match="the checkpoint of the best epoch is not beside"):
+        train("test", ["--config", "runs/small/first_2/config.yaml", "--ckpt_path", "best"])
+
+
+def test_best_is_not_that_of_a_part_of_the_training(capfd: pytest.CaptureFixture[str]) -> None:
+    train("fit", [*FIT[1:-2], *FALLING, "--keep", "0"])
+    train("fit", [*FIT[1:-2], *FALLING, "--epochs", "2", "--ckpt_path", "last"])
+    assert main(["test", "--config", "runs/small/version_1/config.yaml", "--ckpt_path", "best"]) == 2
+    assert "the checkpoint of the best epoch is not beside runs/small/version_1" in capfd.readouterr().err

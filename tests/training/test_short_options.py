@@ -74,10 +74,11 @@ def test_a_short_option_without_its_value_says_what_it_is() -> None:
     ("typed", "hint"),
     [
         ("--learning_rate 1e-3", r"did you mean --lr \(--model\.optim\.lr\)\?"),
+        ("--epoch 3", r"did you mean --epochs \(--trainer\.max_epochs\)\?"),
         ("--imgsz 64", r"did you mean --img_size \(--data\.img_size\)\?"),
         ("--num-epochs 3", r"did you mean --epochs \(--trainer\.max_epochs\)\?"),
         ("--trainer.lr 1e-3", r"did you mean --lr \(--model\.optim\.lr\)\?"),
-        ("--max_epochs 3", r"did you mean --trainer\.max_epochs\?"),
+        ("--max_epochs 3", r"did you mean --epochs \(--trainer\.max_epochs\)\?"),
         ("--accelerator cpu", r"did you mean --trainer\.accelerator\?"),
         ("--model.learning_rate 1e-3", r"did you mean --lr"),
         ("--trainer.max_epoch 3", r"unrecognized arguments: --trainer\.max_epoch 3: did you mean --trainer\.max_epochs"),
