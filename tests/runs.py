@@ -1,4 +1,4 @@
-"""A recipe with the defaults of every option, and what its runs leave."""
+"""A recipe of a tiny model on the digits, and what its runs leave."""
 
 from __future__ import annotations
 

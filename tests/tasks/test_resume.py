@@ -17,20 +17,8 @@ from tests.runs import RECIPE, newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NAME = "flatten_deit_tiny_patch16_224"
-SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = [
-    *(
-        "--config",
-        RECIPE,
-        "--model.model_args",
-        SIZES,
-        "--data.img_size",
-        "16",
-        "--seed_everything",
-        "0",
-        "--trainer.accelerator",
-        "cpu",
-    ),
+    *("--config", RECIPE),
     *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2", "--trainer.enable_progress_bar", "false"),
 ]
 

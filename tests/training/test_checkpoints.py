@@ -24,20 +24,8 @@ from flatten_transformer.training.lock import locked
 from tests.runs import RECIPE
 
 NAME = "flatten_deit_tiny_patch16_224"
-SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = [
-    *(
-        "--config",
-        RECIPE,
-        "--model.model_args",
-        SIZES,
-        "--data.img_size",
-        "16",
-        "--seed_everything",
-        "0",
-        "--trainer.accelerator",
-        "cpu",
-    ),
+    *("--config", RECIPE),
     *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"),
     *("--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),
 ]

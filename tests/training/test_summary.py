@@ -12,20 +12,8 @@ from flatten_transformer.training.cli import train
 from flatten_transformer.training.history import best_row, curves, draw_curves
 from tests.runs import RECIPE
 
-SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SHORT = [
-    *(
-        "--config",
-        RECIPE,
-        "--model.model_args",
-        SIZES,
-        "--data.img_size",
-        "16",
-        "--seed_everything",
-        "0",
-        "--trainer.accelerator",
-        "cpu",
-    ),
+    *("--config", RECIPE),
     *("--trainer.limit_train_batches", "4", "--trainer.enable_progress_bar", "false", "--data.device_batch_size", "16"),
 ]
 RUN = Path("runs/flatten_deit_tiny_patch16_224/version_0")
