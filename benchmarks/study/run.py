@@ -37,7 +37,8 @@ from flatten_transformer.training.cli import train
 from flatten_transformer.training.process import without_lightning_noise
 from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import write_atomically, write_figure
-from flatten_transformer.utils.progress import lasting, note, track
+from flatten_transformer.utils.printable import lasting
+from flatten_transformer.utils.progress import note, track
 from flatten_transformer.utils.stopping import run_script, telling_what_is_kept
 
 RECIPE = "fashion_mnist/study"

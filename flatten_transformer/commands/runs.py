@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flatten_transformer.training.run_record import RunRecord, find_runs
-from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.printable import columns, lasting, printable
 
 _WIDEST = 60  # characters of what is wrong with a run
 _HEADINGS = ("run", "model", "data", "epochs", "best epoch", "time", "state")
@@ -49,7 +49,7 @@ def _cells(run: RunRecord) -> tuple[str, ...]:
         " ".join(str(value) for value in (data.get("dataset"), data.get("root")) if value),
         f"{run.epochs}/{planned}" if planned else str(run.epochs),
         _best(run),
-        _duration(run.seconds),
+        _time(run),
         run.state,
     )
 
@@ -65,35 +65,21 @@ def _value(name: str, value: float | None) -> str:
     return f"{value:.4g}" if name.endswith("loss") or not 0 <= value <= 1 else f"{value * 100:.1f} %"
 
 
-def _duration(seconds: float | None) -> str:
-    """Return a time.
-
-    Example:
-        >>> [_duration(seconds) for seconds in (None, 59.6, 125, 7300)]
-        ['-', '60 s', '2 min 5 s', '2 h 1 min']
-    """
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes > 1 else f"{seconds:.0f} s"
-
-
 def _comparison(records: Sequence[RunRecord]) -> str:
     """Return the metrics of runs side by side, and the settings in which they differ."""
     rows = [("", *(str(run.folder) for run in records)), ("state", *(run.state for run in records))]
     rows += [("best epoch", *(f"{run.best['epoch']:.0f}" if run.best else "-" for run in records))]
     metrics = dict.fromkeys(name for run in records for name in run.best if name.startswith("val/"))
     rows += [(name, *(_value(name, run.best.get(name)) for run in records)) for name in metrics]
-    rows += [("time", *(_duration(run.seconds) for run in records))]
+    rows += [("time", *(_time(run) for run in records))]
     names = dict.fromkeys(name for run in records for name in run.settings)
     settings = [(name, *(str(run.settings.get(name, "-")) for run in records)) for name in names]
     return f"{_table(rows)}\nSettings that differ\n{_table([row for row in settings if len({*row[1:]}) > 1]) or '  none'}\n"
 
 
+def _time(run: RunRecord) -> str:
+    return "-" if run.seconds is None else lasting(run.seconds)
+
+
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    shown = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in columns([[printable(cell) for cell in row] for row in rows]))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from flatten_transformer.training.arguments import Stage, check_recipe
 from flatten_transformer.training.recipe_table import recipe_table
 from flatten_transformer.training.short_options import short_options, split
+from flatten_transformer.utils.printable import columns
 
 _SUMMARIES = {
     "fit": "Train a model by a recipe.",
@@ -83,6 +84,5 @@ def screen(stage: Stage) -> str:
     blocks = {"Examples": examples, "Options, those that everyone changes": options, "More": more}
     lines = [f"flatten {stage} --config RECIPE [OPTION VALUE]…", "", _SUMMARIES[stage]]
     for title, rows in blocks.items():
-        width = max(len(left) for left, _ in rows)
-        lines += ["", title, *(f"  {left:<{width}}  {right}" for left, right in rows)]
+        lines += ["", title, *(f"  {line}" for line in columns(rows))]
     return "\n".join([*lines, ""])

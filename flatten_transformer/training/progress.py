@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from torch import Tensor
 
+from flatten_transformer.utils.printable import lasting
 from flatten_transformer.utils.terminal import say
 
 
@@ -48,7 +49,7 @@ class EpochLines(Callback):
         if planned in (None, -1):
             say(f"Epoch {done}: {shown}", stderr=True)
         else:
-            say(f"Epoch {done} of {planned}: {shown}; about {each * (planned - done):.0f} s left", stderr=True)
+            say(f"Epoch {done} of {planned}: {shown}; about {lasting(each * (planned - done))} left", stderr=True)
 
 
 def progress_callback() -> Callback:

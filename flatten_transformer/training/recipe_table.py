@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from flatten_transformer.training.recipes import Recipe, folders, read_recipe, recipe_key, recipe_names
+from flatten_transformer.utils.printable import columns
 from flatten_transformer.utils.suggest import did_you_mean
 
 _NOT_RUN = "-"
@@ -57,10 +58,8 @@ def recipe_table(recipes: Sequence[Recipe] | None = None) -> str:
 def _part(recipes: Sequence[Recipe]) -> str:
     """Return the table of one data set."""
     rows = [(recipe.name, recipe.model, recipe.hardware, recipe.time or _NOT_RUN) for recipe in recipes]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     tasks = " and ".join(dict.fromkeys(recipe.task for recipe in recipes))
-    return "\n  ".join((f"{recipes[0].folder}: {tasks}", *lines))
+    return "\n  ".join((f"{recipes[0].folder}: {tasks}", *columns(rows)))
 
 
 def _holds(recipe: Recipe, word: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.printable import lasting, printable
 
 Part = TypeVar("Part")
 _PATIENCE_S = 2.0  # before a bar over quick parts appears
@@ -100,18 +100,3 @@ def note(text: str) -> None:
     """
     with above_bars():
         sys.stderr.write(f"flatten: {printable(' '.join(text.split()))}\n")
-
-
-def lasting(seconds: float) -> str:
-    """Return a time to two digits or fewer.
-
-    Example:
-        >>> lasting(0.4), lasting(42.4), lasting(95), lasting(5000), lasting(90_000)
-        ('1 s', '42 s', '2 min', '1.4 h', '25 h')
-    """
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 3600:
-        return f"{round(seconds / 60)} min"
-    hours = seconds / 3600
-    return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"

@@ -58,7 +58,7 @@ def test_runs_are_listed_with_what_they_came_to(capsys: pytest.CaptureFixture[st
     with locked([held / "checkpoints"]):
         table = shown(capsys)
     name = "flatten_deit_tiny_patch16_224"
-    assert table["runs/finetune/mine"] == [name, "folder pets", "5/5", "4: 81.2 % val/accuracy", "2 min 5 s", "done"]
+    assert table["runs/finetune/mine"] == [name, "folder pets", "5/5", "4: 81.2 % val/accuracy", "2 min", "done"]
     assert [*table["runs/finetune/version_0"][:4], table["runs/finetune/version_0"][-1]] == [
         *(name, "folder pets", "3/5", "2: 75.0 % val/accuracy"),
         "stopped",
