@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -37,9 +37,13 @@ from flatten_transformer.training.cli import train
 from flatten_transformer.training.process import without_lightning_noise
 from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import write_atomically, write_figure
+from flatten_transformer.utils.picture_style import LINES, PALE, add_grid, new_figure, styled
 from flatten_transformer.utils.printable import lasting
 from flatten_transformer.utils.progress import note, track
 from flatten_transformer.utils.stopping import run_script, telling_what_is_kept
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RECIPE = "fashion_mnist/study"
 SPEEDS = HERE / "speed.json"
@@ -230,10 +234,13 @@ def chance(summary: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Draw accuracy against the time for a thousand training images into a PNG file."""
-    from matplotlib.figure import Figure
+    figure = new_figure(10, 6.5)
+    with styled():
+        _draw(figure.subplots(), summary)
+        write_figure(path, figure)
 
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    axis = figure.subplots()
+
+def _draw(axis: Axes, summary: Mapping[str, Mapping[str, float]]) -> None:
     measured = {name: row for name, row in summary.items() if not math.isnan(row["images_per_second"])}
     points = {name: (1000 / row["images_per_second"], row["mean"]) for name, row in measured.items()}
     low, high = (limit(y for _, y in points.values()) for limit in (min, max))
@@ -241,7 +248,7 @@ def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
     column = max(x for x, _ in points.values()) * 1.06
     for name, (x, y) in points.items():
         bar = None if math.isnan(summary[name]["deviation"]) else summary[name]["deviation"]
-        shape, color = {"softmax": ("s", "#d55e00"), "focused": ("D", "#0072b2")}.get(name, ("o", "#666666"))
+        shape, color = {"softmax": ("s", LINES[1]), "focused": ("D", LINES[0])}.get(name, ("o", PALE))
         axis.errorbar(x, y, yerr=bar, fmt=shape, color=color, capsize=3)
         line = {"arrowstyle": "-", "color": color, "alpha": 0.35, "linewidth": 0.7}
         axis.annotate(name, (x, y), (column, heights[name]), arrowprops=line, color=color, va="center", fontsize=9)
@@ -249,8 +256,7 @@ def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
     axis.set_xlim(right=column * 1.32)
     axis.set_ylim(top=max(high, *heights.values()) + (high - low) / 12)
     axis.set(xlabel="seconds for 1,000 training images", ylabel="test accuracy, %", title="Fashion-MNIST, one recipe for all")
-    axis.grid(alpha=0.3)
-    write_figure(path, figure)
+    add_grid(axis)
 
 
 def spread_out(values: Sequence[float], gap: float) -> list[float]:

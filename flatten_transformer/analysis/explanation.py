@@ -84,4 +84,4 @@ def draw_explanation(image: Tensor, views: Sequence[QueryView], path: Path) -> N
         axis.set_yticks([])
         axis.title.set_fontsize(10)
     figure.colorbar(heat, ax=axes, shrink=0.6, label="weight of each token")
-    write_figure(path, figure, dpi=150, tight=True)
+    write_figure(path, figure, tight=True)

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flatten_transformer.benchmark.growth import crossover, fastest
 from flatten_transformer.benchmark.report import ATTENTION, RELEASED, SOFTMAX, Point, Report
 from flatten_transformer.utils.atomic_file import write_figure
+from flatten_transformer.utils.picture_style import LINES, PALE, add_grid, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _FAMILIES = {"deit": "DeiT", "pvt": "PVT", "pvt_v2": "PVTv2", "swin": "Swin", "cswin": "CSwin"}
-_INK, _PALE, _FLOOR = "#222222", "#dddddd", "#8a8a8a"
+_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY, _ = LINES
+_INK, _UNREACHABLE, _RELEASED = "#222222", "#dddddd", "#555555"
+_TITLE: Any = {"loc": "left", "fontweight": "bold"}
 
 
 class _Style(NamedTuple):
@@ -29,21 +32,21 @@ class _Style(NamedTuple):
 
 # Ours is blue and heavy, the released form grey, softmax warm; dashes differ too.
 _STYLES = {
-    "ours": _Style("ours", "#0b5fa5", width=3.2),
-    "ours-portable": _Style("ours, portable", "#5aa9e6", "--"),
-    "ours-portable-compiled": _Style("ours, portable, compiled", "#5aa9e6", ":"),
-    "ours-cpp": _Style("ours, C++", "#17becf", "--"),
-    "ours-triton": _Style("ours, Triton", "#17becf", "--"),
-    "ours-compiled": _Style("ours, compiled", "#5aa9e6"),
-    "released": _Style("released form", "#555555"),
-    "released-compiled": _Style("released form, compiled", "#555555", "--"),
-    "relu-linear": _Style("ReLU linear", "#5b9f3b", "-."),
-    "softmax": _Style("softmax", "#d9480f"),
-    "softmax-compiled": _Style("softmax, compiled", "#f08c4a"),
-    "softmax-math": _Style("softmax, math", "#f2a65a", ":"),
-    "softmax-efficient": _Style("softmax, memory-efficient", "#e8590c", "-."),
-    "softmax-flash": _Style("softmax, flash", "#c92a2a"),
-    "softmax-cudnn": _Style("softmax, cuDNN", "#a61e4d", "--"),
+    "ours": _Style("ours", _BLUE, width=3.2),
+    "ours-portable": _Style("ours, portable", _SKY, "--"),
+    "ours-portable-compiled": _Style("ours, portable, compiled", _SKY, ":"),
+    "ours-cpp": _Style("ours, C++", _PURPLE, "--"),
+    "ours-triton": _Style("ours, Triton", _PURPLE, "--"),
+    "ours-compiled": _Style("ours, compiled", _SKY),
+    "released": _Style("released form", _RELEASED),
+    "released-compiled": _Style("released form, compiled", _RELEASED, "--"),
+    "relu-linear": _Style("ReLU linear", _GREEN, "-."),
+    "softmax": _Style("softmax", _VERMILION),
+    "softmax-compiled": _Style("softmax, compiled", _VERMILION, "--"),
+    "softmax-math": _Style("softmax, math", _ORANGE, ":"),
+    "softmax-efficient": _Style("softmax, memory-efficient", _ORANGE, "-."),
+    "softmax-flash": _Style("softmax, flash", _VERMILION, "-."),
+    "softmax-cudnn": _Style("softmax, cuDNN", _VERMILION, "--"),
 }
 
 
@@ -54,27 +57,10 @@ def draw(report: Report, path: Path) -> None:
         report: Measurements.
         path: PNG file.
     """
-    from matplotlib import rc_context
-
-    with rc_context(_RC):
+    with styled():
         figure = _sweep(report) if _is_sweep(report.points) else _bars(report)
         _add_legend(figure, _caption(report))
-        write_figure(path, figure, dpi=160, tight=True)
-
-
-_RC: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
-    "savefig.facecolor": "white",
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
+        write_figure(path, figure, tight=True)
 
 
 def _is_sweep(points: Sequence[Point]) -> bool:
@@ -95,20 +81,20 @@ def _add_legend(figure: Figure, caption: str) -> None:
     """Put one legend below all axes, titled with the machine."""
     handles = {text: handle for axis in figure.axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = max(1, min(5, int(figure.get_figwidth() / 2.3)))
-    legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    legend = figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, handlelength=3.4
+    )
     legend.set_title(caption)
-    legend.get_title().set(color="#666666", fontsize=8.5)
+    legend.get_title().set(color=PALE, fontsize=8.5)
 
 
 def _sweep(report: Report) -> Figure:
     """Plot time and memory per sample against tokens, one row per dtype and direction."""
-    from matplotlib.figure import Figure
-
     points = [point for point in report.points if point.subject == ATTENTION]
     measured = {point.shape["tokens"] for point in points if point.median_us is not None}
     points = [point for point in points if point.shape["tokens"] in measured]  # the floor alone needs no room
     rows = list(dict.fromkeys((point.dtype, point.direction) for point in points))
-    figure = Figure(figsize=(12.5, 4.3 * len(rows) + 0.9), layout="constrained")
+    figure = new_figure(12.5, 4.3 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), 2, squeeze=False)
     for (dtype, direction), (time_axis, memory_axis) in zip(rows, axes, strict=True):
         row = [point for point in points if (point.dtype, point.direction) == (dtype, direction)]
@@ -118,8 +104,8 @@ def _sweep(report: Report) -> Figure:
         _draw_lines(memory_axis, row, "peak_mib")
         _draw_floor(time_axis, row)
         _mark_crossover(time_axis, row)
-        time_axis.set_title(f"{direction}, {dtype}: time of one sample")
-        memory_axis.set_title(f"{direction}, {dtype}: peak memory of one sample")
+        time_axis.set_title(f"{direction}, {dtype}: time of one sample", **_TITLE)
+        memory_axis.set_title(f"{direction}, {dtype}: peak memory of one sample", **_TITLE)
     shape = points[0].shape
     heads = f"{shape['heads']} heads of {shape['channels'] // shape['heads']} channels"
     figure.suptitle(f"Attention over N tokens, {heads}", x=0.01, ha="left", fontsize=14, fontweight="bold")
@@ -144,8 +130,8 @@ def _draw_floor(axis: Axes, points: Sequence[Point]) -> None:
     floors = {n: floor_us for p in points if (n := p.shape["tokens"]) in timed and (floor_us := p.per_sample(p.floor_us))}
     if floors:
         tokens, floors_us = list(floors), list(floors.values())
-        axis.plot(tokens, floors_us, color=_FLOOR, lw=1.2, ls=(0, (6, 3)), label="floor: bytes at copy speed", zorder=2)
-        axis.fill_between(tokens, floors_us, min(floors_us) / 1e3, color=_PALE, alpha=0.5, lw=0, zorder=1)
+        axis.plot(tokens, floors_us, color=PALE, lw=1.2, ls=(0, (6, 3)), label="floor: bytes at copy speed", zorder=2)
+        axis.fill_between(tokens, floors_us, min(floors_us) / 1e3, color=_UNREACHABLE, alpha=0.5, lw=0, zorder=1)
         axis.set_ylim(bottom=min(floors_us) / 2)
 
 
@@ -186,8 +172,7 @@ def _log_axes(axis: Axes, points: Sequence[Point], tick: Any) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.set_xlabel("tokens N")
-    axis.grid(which="major", color="#ececec", lw=0.8)
-    axis.set_axisbelow(True)
+    add_grid(axis)
 
 
 def _tokens_tick(tokens: int) -> str:
@@ -208,8 +193,6 @@ def _memory_ticks(mib: float) -> str:
 
 def _bars(report: Report) -> Figure:
     """Plot the speed-up of each contender over the baseline, one row per dtype and direction."""
-    from matplotlib.figure import Figure
-
     points = report.points
     baseline = SOFTMAX if any(SOFTMAX in point.time_ratios for point in points) else RELEASED
     rows = list(dict.fromkeys((point.dtype, point.direction) for point in points))
@@ -217,11 +200,11 @@ def _bars(report: Report) -> Figure:
     timed = {point.contender for point in points if baseline in point.time_ratios}
     names = [name for name in _STYLES if name in timed and name != baseline]
     width = min(16.0, 3.0 + 0.28 * len(groups) * (len(names) + 1.5))
-    figure = Figure(figsize=(max(8.0, width), 3.4 * len(rows) + 0.8), layout="constrained")
+    figure = new_figure(max(8.0, width), 3.4 * len(rows) + 0.8)
     for axis, (dtype, direction) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         row = [point for point in points if (point.dtype, point.direction) == (dtype, direction)]
         _draw_bars(axis, row, groups, names, baseline)
-        axis.set_title(f"{direction}, {dtype}")
+        axis.set_title(f"{direction}, {dtype}", **_TITLE)
     what = "the softmax namesake" if baseline == SOFTMAX else "the released form"
     figure.suptitle(f"Times as fast as {what}", x=0.01, ha="left", fontsize=14, fontweight="bold")
     return figure
@@ -256,8 +239,7 @@ def _draw_bars(axis: Axes, points: Sequence[Point], groups: Sequence[str], names
     axis.set_xticks(range(len(groups)), groups)
     axis.set_ylabel("times as fast")
     axis.margins(y=0.14)
-    axis.grid(axis="y", color="#ececec", lw=0.8)
-    axis.set_axisbelow(True)
+    add_grid(axis, "y")
     axis.tick_params(axis="x", length=0)
 
 

@@ -76,17 +76,16 @@ def write_png(path: Path, image: Image.Image) -> None:
     write_atomically(path, content.getvalue())
 
 
-def write_figure(path: Path, figure: Figure, dpi: int = DPI, *, tight: bool = False) -> None:
+def write_figure(path: Path, figure: Figure, *, tight: bool = False) -> None:
     """Write a figure of matplotlib as a PNG file, atomically; make missing folders.
 
     Args:
         path: Destination.
         figure: Figure.
-        dpi: Pixels per inch.
         tight: Crop the margins.
     """
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight" if tight else None)
+    figure.savefig(content, format="png", dpi=DPI, bbox_inches="tight" if tight else None)
     write_atomically(path, content.getvalue())
 
 

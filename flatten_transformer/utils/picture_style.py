@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Colour = tuple[int, int, int]
-DPI = 130  # pixels per inch
+DPI = 150  # pixels per inch
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, dark ones first
 DASHES = ("-", "--", ":")  # of the lines once all colours are taken
 MARKERS = "osD^vP*"
@@ -64,9 +64,9 @@ def line_style(number: int) -> dict[str, Any]:
     return {"color": LINES[number % len(LINES)], "linestyle": DASHES[number // len(LINES) % len(DASHES)]}
 
 
-def add_grid(axis: Axes) -> None:
-    """Draw pale lines behind an axis."""
-    axis.grid(color="#ececec", lw=0.8)
+def add_grid(axis: Axes, across: Literal["both", "x", "y"] = "both") -> None:
+    """Draw pale lines behind what an axis shows, at the ticks of both directions or of one."""
+    axis.grid(axis=across, color="#ececec", lw=0.8)
     axis.set_axisbelow(True)
 
 
