@@ -6,6 +6,7 @@ from flatten_transformer.utils import import_path  # noqa: F401  # first: `pytho
 from flatten_transformer.layers import (
     FocusedLinearAttention,
     GridAttention,
+    MultiheadAdapter,
     create_attention,
     list_attentions,
     register_attention,
@@ -19,6 +20,7 @@ __all__ = [
     "FlattenVisionTransformer",
     "FocusedLinearAttention",
     "GridAttention",
+    "MultiheadAdapter",
     "Run",
     "create_attention",
     "evaluate",

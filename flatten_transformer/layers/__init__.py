@@ -9,11 +9,13 @@ from flatten_transformer.layers.attention.registry import (
     register_attention,
     unregister_attention,
 )
+from flatten_transformer.layers.multihead import MultiheadAdapter
 
 __all__ = [
     "FocusedLinearAttention",
     "FocusedLinearAttentionCore",
     "GridAttention",
+    "MultiheadAdapter",
     "create_attention",
     "create_attention_core",
     "list_attentions",

@@ -26,6 +26,7 @@ from flatten_transformer.models.build import build, default_cfg
 from flatten_transformer.models.fit_weights import accept_official_names, complete, fit_checkpoint, unwrap, with_grids_of
 from flatten_transformer.models.options import expand_attn_types
 from flatten_transformer.models.vit_layout import check_layout, rename_distillation_token
+from flatten_transformer.ops.checks import check_order
 
 __all__ = ["FlattenVisionTransformer"]
 
@@ -44,6 +45,7 @@ class GridBlock(Block):
 
     def forward(self, x: Tensor, attn_mask: Tokens, is_causal: bool = False) -> Tensor:
         """Return ``[B, N, C]``."""
+        check_order(is_causal)
         if self.grad_checkpointing:
             # timm checkpoints only blocks without a mask; here the grid is always passed
             out: Tensor = checkpoint(self._forward, x, attn_mask, use_reentrant=False)
@@ -145,9 +147,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the normalised tokens, ``[B, N, C]``, of images ``[B, 3, height, width]``."""
-        if is_causal:
-            raise ValueError("an image has no causal order: leave is_causal out")
-        features: Tensor = super().forward_features(x, attn_mask=self._tokens(x, attn_mask))
+        features: Tensor = super().forward_features(x, attn_mask=self._tokens(x, attn_mask), is_causal=is_causal)
         return features
 
     def forward_intermediates(self, x: Tensor, *args: Any, attn_mask: Tensor | None = None, **kwargs: Any) -> Any:

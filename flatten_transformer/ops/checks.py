@@ -226,6 +226,12 @@ def check_mask(attn_mask: Tensor | None, key: Tensor) -> None:
     _check_place("attn_mask", attn_mask, key)
 
 
+def check_order(is_causal: bool) -> None:
+    """Raise ValueError if tokens shall attend to earlier ones alone."""
+    if is_causal:
+        raise ValueError("an image has no causal order: leave is_causal out, or keep softmax attention in this place")
+
+
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
     # not `in`, which Dynamo in PyTorch 2.8 and 2.9 gets wrong for symbolic sizes
     return all(size == 1 or size == other for size, other in zip(shape, target, strict=True))

@@ -192,8 +192,9 @@ def test_padding_may_be_switched_off_for_sizes_that_fit() -> None:
 def test_unknown_options_and_causal_attention_are_refused() -> None:
     with pytest.raises(TypeError, match="focussing_factor"):
         make_model(focussing_factor=3)
-    with pytest.raises(ValueError, match="causal"):
-        make_model().forward_features(image(), is_causal=True)
+    for method in ("__call__", "forward_features", "forward_intermediates"):
+        with pytest.raises(ValueError, match="an image has no causal order"):
+            getattr(make_model(), method)(image(), is_causal=True)
 
 
 # What timm offers -------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.layers.rank_restoration import Stretch, convolve_values, depthwise_convolution, stretch_values
-from flatten_transformer.ops.checks import shape_of
+from flatten_transformer.ops.checks import check_order, shape_of
 from flatten_transformer.ops.precision import sum_dtype, without_autocast
 from flatten_transformer.utils.suggest import did_you_mean
 
@@ -233,6 +233,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         context: Tensor | None = None,
         context_grid_size: Sequence[int] | None = None,
         attn_mask: Tensor | None = None,
+        is_causal: bool = False,
     ) -> Tensor:
         """Attend from ``x`` to itself, or to ``context`` where the layer has a ``context_dim``.
 
@@ -243,10 +244,12 @@ class GridAttention(LearnsOnGrid, nn.Module):
             context: ``[B, M, context_dim]``, prefix tokens first.
             context_grid_size: The grid of ``context``; by default that of the constructor.
             attn_mask: Boolean ``[B, 1, 1, M]``, True where a key takes part.
+            is_causal: Must be False; timm's blocks pass it.
 
         Returns:
             ``[B, N, C]``.
         """
+        check_order(is_causal)
         if isinstance(x, Projected):
             return self.attend(*x)
         out = self.attend(*self._project(x, grid_size, context, context_grid_size, attn_mask))
