@@ -33,6 +33,7 @@ class KeptResults:
         noun: Name of the parts, in the plural.
         finished: Number of finished parts.
         content: What the file holds.
+        anew: This start was told to begin anew.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class KeptResults:
     noun: str
     finished: int = 0
     content: dict[str, Any] = field(default_factory=dict)
+    anew: bool = False
 
     def write(self, finished: int, content: Mapping[str, Any]) -> None:
         """Write all results so far.
@@ -85,7 +87,8 @@ class KeptResults:
     def _kept(self, resumable: bool) -> str:
         if not self.finished:
             return f"none of {self.total} {self.noun} was finished"
-        then = "the same command goes on from there" if resumable else "the same command begins anew, into another file"
+        command = "the same command without --resume false" if self.anew else "the same command"
+        then = f"{command} goes on from there" if resumable else "the same command begins anew, into another file"
         return f"{self.finished} of {self.total} {self.noun} are kept in {self.path}; {then}"
 
 
@@ -131,7 +134,7 @@ def open_kept(
     check_outputs([new], [])
     if found:
         note(f"{found[-1]} is left alone ({reason}): measuring anew, into {new}")
-    return KeptResults(new, header, dict(arguments), total, noun)
+    return KeptResults(new, header, dict(arguments), total, noun, anew=not resume)
 
 
 def _numbered(file: Path) -> Iterator[Path]:

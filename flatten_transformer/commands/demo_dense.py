@@ -9,7 +9,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from flatten_transformer.commands.demo import Run, predict, run_recipes
+from flatten_transformer.commands.demo import predict
+from flatten_transformer.commands.demo_runs import Run, run_recipes
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.detection.plots import draw_detections, draw_truth
 from flatten_transformer.tasks.overlays import side_by_side
@@ -22,15 +23,17 @@ _TITLES = ("objects: truth", "objects found by Mask R-CNN", "pixels: truth", "pi
 _SCALE = 3  # enlargement of the pictures
 
 
-def demo_dense(scenes: int = 4, max_epochs: int | None = None) -> None:
+def demo_dense(scenes: int = 4, max_epochs: int | None = None, resume: bool = True) -> None:
     """Train a small Mask R-CNN and a small Semantic FPN on scenes of handwritten digits, test them, and draw their results.
 
     Args:
         scenes: Number of test scenes in the picture.
         max_epochs: Epochs of both runs, instead of the recipes'.
+        resume: Take trainings that an earlier start with the same options, versions and code has finished, and go on with one
+            that was stopped; false trains anew, into other folders.
     """
     console = Console()
-    detector, segmenter = run_recipes(console, RECIPES, max_epochs).values()
+    detector, segmenter = run_recipes(console, RECIPES, max_epochs, resume=resume).values()
     console.print(_results(detector, segmenter))
     folder = segmenter.model_file.parent
     draw_scenes(detector, segmenter, scenes, folder / "scenes.png")
@@ -47,7 +50,7 @@ def _results(*runs: Run) -> Table:
         table.add_column(heading, justify="right")
     for name, run in zip(RECIPES, runs, strict=True):
         figures = (f"{run.metrics[key]:.2f}" if key in run.metrics else "" for key in _FIGURES)
-        table.add_row(name, *figures, f"{count_parameters(run.model):,}", f"{run.training_s:.0f} s")
+        table.add_row(name, *figures, f"{count_parameters(run.model):,}", run.training_time)
     return table
 
 

@@ -7,14 +7,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm  # type: ignore[import-untyped]  # comes with Lightning, without annotations
-
 from flatten_transformer.data.coco import CROWDS, CocoFile, split_off_images, to_coco
 from flatten_transformer.data.image_files import image_size
 from flatten_transformer.data.source import Split
+from flatten_transformer.utils.progress import track
 
 UNREADABLE = "images that cannot be read"
-_PATIENCE_S = 2.0  # before a progress bar appears
 
 
 class Annotated(NamedTuple):
@@ -140,15 +138,14 @@ def measured(files: Iterable[Path], *, skip: bool) -> list[tuple[Path, tuple[int
     """Return image files with their width and height, upright; None for one that cannot be read and is to be skipped.
 
     Args:
-        files: Image files; a progress bar shows when there are many.
+        files: Image files.
         skip: Do not raise on one that cannot be read.
 
     Raises:
         ValueError: If an image cannot be read.
     """
-    return [
-        (file, _size(file, skip)) for file in tqdm(list(files), "sizes of images", delay=_PATIENCE_S, leave=False, disable=None)
-    ]
+    with track(list(files), "size of {}".format, quick=True) as tracked:
+        return [(file, _size(file, skip)) for file in tracked]
 
 
 def _size(file: Path, skip: bool) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from flatten_transformer.data.coco_boxes import Box, check_area, check_box, chec
 from flatten_transformer.data.coco_json import brief, is_id, load_coco, read_categories, read_images, unique
 from flatten_transformer.data.coco_masks import check_mask, check_unit, encode
 from flatten_transformer.data.source import draw_share
+from flatten_transformer.utils.progress import track
 
 _MIN_SIDE_PX = 0.01  # torchvision rejects empty boxes, and float32 can lose a shorter side
 CROWDS = "crowds"  # of annotations left out, the one reason of those that the evaluation knows
@@ -77,7 +78,8 @@ class Packed(Sequence[Any]):
     """
 
     def __init__(self, items: Sequence[Any]) -> None:
-        pickled = [pickle.dumps(item, protocol=-1) for item in items]
+        with track(items, lambda _: "packing the annotations", quick=True) as tracked:
+            pickled = [pickle.dumps(item, protocol=-1) for item in tracked]
         self._ends = np.cumsum([len(item) for item in pickled], dtype=np.int64)
         self._bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
 
@@ -211,13 +213,14 @@ def _annotations(
     label: Callable[[int], str],
 ) -> list[_Annotation]:
     checked = []
-    for annotation in unique(path, "annotation", entries):
-        where, image_id, category_id = f"{path}: {label(annotation['id'])}", *map(annotation.get, ("image_id", "category_id"))
-        if not is_id(image_id) or image_id not in images:
-            raise ValueError(f"{where} is of image {brief(image_id)}, which the file does not list")
-        if not is_id(category_id) or category_id not in names:
-            raise ValueError(f"{where} has the unknown category_id {brief(category_id)}: list it in categories")
-        checked.append(_check_annotation(where, annotation, images[image_id], masks))
+    with track(unique(path, "annotation", entries), lambda _: f"annotations of {path}", quick=True) as tracked:
+        for annotation in tracked:
+            where, image_id, category_id = f"{path}: {label(annotation['id'])}", *map(annotation.get, ("image_id", "category_id"))
+            if not is_id(image_id) or image_id not in images:
+                raise ValueError(f"{where} is of image {brief(image_id)}, which the file does not list")
+            if not is_id(category_id) or category_id not in names:
+                raise ValueError(f"{where} has the unknown category_id {brief(category_id)}: list it in categories")
+            checked.append(_check_annotation(where, annotation, images[image_id], masks))
     return checked
 
 

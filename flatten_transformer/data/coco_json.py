@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.progress import note
 
 _LISTS = ("images", "annotations", "categories")
 _EXPECTED = 'a COCO annotation file is a JSON object with the lists "images", "annotations" and "categories"'
 _MAX_PIXELS = 2**31  # run lengths have 32 bits
 _IDS = range(-(2**63), 2**63)  # 64 bits, as in tensors and the evaluation
+_MIB = 2**20
+_LARGE = 32 * _MIB  # bytes of a file that takes over a second to read
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 60
@@ -43,6 +46,8 @@ def load_coco(path: Path) -> dict[str, list[Any]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no annotation file {path}: check data.root, or name the file itself")
+    if (size := path.stat().st_size) > _LARGE:
+        note(f"reading {path}, {size / _MIB:.0f} MiB")
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_reject_duplicates)
     except (ValueError, RecursionError, MemoryError) as error:

@@ -15,6 +15,7 @@ from flatten_transformer.data.image_files import read_image
 from flatten_transformer.data.source import Format, Source, Split, Splits
 from flatten_transformer.data.split_names import fold_of, mentioned_split, split_of
 from flatten_transformer.data.walk import MADE_HERE, Excluded, Identity, Walk, group_by_reason, identities, list_folder, walk
+from flatten_transformer.utils.progress import track
 
 _LOOSE = "image in no class folder"
 _BESIDE = "in a folder beside the splits"
@@ -154,11 +155,16 @@ def _classes(train: Path, splits: dict[Split, Path]) -> tuple[dict[str, Walk], l
     """Return the contents of each class folder, and the files left out in and beside them."""
     listing = list_folder(train)
     left_out = [*listing.left_out, *(Excluded(_LOOSE, str(image.path)) for image in listing.images)]
-    walks = {folder.name: walk(folder) for folder in listing.folders if folder not in splits.values()}
+    with track([folder for folder in listing.folders if folder not in splits.values()], _class_folder, quick=True) as folders:
+        walks = {folder.name: walk(folder) for folder in folders}
     for name in [name for name, contents in walks.items() if _holds_only_outputs(contents)]:
         left_out += walks.pop(name).left_out
     _check_classes(train, walks)
     return walks, left_out + [each for contents in walks.values() for each in contents.left_out]
+
+
+def _class_folder(folder: Path) -> str:
+    return f"class folder {folder}"
 
 
 def _holds_only_outputs(contents: Walk) -> bool:
@@ -220,16 +226,17 @@ def _evaluation_split(folder: Path, class_names: Sequence[str], train: Path) -> 
     listing = list_folder(folder)
     left_out = [*listing.left_out, *(Excluded(_LOOSE, str(image.path)) for image in listing.images)]
     walks: dict[str, Walk] = {}
-    for path in listing.folders:
-        contents = walk(path)
-        left_out += contents.left_out
-        if not contents.images:
-            left_out += [] if _holds_only_outputs(contents) else [Excluded(_EMPTY, f"{path}/")]
-        elif path.name in class_names:
-            walks[path.name] = contents
-        else:
-            unknown = _describe_unknown(path.name, class_names)
-            raise ValueError(f"{folder} has the class {unknown}, which {train} lacks: rename it, or add it to {train}")
+    with track(listing.folders, _class_folder, quick=True) as folders:
+        for path in folders:
+            contents = walk(path)
+            left_out += contents.left_out
+            if not contents.images:
+                left_out += [] if _holds_only_outputs(contents) else [Excluded(_EMPTY, f"{path}/")]
+            elif path.name in class_names:
+                walks[path.name] = contents
+            else:
+                unknown = _describe_unknown(path.name, class_names)
+                raise ValueError(f"{folder} has the class {unknown}, which {train} lacks: rename it, or add it to {train}")
     return {name: walks[name] for name in class_names if name in walks}, left_out
 
 
@@ -249,13 +256,14 @@ def _deduplicate(walks: dict[Split, dict[str, Walk]]) -> tuple[dict[Split, Image
     known: dict[Split, dict[Identity, tuple[str, Path]]] = {split: {} for split in walks}
     kept: dict[Split, ImageFiles] = {split: ImageFiles([], []) for split in walks}
     left_out: list[Excluded] = []
-    for (split, name, image), identity in zip(placed, identities([image for _, _, image in placed]), strict=True):
-        reason = identity and _duplicate_reason(split, name, image.path, identity, known)
-        if reason:
-            left_out.append(Excluded(reason, str(image.path)))
-        else:
-            kept[split].files.append(image.path)
-            kept[split].labels.append(numbers[name])
+    with track(placed, lambda each: f"files that are there twice: {each[2].path}", quick=True) as tracked:
+        for (split, name, image), identity in zip(tracked, identities([image for _, _, image in placed]), strict=True):
+            reason = identity and _duplicate_reason(split, name, image.path, identity, known)
+            if reason:
+                left_out.append(Excluded(reason, str(image.path)))
+            else:
+                kept[split].files.append(image.path)
+                kept[split].labels.append(numbers[name])
     return kept, left_out
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm  # type: ignore[import-untyped]  # comes with Lightning, without annotations
 
 from flatten_transformer.data.class_list import read_class_names
 from flatten_transformer.data.mask_file import read_mask
 from flatten_transformer.data.safe_paths import check_inside
+from flatten_transformer.utils.progress import track
 
 _LISTS = ("classes.txt", "classes.json")
 _MOST = 256  # numbered classes
 _SHOWN = 8  # numbers in a message
-_PATIENCE_S = 2.0  # before a progress bar appears
 
 
 def find_class_list(root: Path) -> Path | None:
@@ -24,7 +23,7 @@ def find_class_list(root: Path) -> Path | None:
 
 
 def mask_class_names(
-    root: Path, masks: Iterable[Path], ignore_index: int | None, values: Sequence[int] | None, allowed: Sequence[Path] | None
+    root: Path, masks: Collection[Path], ignore_index: int | None, values: Sequence[int] | None, allowed: Sequence[Path] | None
 ) -> list[str]:
     """Return the class names in ``root``, or without a list ``class 0``, ``class 1`` and so on for the numbers in the masks.
 
@@ -44,9 +43,10 @@ def mask_class_names(
     if values is not None:
         return [f"class {value}" for value in values]
     numbers: set[int] = set()
-    for mask in tqdm(list(masks), "numbers in masks", delay=_PATIENCE_S, leave=False, disable=None):
-        check_inside(mask, allowed)
-        numbers.update(np.unique(read_mask(mask)).tolist())
+    with track(masks, "numbers in {}".format, quick=True) as tracked:
+        for mask in tracked:
+            check_inside(mask, allowed)
+            numbers.update(np.unique(read_mask(mask)).tolist())
     classes = sorted(numbers - {ignore_index})
     count = max(classes, default=-1) + 1
     if len(classes) < 2 or min(classes) < 0 or count > _MOST or count > 2 * len(classes):

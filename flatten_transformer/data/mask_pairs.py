@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from flatten_transformer.data.pairing import IMAGE_FOLDERS, partners
+from flatten_transformer.utils.progress import track
 
 MASK_FOLDERS = ("masks", "Masks", "mask", "labels", "annotations", "SegmentationClass")
 _SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # which keep the numbers of classes
@@ -35,7 +36,8 @@ def mask_pairs(images: Sequence[Path], root: Path, folders: Sequence[str] = MASK
         >>> [(image.name, mask.name) for image, mask in mask_pairs([root / "images" / "a.jpg"], root)]
         [('a.jpg', 'a.png')]
     """
-    found = {image: _mask(image, root, folders) for image in images}
+    with track(images, "looking for the mask of {}".format, quick=True) as tracked:
+        found = {image: _mask(image, root, folders) for image in tracked}
     masks = set(found.values())
     without = [image for image, mask in found.items() if mask is None and image not in masks]
     if without:

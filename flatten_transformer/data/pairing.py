@@ -11,6 +11,7 @@ from pathlib import Path
 from flatten_transformer.data.image_folder import find_images
 from flatten_transformer.data.source import Split
 from flatten_transformer.data.split_names import split_of
+from flatten_transformer.utils.progress import track
 
 IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "image", "imgs")
 
@@ -81,11 +82,13 @@ def pair_up(images: Sequence[Path], root: Path, folders: Sequence[str], suffix: 
     """
     pairs: dict[Path, Path | None] = {}
     owners: dict[Path, Path] = {}
-    for image in images:
-        found = next((path for path in partners(image, root, folders, [f"{image.stem}{suffix}"]) if path.is_file()), None)
-        pairs[image] = found
-        if found is not None and owners.setdefault(found, image) != image:
-            raise ValueError(f"the images {owners[found]} and {image.name} share the labels {found}: rename one, and its labels")
+    with track(images, "looking for the labels of {}".format, quick=True) as tracked:
+        for image in tracked:
+            found = next((path for path in partners(image, root, folders, [f"{image.stem}{suffix}"]) if path.is_file()), None)
+            pairs[image] = found
+            if found is not None and owners.setdefault(found, image) != image:
+                cure = "rename one, and its labels"
+                raise ValueError(f"the images {owners[found]} and {image.name} share the labels {found}: {cure}")
     return pairs
 
 

@@ -18,6 +18,7 @@ from flatten_transformer.data.image_files import SUFFIXES, decode_image, max_pix
 from flatten_transformer.data.source import Format, Source, Split, Splits
 from flatten_transformer.data.split_names import mentioned_split
 from flatten_transformer.data.walk import HIDDEN, Excluded, group_by_reason, not_an_image
+from flatten_transformer.utils.progress import track
 
 _CLASS_FILES = ("classnames.txt", "classes.txt")
 _MAX_CLASS_BYTES = 1024  # bytes of a .cls
@@ -89,8 +90,9 @@ def open_shards(root: Path, beginning: str = "") -> Splits:
     members: dict[Split, list[Member]] = {"train": [], "val": [], "test": []}
     left_out: list[Excluded] = []
     _check_once(shards)
-    for shard in shards:
-        members[_split(shard.relative_to(root))] += _members(shard, left_out)
+    with track(shards, "contents of {}".format, quick=True) as tracked:
+        for shard in tracked:
+            members[_split(shard.relative_to(root))] += _members(shard, left_out)
     if not members["train"]:
         raise ValueError(f"{root} has no image to learn from: name the .tar files for training such as train-0000.tar")
     class_names = _class_names(root, members["train"])

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm  # type: ignore[import-untyped]  # comes with Lightning, without annotations
-
 from flatten_transformer.data.annotated import UNREADABLE, Annotated, BoxDataSet, Conversion, box_split, measured
 from flatten_transformer.data.class_list import read_class_names, read_text
 from flatten_transformer.data.coco_json import brief
@@ -16,10 +14,10 @@ from flatten_transformer.data.safe_paths import check_inside
 from flatten_transformer.data.source import Split
 from flatten_transformer.data.split_names import split_of
 from flatten_transformer.data.voc_xml import VocImage, VocObject, read_voc_xml
+from flatten_transformer.utils.progress import track
 
 _ANNOTATIONS = ("Annotations", "annotations", "labels", "xmls")
 _LISTS = ("classes.txt", "labels.txt")
-_PATIENCE_S = 2.0  # before a progress bar appears
 Files = Mapping[Path, VocImage]
 
 
@@ -67,9 +65,8 @@ def open_voc(root: Path, *, masks: bool, skip: bool = False, links: Sequence[Pat
         raise ValueError(f"{root} holds no image to learn from: put them into JPEGImages/")
     labelled = [path for each in pairs.values() for path in each.values() if path]
     allowed = None if links is None else [root, *links, *{path.parent for path in labelled}]
-    files = {
-        path: _read_xml(path, allowed) for path in tqdm(labelled, "annotations", delay=_PATIENCE_S, leave=False, disable=None)
-    }
+    with track(labelled, "reading {}".format, quick=True) as tracked:
+        files = {path: _read_xml(path, allowed) for path in tracked}
     names = _class_names(root, files)
     orphans = sorted({path for folder in {path.parent for path in files} for path in folder.glob("*.xml")} - files.keys())
     notes = []

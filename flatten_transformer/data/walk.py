@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from flatten_transformer.data.image_files import SUFFIXES, UNSUPPORTED
 from flatten_transformer.data.source import LeftOut
+from flatten_transformer.utils.progress import track
 
 Identity = tuple[object, ...]
 
@@ -69,15 +70,19 @@ def walk(folder: Path) -> Walk:
     Raises:
         OSError: If a folder cannot be read.
     """
-    result = Walk([], [])
-    seen = _ancestors(folder)
-    pending = [(folder, folder.is_symlink())]
-    while pending:
-        parent, linked = pending.pop()
+    result, seen = Walk([], []), _ancestors(folder)
+
+    def enter(parent: Path, linked: bool) -> list[tuple[Path, bool]]:
         listing = list_folder(parent, seen, linked)
         result.images.extend(listing.images)
         result.left_out.extend(listing.left_out)
-        pending += [(path, linked or path.is_symlink()) for path in reversed(listing.folders)]
+        return [(path, linked or path.is_symlink()) for path in listing.folders]
+
+    with track(enter(folder, folder.is_symlink()), lambda place: f"all files below {place[0]}", quick=True) as places:
+        for place in places:
+            pending = [place]
+            while pending:
+                pending += reversed(enter(*pending.pop()))
     result.images.sort()
     return result
 
@@ -96,17 +101,18 @@ def list_folder(folder: Path, seen: set[Identity] | None = None, linked: bool = 
     listing, visited = Listing([], [], []), _ancestors(folder) if seen is None else seen
     with os.scandir(folder) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
-    for entry in listed:
-        path, is_folder = folder / entry.name, entry.is_dir()
-        reason = _reason(entry) or (is_folder and _reason_of_folder(path, visited))
-        if reason:
-            listing.left_out.append(Excluded(reason, f"{path}{'/' * is_folder}"))
-        elif is_folder:
-            listing.folders.append(path)
-            if seen is not None:
-                seen.add(_identity(path))
-        else:
-            listing.images.append(ImageFile(path, 0 if linked or entry.is_symlink() else entry.inode()))
+    with track(listed, lambda entry: f"files in {folder}", quick=True) as entries_at_hand:
+        for entry in entries_at_hand:
+            path, is_folder = folder / entry.name, entry.is_dir()
+            reason = _reason(entry) or (is_folder and _reason_of_folder(path, visited))
+            if reason:
+                listing.left_out.append(Excluded(reason, f"{path}{'/' * is_folder}"))
+            elif is_folder:
+                listing.folders.append(path)
+                if seen is not None:
+                    seen.add(_identity(path))
+            else:
+                listing.images.append(ImageFile(path, 0 if linked or entry.is_symlink() else entry.inode()))
     return listing
 
 

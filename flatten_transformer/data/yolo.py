@@ -15,6 +15,7 @@ from flatten_transformer.data.safe_paths import check_inside
 from flatten_transformer.data.source import Split
 from flatten_transformer.data.split_names import split_of
 from flatten_transformer.data.yolo_names import ClassList, find_classes, listed_images, read_classes
+from flatten_transformer.utils.progress import track
 
 _LABELS = ("labels", "Labels")
 _SLACK = 0.01  # of a share: rounding may carry a box over the edge
@@ -125,15 +126,16 @@ def _read(
     orphans: Sequence[Path],
 ) -> Annotated:
     conversion = Conversion(root, classes.path, classes.names)
-    for image, size in measured(pairs, skip=skip):
-        if size is None:
-            conversion.leave_out(UNREADABLE, str(image.relative_to(root)))
-            continue
-        conversion.add_image(image, *size)
-        label = pairs[image]
-        if label is not None:
-            check_inside(label, allowed)
-            _add_labels(conversion, label, size)
+    with track(measured(pairs, skip=skip), lambda each: f"labels of {each[0]}", quick=True) as tracked:
+        for image, size in tracked:
+            if size is None:
+                conversion.leave_out(UNREADABLE, str(image.relative_to(root)))
+                continue
+            conversion.add_image(image, *size)
+            label = pairs[image]
+            if label is not None:
+                check_inside(label, allowed)
+                _add_labels(conversion, label, size)
     for path in orphans:
         conversion.leave_out("labels of no image", str(path.relative_to(root)))
     links = [path for path in {image.parent for image in pairs} if path != root]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flatten_transformer.data.reading import OnBadImage
+from flatten_transformer.utils.atomic_file import parts_of
 from flatten_transformer.utils.progress import note, track
 from flatten_transformer.utils.stopping import UnfinishedError
 
@@ -56,6 +57,16 @@ def run_on_files(
     if skipped and len(skipped) == len(files):
         raise ValueError(f"none of {len(files)} images can be used; the first: {skipped[0]}")
     return skipped
+
+
+def say_it_begins_anew(path: Path) -> None:
+    """Say on stderr that what unfinished starts have left beside an output is kept, and not continued.
+
+    Args:
+        path: The output.
+    """
+    if parts := parts_of(path):
+        note(f"{', '.join(map(str, parts))}: of an earlier start that did not finish, left alone; beginning with the first image")
 
 
 def _reason(file: Path, error: BaseException) -> str:

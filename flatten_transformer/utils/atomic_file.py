@@ -194,9 +194,24 @@ def free_part(path: Path) -> Path:
         >>> free_part(getfixture("tmp_path") / "a.json").name
         'a.json.part'
     """
+    return next(part for part in _parts(path) if not os.path.lexists(part))
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Return what unfinished starts have left beside ``path``: ``<name>.part``, ``<name>.2.part`` and so on.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.json"
+        >>> free_part(path).touch()
+        >>> [part.name for part in parts_of(path)]
+        ['a.json.part']
+    """
+    return list(itertools.takewhile(os.path.lexists, _parts(path)))
+
+
+def _parts(path: Path) -> Iterator[Path]:
     name = _shortened(path.name, 9)
-    names = (f"{name}.part" if number == 1 else f"{name}.{number}.part" for number in itertools.count(1))
-    return next(part for part in map(path.with_name, names) if not os.path.lexists(part))
+    return (path.with_name(f"{name}{'' if number == 1 else f'.{number}'}.part") for number in itertools.count(1))
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

@@ -12,6 +12,7 @@ from flatten_transformer.utils.printable import lasting, printable
 
 Part = TypeVar("Part")
 _PATIENCE_S = 2.0  # before a bar over quick parts appears
+_FRAME_S = 0.1  # between two pictures of it
 _QUIET_S = 30.0  # at least, between two lines about quick parts
 _BAR = "{bar:20} {n_fmt} of {total_fmt} done, {remaining} left: {desc}"
 _bars: list[Any] = []  # on the terminal now
@@ -66,10 +67,14 @@ def _bar(parts: Collection[Part], describe: Callable[[Part], str], done: int, qu
     looks = {"bar_format": _BAR, "leave": False, "dynamic_ncols": True, "smoothing": 0, "miniters": 0}
     bar = tqdm(total=done + len(parts), initial=done, delay=_PATIENCE_S * quick, **looks)
     _bars.append(bar)
+    due_s = 0.0
     try:
         for number, part in enumerate(parts):
-            bar.update(int(number > 0))
-            bar.set_description_str(printable(describe(part)), refresh=not quick)
+            now_s = time.monotonic()
+            if now_s >= due_s:  # drawing takes longer than many a quick part
+                bar.update(done + number - bar.n)
+                bar.set_description_str(printable(describe(part)), refresh=not quick)
+                due_s = now_s + _FRAME_S * quick
             yield part
     finally:
         _bars.remove(bar)

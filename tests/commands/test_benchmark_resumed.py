@@ -98,6 +98,14 @@ def test_a_broken_off_benchmark_goes_on_after_its_finished_races(races: Races, c
     assert sorted(os.listdir("runs/benchmark")) == ["op.json", "op.png"]
 
 
+def test_a_broken_off_benchmark_that_began_anew_goes_on_without_being_told_so_again(
+    races: Races, capfd: pytest.CaptureFixture[str]
+) -> None:
+    races.broken_off = 3
+    assert cli.main([*COMMAND, "--resume", "false"]) == 130
+    assert capfd.readouterr().err.splitlines()[-1].endswith("; the same command without --resume false goes on from there")
+
+
 def test_a_finished_benchmark_is_shown_and_not_measured_again_unless_it_shall_be(
     races: Races, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from flatten_transformer import cli
-from flatten_transformer.commands import demo, demo_dense
+from flatten_transformer.commands import demo, demo_dense, demo_runs
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.training.cli import train
 from flatten_transformer.training.interruption import Interrupted
@@ -26,7 +26,7 @@ def test_the_demo_trains_judges_draws_and_uses_both_models(
     monkeypatch.chdir(tmp_path)
     few_scenes(tmp_path, monkeypatch)
     quick = ["--trainer.limit_train_batches=1", "--trainer.enable_progress_bar=false"]
-    monkeypatch.setattr(demo, "train", lambda stage, args: train(stage, [*args, *quick]))
+    monkeypatch.setattr(demo_runs, "train", lambda stage, args: train(stage, [*args, *quick]))
     monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=run_in_this_process))
     demo_dense.demo_dense(scenes=2, max_epochs=1)
     printed = capfd.readouterr().out
@@ -38,17 +38,19 @@ def test_the_demo_trains_judges_draws_and_uses_both_models(
         assert list(tmp_path.rglob(f"predictions/{name}"))
 
 
-def test_a_demo_that_is_stopped_says_what_is_done_and_how_its_training_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_demo_that_is_stopped_says_what_is_done_and_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def trained(console: object, name: str, recipe: str, max_epochs: int | None) -> SimpleNamespace:
-        if name.startswith("2 of 2"):
+    def trained(recipe: str, max_epochs: int | None, *, resume: bool) -> Path:
+        if "semantic_fpn" in recipe:
             raise Interrupted(signal.SIGINT)
-        return SimpleNamespace(model_file=Path("runs/model.safetensors"))
+        return Path("runs")
 
-    monkeypatch.setattr(demo, "run_recipe", trained)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_runs, "trained", trained)
+    monkeypatch.setattr(demo_runs, "judge", lambda folder: SimpleNamespace(model_file=folder / "model.safetensors"))
+    done = "flatten: stopped by SIGINT: 1 of 2 trainings are done, runs/model.safetensors; the same command"
     assert cli.main(["demo-dense"]) == 130
-    assert capfd.readouterr().err == (
-        "flatten: stopped by SIGINT: 1 of 2 trainings are done, runs/model.safetensors; flatten fit --config "
-        "scenes/semantic_fpn_flatten_pvt_v2 --ckpt_path last goes on with the next\n"
-    )
+    assert capfd.readouterr().err == f"{done} goes on from there\n"
+    assert cli.main(["demo-dense", "--resume", "false"]) == 130
+    assert capfd.readouterr().err == f"{done} without --resume false goes on from there\n"

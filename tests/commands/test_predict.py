@@ -105,3 +105,21 @@ def test_a_log_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypat
     printed = capsys.readouterr()
     assert [line.partition(";")[0] for line in printed.err.splitlines()] == ["flatten: 1 of 2: a.png", "flatten: 2 of 2: b.png"]
     assert printed.out == ""
+
+
+@pytest.mark.parametrize(("kind", "option", "name"), [("classify", "csv", "x.csv"), ("detect", "output", "detections.json")])
+def test_a_start_after_one_that_did_not_finish_says_that_it_begins_anew(
+    kind: TaskName, option: str, name: str, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = saved(kind, tmp_path)
+    place: dict[str, Any] = {option: tmp_path if option == "output" else tmp_path / "link.csv"}
+    (tmp_path / "link.csv").symlink_to(tmp_path / "x.csv")
+    predict([image], checkpoint, **place)
+    assert capsys.readouterr().err == ""
+    parts = [tmp_path / f"{name}.part", tmp_path / f"{name}.2.part"]
+    for part in parts:
+        part.write_text("kept")
+    predict([image], checkpoint, **place)
+    left = f"flatten: {parts[0]}, {parts[1]}: of an earlier start that did not finish, left alone; beginning with the first image"
+    assert capsys.readouterr().err == f"{left}\n"
+    assert [part.read_text() for part in parts] == ["kept", "kept"]

@@ -66,6 +66,20 @@ def test_a_terminal_has_a_bar_at_once_or_if_parts_are_quick_after_a_while(
     assert quick or r"2 of 3 done, 00:00 left: dog" in printed.err
 
 
+@pytest.mark.usefixtures("clock")
+def test_a_bar_over_quick_parts_costs_no_more_than_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    drawn: list[int] = []
+
+    def describe(part: int) -> str:
+        drawn.append(part)
+        return "cat"
+
+    with track(range(1000), describe, quick=True) as parts:
+        assert list(parts) == list(range(1000))
+    assert drawn == [0]
+
+
 def test_a_bar_goes_away_when_the_work_is_broken_off(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 

@@ -15,7 +15,7 @@ from torch import nn
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.data.reading import OnBadImage
 from flatten_transformer.tasks.model_file import ModelInfo, forward_errors
-from flatten_transformer.tasks.per_image import check_complete, count_images, run_on_files
+from flatten_transformer.tasks.per_image import check_complete, count_images, run_on_files, say_it_begins_anew
 from flatten_transformer.utils.atomic_file import check_outputs, is_stream
 from flatten_transformer.utils.csv_file import CsvFile, path_cell
 from flatten_transformer.utils.terminal import RowPrinter, say
@@ -60,6 +60,7 @@ def predict_files(
         if csv.is_dir():
             raise ValueError(f"{csv} is a folder: give --csv the name of a file, such as {csv}/classes.csv")
         check_outputs([csv], [*files, *inputs])
+        say_it_begins_anew(csv.resolve() if csv.is_symlink() else csv)  # a link stays, its target is replaced
         skipped = _write(model, info, files, top_k, csv, on_bad_image)
     check_complete(skipped, len(files))
 

@@ -22,7 +22,7 @@ from flatten_transformer.tasks.detection.metrics import coco_results
 from flatten_transformer.tasks.detection.plots import draw_detections
 from flatten_transformer.tasks.model_file import ModelInfo, forward_errors
 from flatten_transformer.tasks.overlays import overlay_paths
-from flatten_transformer.tasks.per_image import check_complete, count_images, run_on_files
+from flatten_transformer.tasks.per_image import check_complete, count_images, run_on_files, say_it_begins_anew
 from flatten_transformer.utils.atomic_file import check_outputs, free_part, write_atomically, write_png
 from flatten_transformer.utils.terminal import say
 
@@ -95,6 +95,7 @@ def predict_files(
     _check(threshold)
     pictures = overlay_paths(files, output)
     check_outputs([output / "detections.json", *pictures], [*files, *inputs])
+    say_it_begins_anew(output / "detections.json")
     json_file = _DetectionsFile(output / "detections.json", info)
 
     def predict(file: Path) -> tuple[Image.Image, dict[str, Tensor]]:
