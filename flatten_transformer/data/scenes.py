@@ -26,7 +26,7 @@ from flatten_transformer.data.source import Split
 from flatten_transformer.utils.atomic_file import draft_of, naming
 from flatten_transformer.utils.progress import track
 
-SCENES = Path("runs", "scenes")  # default folder of the data modules
+SCENES = Path("runs", "data", "scenes")  # default folder of the data modules; runs/scenes holds runs of scenes/*
 CLASS_NAMES = ("background", *digits.CLASS_NAMES)  # of the semantic maps; detection has the digits alone
 # Columns (of 640) of the photographs used as background by each split, so that splits share no background.
 _COLUMNS: Mapping[Split, tuple[int, int]] = {"train": (0, 352), "val": (352, 480), "test": (480, 640)}

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from flatten_transformer.cli import main
+from flatten_transformer.data.scenes import SCENES
 from flatten_transformer.training.cli import train
+from flatten_transformer.training.recipes import find_recipe, recipe_names
+from flatten_transformer.training.run_folder import folder_of_recipe
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
 SMALL = f"""
@@ -44,6 +47,13 @@ def test_a_name_is_no_path_and_no_version(name: str, capfd: pytest.CaptureFixtur
     assert main([*FIT, f"--name={name}"]) == 2
     assert "--name must be the name of a new folder" in capfd.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_no_recipe_keeps_its_runs_where_the_scenes_lie() -> None:
+    for name in recipe_names():
+        folder = folder_of_recipe(find_recipe(name), Path("runs"))
+        assert SCENES not in (folder, *folder.parents)
+        assert folder not in SCENES.parents
 
 
 def test_last_is_that_of_this_recipe_and_name(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:

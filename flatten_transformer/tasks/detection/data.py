@@ -41,7 +41,7 @@ class CocoData(DataModule):
         root: Data folder. For COCO: ``annotations/`` with a file for each split, or one for each in its folder, or one
             alone, and the images, as in ``train2017/``, ``images/train/``, ``images/``. For YOLO: ``images/`` and
             ``labels/``, or ``train/images/`` …, and ``data.yaml`` or ``classes.txt``. For Pascal VOC: ``JPEGImages/`` and
-            ``Annotations/``. For the scenes, where they are written, by default runs/scenes. Overridden by, for COCO:
+            ``Annotations/``. For the scenes, where they are written, by default runs/data/scenes. Overridden by, for COCO:
         train_images: Training images.
         train_annotations: Their annotations, a JSON file in COCO's format.
         val_images: Validation images.

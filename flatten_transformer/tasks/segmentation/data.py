@@ -85,7 +85,7 @@ class SegmentationData(DataModule):
         root: Data folder. For ``"folder"``: ``root/images/``, ``root/masks/`` with a PNG of class numbers of the same name for
             each image, and ``root/classes.txt`` with one name per line or ``classes.json``, without which classes are
             numbered; in each ``train/``, ``val/`` and ``test/``, optional, or these above them. For ADE20K:
-            ADEChallengeData2016. For the scenes: where they are written; None for runs/scenes.
+            ADEChallengeData2016. For the scenes: where they are written; None for runs/data/scenes.
         ignore_index: Mask value without a class, for ``"folder"``; None if there is none.
         mask_values: Mask value of each class in the order of ``classes.txt``, for ``"folder"``, such as ``[0, 255]`` for
             black-and-white masks; None for 0, 1 and so on.
