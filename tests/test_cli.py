@@ -70,6 +70,24 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
         ("fit --config unknown.yaml", "Group 'model' does not accept option 'nmae': did you mean --model.name"),
         ("fit --config", "expected one argument"),
         (f"{FIT} --trainer.max_epochs many", '"trainer.max_epochs": Expected one of int, null. Got value: many'),
+        (f"{FIT} --precision 12", '"trainer.precision": Expected one of 64, 32, 16, transformer-engine'),
+        (f"{FIT} --precision=", "64-true, bf16, null. Got value: ''"),
+        (f"{FIT} --trainer.logger Nope", '"trainer.logger": Expected one of Logger, Iterable[Logger], bool, null. Got value: Nope'),
+        (f"{FIT} --trainer.logger CSVLogger", '"trainer.logger": CSVLogger needs save_dir: add --trainer.logger.save_dir (see'),
+        (
+            f"{FIT} --trainer.callbacks+=EarlyStopping --trainer.callbacks.patienc=3",
+            "\"trainer.callbacks\": there is no option 'patienc': leave it out or correct its name",
+        ),
+        (f"{FIT} --data.augmentation x", '"data.augmentation": Expected options by name, or a file of them. Got value: x'),
+        (f"{FIT} --epochs 0", "trainer.max_epochs must be at least 1, or -1 for no such end, got 0"),
+        (f"{FIT} --seed -1", "seed_everything must be 0 to 4294967295, got -1"),
+        (f"{FIT} --ckpt_path=", "give --ckpt_path a .ckpt file of an earlier run"),
+        (f"{FIT} --model.model_args [", '"model.model_args": Expected one of dict[str, Any], null. Got value: ['),
+        (
+            f"{FIT} --model.model_args {{img_size:64}}",
+            "{img_size:64} has no value in YAML: write a space after the colon, {img_size: 64}",
+        ),
+        (f"{FIT} --import=", "--import needs the name of a module, or of a .py file"),
         (
             f"{FIT} --trainer.acelerator cpu",
             "unrecognized arguments: --trainer.acelerator cpu: did you mean --trainer.acc",
@@ -91,6 +109,7 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
         (f"{FIT} --data.dataset folder --data.root notes.txt", "notes.txt is a file: data.root must be a folder"),
         (f"{FIT} --data.dataset folder --data.root empty", "empty is empty: put the images of each class into a folder"),
         (f"{FIT} --data.batch_size 0", "batch_size must be at least 1, got 0"),
+        (f"{FIT} --name {'x' * 300}", "--name must have 240 bytes at most, got 300: xxx"),
         (f"{FIT} --ckpt_path missing.ckpt", "no checkpoint missing.ckpt: give --ckpt_path a .ckpt file of an earlier run"),
         (f"{FIT} --ckpt_path notes.txt", "notes.txt is not a checkpoint of a training: give --ckpt_path"),
         (

@@ -105,6 +105,8 @@ def import_named(name: str, *, here: bool) -> None:
         Traceback (most recent call last):
         ValueError: there is no module 'no_module_of_this_name': install it or correct the name
     """
+    if not name:
+        raise ValueError("--import needs the name of a module, or of a .py file")
     file, module = Path(name), module_name(name)
     folder = str(file.parent.resolve()) if file.suffix == ".py" else os.getcwd()
     if here:
