@@ -72,7 +72,7 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
         (f"{FIT} --trainer.max_epochs many", '"trainer.max_epochs": Expected one of int, null. Got value: many'),
         (f"{FIT} --precision 12", '"trainer.precision": Expected one of 64, 32, 16, transformer-engine'),
         (f"{FIT} --precision=", "64-true, bf16, null. Got value: ''"),
-        (f"{FIT} --trainer.logger Nope", '"trainer.logger": Expected one of Logger, Iterable[Logger], bool, null. Got value: Nope'),
+        (f"{FIT} --trainer.logger Nope", '"trainer.logger": Expected one of Logger, Iterable[Logger], bool, null. Got'),
         (f"{FIT} --trainer.logger CSVLogger", '"trainer.logger": CSVLogger needs save_dir: add --trainer.logger.save_dir (see'),
         (
             f"{FIT} --trainer.callbacks+=EarlyStopping --trainer.callbacks.patienc=3",

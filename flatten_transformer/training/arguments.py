@@ -117,7 +117,7 @@ def _set(mapping: Any, names: Sequence[str], value: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Return what YAML reads, and a float for ``1e-3``, which it takes for text; text that is no YAML is for the parser to refuse."""
+    """Return what YAML reads, a float for ``1e-3``, which it takes for text, and other text for the parser to refuse."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -56,7 +56,7 @@ from flatten_transformer.utils.printable import printable
 from flatten_transformer.utils.stopping import UnavailableError
 
 _SMALLER = (
-    "take fewer images at once, by --data.device_batch_size, which leaves --batch_size and so the result as they are; less memory "
+    "take fewer images at once, by --data.device_batch_size, which leaves --batch_size and the result as they are; less memory "
     "is also taken by --precision bf16-mixed, --grad_checkpointing true and smaller images"
 )
 

@@ -39,7 +39,7 @@ class RaisingParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse, once no mapping lacks the space after a colon; the arguments are jsonargparse's."""
         for text in args or ():
             value = text.partition("=")[2] if text.startswith("--") else text

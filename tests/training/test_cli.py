@@ -85,7 +85,7 @@ def test_too_little_memory_is_answered_with_what_takes_less(monkeypatch: pytest.
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has …")
 
     monkeypatch.setattr(ClassificationTask, "training_step", fill)
-    with pytest.raises(UnavailableError, match="^CUDA out of memory: take fewer images at once, by --data.device_batch_size"):
+    with pytest.raises(UnavailableError, match=r"^CUDA out of memory: take fewer images at once, by --data.device_batch_size"):
         train("fit", SHORT)
 
 

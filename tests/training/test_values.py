@@ -9,7 +9,7 @@ from flatten_transformer.training.values import check_numbers
 
 
 def config(name: str, value: Any) -> Namespace:
-    settings = Namespace()
+    settings = Namespace()  # type: ignore[no-untyped-call]
     settings[name] = value
     return settings
 
