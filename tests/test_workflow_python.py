@@ -60,6 +60,15 @@ def test_a_wrong_override_is_one_sentence() -> None:
         flatten_transformer.evaluate(".", "train")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("word", ["help", "help_all", "help-all", "h", "version", "print_config", "config"])
+def test_words_of_the_command_line_are_no_overrides(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for call in (flatten_transformer.train, flatten_transformer.evaluate):
+        Path("config.yaml").touch()
+        with pytest.raises(ValueError, match=f"^{word} belongs to the command line: leave it out"):
+            call(".", **{word: True})  # type: ignore[operator]
+    assert capsys.readouterr().out == ""
+
+
 def test_a_stop_is_a_keyboard_interrupt_and_not_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: object) -> None:
         raise SystemExit(130)
