@@ -116,6 +116,7 @@ PREDICT = "predict image.png --checkpoint model.safetensors"
             "test --config digits/flatten_deit --ckpt_path model.safetensors",
             "model.safetensors is not a checkpoint of",
         ),
+        (f"{TEST} --csv empty", "empty is a folder: remove it, or choose another name for the file that is written"),
         ("predict", "the following arguments are required: images"),
         ("predict image.png", "the following arguments are required: checkpoint"),
         (f"{PREDICT} --topk 1", "unrecognized arguments: --topk 1: did you mean --top_k?"),

@@ -52,6 +52,7 @@ from flatten_transformer.training.summary import Summary
 from flatten_transformer.training.unions import fix_order_of_types
 from flatten_transformer.training.values import check_numbers
 from flatten_transformer.utils.arguments import RaisingParser, check_values
+from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.printable import printable
 from flatten_transformer.utils.stopping import UnavailableError
 
@@ -182,6 +183,8 @@ class TrainingCLI(LightningCLI):
             self.config.ckpt_path = self._newest_checkpoint(best=self.config.ckpt_path == BEST)
         elif self.config.ckpt_path is not None:
             check_checkpoint(Path(self.config.ckpt_path), resume=self.stage == "fit")
+        if self.stage != "fit" and self.config.csv is not None:
+            check_outputs([self.config.csv], [Path(self.config.ckpt_path)] if self.config.ckpt_path else [])
 
     def _newest_checkpoint(self, *, best: bool) -> str | None:
         """Return the newest valid checkpoint of the runs of this recipe and name; without any, a fit starts from scratch.
