@@ -2,6 +2,9 @@
 
 import sys
 
-from flatten_transformer.cli import main
+try:
+    from flatten_transformer.cli import main
+except KeyboardInterrupt:  # which main answers from here on
+    sys.exit(130)
 
 sys.exit(main())

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flatten_transformer.tasks.model_file import ModelInfo
     from flatten_transformer.training.cli import TrainingCLI
 
+_OF_THE_COMMAND_LINE = {"config", "h", "help", "help_all", "print_config", "version"}
 _STAGES: Mapping[str, Literal["validate", "test"]] = {"val": "validate", "test": "test"}
 
 
@@ -68,7 +69,7 @@ def train(recipe: str | Path, **overrides: Any) -> Run:
     """
     from flatten_transformer.training.run_record import RunRecord
 
-    cli = _run("fit", {"config": recipe, **overrides})
+    cli = _run("fit", {"config": recipe}, overrides)
     folder = cli.folder
     best = RunRecord(folder).result.get("best") if folder else None
     return Run(folder, best or _metrics(cli))
@@ -96,7 +97,7 @@ def evaluate(run: Run | str | Path, split: Literal["test", "val"] = "test", **ov
     if place is None or not (place.is_file() or (place / "config.yaml").is_file()):
         raise FileNotFoundError(f"no run {place}: give the folder of a run, or a checkpoint in it")
     here = {"ckpt_path": place} if place.is_file() else {"config": place / "config.yaml", "ckpt_path": "best"}
-    cli = _run(_STAGES[split], {**here, **overrides})
+    cli = _run(_STAGES[split], here, overrides)
     return {name: value for name, value in _metrics(cli).items() if name.startswith(f"{split}/")}
 
 
@@ -118,11 +119,13 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     return model_file.load_model(path)
 
 
-def _run(stage: Literal["fit", "validate", "test"], options: Mapping[str, Any]) -> TrainingCLI:
+def _run(stage: Literal["fit", "validate", "test"], given: Mapping[str, Any], overrides: Mapping[str, Any]) -> TrainingCLI:
+    if alien := [name for name in overrides if name.replace("-", "_") in _OF_THE_COMMAND_LINE]:
+        raise ValueError(f"{alien[0]} belongs to the command line: leave it out; the recipe or the run is the first argument")
     from flatten_transformer.training import cli
 
     try:
-        return cli.train(stage, [f"--{name}={_text(value)}" for name, value in options.items()])
+        return cli.train(stage, [f"--{name}={_text(value)}" for name, value in {**given, **overrides}.items()])
     except SystemExit as stop:  # which would end a notebook's kernel
         raise KeyboardInterrupt("the training was stopped, and has saved its state") from stop
 

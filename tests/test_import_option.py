@@ -41,6 +41,17 @@ def test_an_attention_of_ones_own_is_trained_stored_and_used(capfd: pytest.Captu
     assert "%" in capfd.readouterr().out
 
 
+def test_an_attention_of_ones_own_without_a_matrix_is_not_analyzed_and_says_what_it_lacks(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    Path("own_without_matrix.py").write_text(ATTENTION.format(name="own-without-matrix"))
+    Image.new("L", (16, 16)).save("image.png")
+    model = ["--model", "flatten_deit_tiny_patch16_224", "--img_size", "32", "--attention", "own-without-matrix"]
+    assert main(["analyze", "image.png", *model, "--import", "own_without_matrix.py"]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith("flatten: error: Mine shows no matrix: write weights(self, q, k, v, layout)")
+
+
 def test_what_is_not_imported_is_named_with_its_cure(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "digits/flatten_deit", "--model.model_args", SIZES.format(name="nobodys"), *QUICK]) == 2
     assert "no attention 'nobodys'" in capfd.readouterr().err

@@ -60,6 +60,16 @@ def test_a_wrong_override_is_one_sentence() -> None:
         flatten_transformer.evaluate(".", "train")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("word", ["help", "help_all", "help-all", "h", "version", "print_config", "config"])
+def test_words_of_the_command_line_are_no_overrides(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").touch()
+    options: dict[str, Any] = {word: True}
+    for call in (flatten_transformer.train, flatten_transformer.evaluate):
+        with pytest.raises(ValueError, match=f"^{word} belongs to the command line: leave it out"):
+            call(".", **options)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_stop_is_a_keyboard_interrupt_and_not_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: object) -> None:
         raise SystemExit(130)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatten_transformer.data.preprocessing import read_image
+from flatten_transformer.tasks.building import cures_of_options
 from flatten_transformer.tasks.classification.model import build_model, weights_args
 from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 
@@ -44,6 +45,7 @@ def load_models(
     checkpoint: str | None = None,
     model: str | None = None,
     attention: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
     pretrained_file: Path | None = None,
     img_size: int | None = None,
 ) -> list[AnalyzedModel]:
@@ -54,6 +56,7 @@ def load_models(
         checkpoint: Files ``model.safetensors`` of trainings, separated by commas.
         model: timm's names, separated by commas.
         attention: Attentions to build the FLatten models among ``model`` with, one at a time.
+        model_args: Further arguments of ``timm.create_model`` for ``model``, such as ``{"class_token": True}``.
         pretrained_file: Weights of ``model``, which is then a single one.
         img_size: Side of the image in pixels, instead of the model's.
 
@@ -64,10 +67,13 @@ def load_models(
     files, names, attentions = (_split(text) for text in (checkpoint, model, attention))
     if not files and not names:
         raise ValueError("nothing to analyze: give --checkpoint the model.safetensors of a training, or --model a name of timm's")
-    if not names and (attentions or pretrained_file):
+    if not names and (attentions or pretrained_file or model_args):
         raise ValueError(
-            "--attention and --pretrained_file belong to --model: a checkpoint says itself what it is; leave them out"
+            "--attention, --model_args and --pretrained_file belong to --model: a checkpoint says what it is; leave them out"
         )
+    args = dict(model_args or {})
+    if taken := sorted({"attention", "img_size"} & args.keys()):
+        raise ValueError(f"model_args must not hold {taken[0]}: give --{taken[0]}")
     if pretrained_file is not None and (len(names) > 1 or len(attentions) > 1):
         raise ValueError("--pretrained_file holds the weights of one model: give one --model and one --attention at most")
     if img_size is not None and img_size < 1:
@@ -78,7 +84,7 @@ def load_models(
     picture = read_image(image)
     loaded = [_from_checkpoint(file, picture, img_size) for file in files]
     loaded += [
-        _from_timm(name, chosen, pretrained_file, picture, img_size, len(names) == 1)
+        _from_timm(name, chosen, args, pretrained_file, picture, img_size, len(names) == 1)
         for name in names
         for chosen in (attentions or (None,))
     ]
@@ -99,15 +105,22 @@ def _from_checkpoint(file: str, picture: Any, img_size: int | None) -> AnalyzedM
 
 
 def _from_timm(
-    name: str, attention: str | None, file: Path | None, picture: Any, img_size: int | None, alone: bool
+    name: str,
+    attention: str | None,
+    model_args: Mapping[str, Any],
+    file: Path | None,
+    picture: Any,
+    img_size: int | None,
+    alone: bool,
 ) -> AnalyzedModel:
     from timm.data import resolve_model_data_config
 
-    args: dict[str, Any] = {} if attention is None else {"attention": attention}
+    args = dict(model_args) if attention is None else {**model_args, "attention": attention}
     if img_size is not None:
         args["img_size"] = img_size
     args |= weights_args(file or False)
-    with torch.random.fork_rng(devices=[]):
+    cures = cures_of_options("--model_args", "model_args.pretrained", "--pretrained_file")
+    with torch.random.fork_rng(devices=[]), cures:
         torch.manual_seed(_SEED)
         model = build_model(name, args, 1000, 3)
     config = resolve_model_data_config(model)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flatten_transformer.analysis.comparison import draw_ranks, draw_sharpness
 from flatten_transformer.analysis.models import AnalyzedModel, load_models
@@ -29,6 +30,7 @@ def analyze(
     checkpoint: str | None = None,
     model: str | None = None,
     attention: str | None = None,
+    model_args: dict[str, Any] | None = None,
     pretrained_file: Path | None = None,
     img_size: int | None = None,
     query: str | None = None,
@@ -46,6 +48,7 @@ def analyze(
         checkpoint: The model.safetensors of a training, or several separated by commas.
         model: timm's names, separated by commas, also of softmax models; untrained, unless pretrained_file is given.
         attention: Attentions of the FLatten models of --model, separated by commas, such as relu,focused,softmax.
+        model_args: Further arguments of timm's models in --model, such as {class_token: true}.
         pretrained_file: Weights file of a single --model.
         img_size: Side of the image in pixels, instead of the model's own.
         query: ROW,COLUMN of the token whose attention is shown, counted from 0 on the finest grid of tokens; by default
@@ -71,6 +74,7 @@ def analyze(
         checkpoint=checkpoint,
         model=model,
         attention=attention,
+        model_args=model_args,
         pretrained_file=pretrained_file,
         img_size=img_size,
     )

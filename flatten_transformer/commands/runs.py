@@ -8,8 +8,9 @@ from pathlib import Path
 
 from flatten_transformer.training.run_record import RunRecord, find_runs
 from flatten_transformer.utils.printable import columns, lasting, printable
+from flatten_transformer.utils.progress import track
 
-_WIDEST = 60  # characters of what is wrong with a run
+_WIDEST = 80  # characters of what is wrong with a run
 _HEADINGS = ("run", "model", "data", "epochs", "best epoch", "time", "state")
 
 
@@ -21,6 +22,7 @@ def runs(folders: Sequence[str] = (), /) -> None:
 
     Raises:
         FileNotFoundError: If a folder is missing or holds no run.
+        ValueError: If a run to compare is damaged; in a list its row says so.
     """
     records = [run for folder in folders or ["runs"] for run in find_runs(Path(folder))]
     compared = len(folders) > 1
@@ -28,20 +30,23 @@ def runs(folders: Sequence[str] = (), /) -> None:
 
 
 def _list(records: Sequence[RunRecord]) -> str:
-    rows = [_HEADINGS, *map(_row, records)]
+    with track(records, lambda run: str(run.folder), quick=True) as tracked:
+        rows = [_HEADINGS, *map(_row, tracked)]
     return _table(rows) + "\nflatten runs RUN RUN  compares two\n"
 
 
 def _row(run: RunRecord) -> tuple[str, ...]:
     try:
         return _cells(run)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return (str(run.folder), *["-"] * (len(_HEADINGS) - 2), f"unreadable ({type(error).__name__}: {error})"[:_WIDEST])
+    except (ValueError, OSError) as error:
+        reason = str(error).replace(f"{run.folder}/", "")
+        return (str(run.folder), *["-"] * (len(_HEADINGS) - 2), f"unreadable: {reason}"[:_WIDEST])
 
 
 def _cells(run: RunRecord) -> tuple[str, ...]:
-    model, data, trainer = (run.config.get(group) or {} for group in ("model", "data", "trainer"))
-    backbone = (model.get("model_args") or {}).get("backbone")
+    model, data, trainer = map(run.group, ("model", "data", "trainer"))
+    args = model.get("model_args")
+    backbone = args.get("backbone") if isinstance(args, dict) else None
     planned = trainer.get("max_epochs")
     return (
         str(run.folder),

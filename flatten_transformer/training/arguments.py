@@ -117,8 +117,11 @@ def _set(mapping: Any, names: Sequence[str], value: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Return what YAML reads, and a float for ``1e-3``, which it takes for text."""
-    value = yaml.safe_load(text)
+    """Return what YAML reads, a float for ``1e-3``, which it takes for text, and other text for the parser to refuse."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
     if isinstance(value, str):
         with suppress(ValueError):
             return float(value)

@@ -16,6 +16,7 @@ from torch import Tensor
 from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.digest import check_whole, damage, seal
 from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.suggest import did_you_mean
 
 LAST, BEST = "last", "best"  # in place of a path: of the newest run of the recipe and name
 _ADVICE = "give --ckpt_path a .ckpt file of an earlier run, from runs/"
@@ -92,6 +93,13 @@ class BestCheckpoint(ModelCheckpoint):
             models = {here[path]: value for path, value in kept.items()}
             state_dict = {**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise ValueError if validation has no metric to choose by: before an epoch of training, not after it."""
+        known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        if self.monitor and self.monitor not in known and not self.monitor.startswith("train/"):
+            hint = did_you_mean(self.monitor, known)
+            raise ValueError(f"checkpoint.monitor is no metric of this validation, got {printable(self.monitor)!r}: {hint}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the best checkpoints of the run that is resumed."""

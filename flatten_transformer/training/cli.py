@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
@@ -49,8 +50,16 @@ from flatten_transformer.training.run_folder import (
 from flatten_transformer.training.short_options import words
 from flatten_transformer.training.summary import Summary
 from flatten_transformer.training.unions import fix_order_of_types
+from flatten_transformer.training.values import check_numbers
 from flatten_transformer.utils.arguments import RaisingParser, check_values
+from flatten_transformer.utils.atomic_file import check_outputs
 from flatten_transformer.utils.printable import printable
+from flatten_transformer.utils.stopping import UnavailableError
+
+_SMALLER = (
+    "take fewer images at once, by --data.device_batch_size, which leaves --batch_size and the result as they are; less memory "
+    "is also taken by --precision bf16-mixed, --grad_checkpointing true and smaller images"
+)
 
 
 def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
@@ -71,6 +80,7 @@ def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
         ValueError: If an argument, a recipe or a checkpoint is invalid, or another training run holds the folder.
         FileNotFoundError: If a recipe or a checkpoint is missing.
         FloatingPointError: If the loss is not finite.
+        UnavailableError: If the memory of the device does not suffice.
         SystemExit: On a signal, after saving; the status is 128 + signal number.
     """
     with without_lightning_noise():
@@ -87,6 +97,8 @@ def train(stage: Stage, args: Sequence[str]) -> TrainingCLI:
                     cli.run()
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise UnavailableError(f"{printable(str(error).partition('. ')[0])}: {_SMALLER}") from error
     return cli
 
 
@@ -158,6 +170,7 @@ class TrainingCLI(LightningCLI):
         fix_order_of_types(parser)
         self.config = parser.parse_args(args)
         check_values(parser, self.config)
+        check_numbers(self.config)
         if self.config.name is not None:
             check_name(self.config.name)
         check_packages(self.config.trainer.logger)
@@ -168,8 +181,10 @@ class TrainingCLI(LightningCLI):
             )
         if self.config.ckpt_path in (LAST, BEST):
             self.config.ckpt_path = self._newest_checkpoint(best=self.config.ckpt_path == BEST)
-        elif self.config.ckpt_path:
+        elif self.config.ckpt_path is not None:
             check_checkpoint(Path(self.config.ckpt_path), resume=self.stage == "fit")
+        if self.stage != "fit" and self.config.csv is not None:
+            check_outputs([self.config.csv], [Path(self.config.ckpt_path)] if self.config.ckpt_path else [])
 
     def _newest_checkpoint(self, *, best: bool) -> str | None:
         """Return the newest valid checkpoint of the runs of this recipe and name; without any, a fit starts from scratch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from flatten_transformer.training.recipes import recipe_folder
 
 _STARTED = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")  # written before anything is learned
+_MAX_NAME = 240  # bytes: file systems take 255, a number may follow
 _NAME = re.compile(r"(?!version_\d+$)[^/\\\x00-\x1f]+")
 
 
@@ -51,6 +53,8 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name) or name.strip(" .") == "":
         raise ValueError(f"--name must be the name of a new folder, not a path and not version_N, got {name!r}")
+    if len(os.fsencode(name)) > _MAX_NAME:
+        raise ValueError(f"--name must have {_MAX_NAME} bytes at most, got {len(os.fsencode(name))}: {name[:20]}…")
 
 
 def claim(runs: Path, name: str | None) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -12,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file
+from torch import nn
 
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.registry import task_spec
@@ -58,15 +61,30 @@ class Summary(Callback):
                 write_atomically(self.folder / "result.json", result.json(seconds).encode())
             for sentence in result.sentences():
                 say(sentence, stderr=True)
-            for picture in self._draw(pl_module):
+            for picture in self._draw(pl_module, result.folder):
                 say(f"See {picture}", stderr=True)
 
-    def _draw(self, task: Task) -> list[Path]:
+    def _draw(self, task: Task, kept: Path | None) -> list[Path]:
         if self.folder is None or find_spec("matplotlib") is None:
             return []
         curves = self.folder / "curves.png"
         draw_curves(self.history.rows, task_spec(task.task_name).monitor, curves)
-        return [curves, *task.draw_report(self.folder)]
+        with _weights_of(kept and kept / "model.safetensors", task.final_model):
+            return [curves, *task.draw_report(self.folder)]
+
+
+@contextmanager
+def _weights_of(file: Path | None, model: nn.Module) -> Iterator[None]:
+    """Lend a model the weights of its best epoch from their file; without one it keeps those of the last."""
+    if file is None or not file.is_file():
+        yield
+        return
+    last = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(load_file(file))
+    try:
+        yield
+    finally:
+        model.load_state_dict(last)
 
 
 def plan_rows(trainer: Trainer, task: Task) -> dict[str, str]:

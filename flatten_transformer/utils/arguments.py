@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -11,14 +11,13 @@ import yaml  # type: ignore[import-untyped]  # ships no annotations
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from flatten_transformer.utils.import_path import advice
+from flatten_transformer.utils.parser_words import plain
 from flatten_transformer.utils.suggest import did_you_mean
 
 ANY_TEXT = "flatten"  # parser mode that takes file names outside UTF-8, where YAML's own gives up
 set_loader(ANY_TEXT, get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
-_UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)")
 _UNKNOWN = re.compile(r"unrecognized arguments: (?P<option>[^\s=]+)|Group '(?P<group>.+)' does not accept option '(?P<key>.+)'")
 _MODULE = re.compile(r"No module named '(?P<name>[^']+)'")
-_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 
 
 class RaisingParser(ArgumentParser):
@@ -40,6 +39,15 @@ class RaisingParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+        """Parse, once no mapping lacks the space after a colon; the arguments are jsonargparse's."""
+        for text in args or ():
+            value = text.partition("=")[2] if text.startswith("--") else text
+            if value.startswith("{") and (key := _joined_key(value)):
+                name, _, rest_of_key = key.partition(":")
+                raise ValueError(f"{{{key}}} has no value in YAML: write a space after the colon, {{{name}: {rest_of_key}}}")
+        return super().parse_args(args, *rest, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ValueError with the message and a pointer to the help."""
         missing = _MODULE.search(message)
@@ -59,18 +67,19 @@ class RaisingParser(ArgumentParser):
         return f"did you mean {' or '.join(same[:3])}?" if same else did_you_mean(option, self._option_string_actions)
 
 
-def plain(message: str) -> str:
-    """Return jsonargparse's message on one line, in a user's words.
-
-    Example:
-        >>> plain('''Parser key "top_k":
-        ...   Expected a <class 'int'>. Got value: z''')
-        '"top_k": Expected int. Got value: z'
-    """
-    message = " ".join(message.split()).rstrip(".")
-    message = _UNION.sub(r"Expected one of \1. Got value: \2", message)
-    message = _CLASS.sub(r"\1", message).replace("NoneType", "null")
-    return message.replace("Parser key ", "").replace("Expected a ", "Expected ")
+def _joined_key(text: str) -> str | None:
+    """Return the first key with a colon in it and without a value: so YAML reads ``{depth:2}``, and nobody means it."""
+    try:
+        nodes = [yaml.compose(text, yaml.SafeLoader)]
+    except yaml.YAMLError:
+        return None  # which the parser says
+    for node in nodes:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if ":" in str(key.value) and value.value == "":
+                return str(key.value)
+            if value not in nodes:  # which anchors may hold twice, or in themselves
+                nodes.append(value)
+    return None
 
 
 def check_values(parser: ArgumentParser, config: Namespace) -> None:

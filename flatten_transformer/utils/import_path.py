@@ -50,6 +50,13 @@ def _drop_working_directory() -> None:
             del sys.path[0]
 
 
+def is_finding_command() -> bool:
+    """Return whether Python is only just finding what ``python -m flatten_transformer`` runs, and imports the package for it."""
+    words = sys.orig_argv
+    run = words[words.index("-m") + 1 :] if "-m" in words else []
+    return sys.argv[:1] == ["-m"] and run[:1] == ["flatten_transformer"]
+
+
 def advice(module: str) -> str:
     """Return advice on a module that cannot be imported.
 
@@ -105,6 +112,8 @@ def import_named(name: str, *, here: bool) -> None:
         Traceback (most recent call last):
         ValueError: there is no module 'no_module_of_this_name': install it or correct the name
     """
+    if not name:
+        raise ValueError("--import needs the name of a module, or of a .py file")
     file, module = Path(name), module_name(name)
     folder = str(file.parent.resolve()) if file.suffix == ".py" else os.getcwd()
     if here:

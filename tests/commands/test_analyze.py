@@ -140,6 +140,19 @@ def test_a_softmax_model_of_timms_with_weights_of_a_file(flatten: Flatten) -> No
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_cure_for_weights_of_another_layout_can_be_passed(flatten: Flatten) -> None:
+    save_file(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1).state_dict(), "vit.safetensors")
+    options = ["--model", "flatten_deit_tiny_patch16_224", "--img_size", "32", "--pretrained_file", "vit.safetensors"]
+    options += ["--model_args.depth", "1"]
+    status, _, err = flatten("analyze", "image.png", *options)
+    assert (status, err.count("\n")) == (2, 1)
+    cure = err.partition(": add ")[2].split()
+    assert cure == ["--model_args.class_token", "true", "--model_args.global_pool", "token"]
+    assert flatten("analyze", "image.png", *options, *cure)[0] == 0
+    assert numbers()["models"][0]["layers"][-1]["name"] == "blocks.0.attn"
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_options_say_what_is_shown(flatten: Flatten) -> None:
     choice = ["--query", "3,1", "--block", "0", "--head", "1", "--top_k", "3", "--channels", "2"]
     assert flatten(*ANALYZE.split(), *choice)[0] == 0
@@ -174,7 +187,9 @@ def test_layers_that_are_too_large_are_left_out_not_made_up(flatten: Flatten) ->
             "analyze image.png --model flatten_deit_tiny_patch16_224 --attention rlu",
             "there is no attention 'rlu': did you mean relu",
         ),
-        (f"{ANALYZE} --attention relu", "--attention and --pretrained_file belong to --model"),
+        (f"{ANALYZE} --attention relu", "--attention, --model_args and --pretrained_file belong to --model"),
+        (f"{ANALYZE} --model_args.depth 2", "--attention, --model_args and --pretrained_file belong to --model"),
+        ("analyze image.png --model vit_tiny_patch16_224 --model_args.img_size 32", "must not hold img_size: give --img_size"),
         ("analyze image.png --model a,b --pretrained_file x", "--pretrained_file holds the weights of one model"),
         ("analyze image.png --model vit_tiny_patch16_224 --pretrained_file x", "no file of weights x: check the path"),
         (

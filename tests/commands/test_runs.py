@@ -90,7 +90,12 @@ def test_the_lowest_is_the_best_where_a_run_says_so(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("file", "content", "state"),
     [("result.json", "{", "unreadable"), ("config.yaml", "model: [", "unreadable"), ("config.yaml", "5", "unreadable"),
-     ("metrics.csv", "epoch,val/accuracy\n0,many\n", "unreadable"), ("result.json", '{"best": 3}', "unreadable")],
+     ("metrics.csv", "epoch,val/accuracy\n0,many\n", "unreadable"), ("result.json", '{"best": 3}', "unreadable"),
+     ("result.json", "{}", "unreadable: result.json is not what a training writes (no 'best')"),
+     ("result.json", '{"best": {"epoch": NaN}, "last": {"epoch": 1}, "seconds": 1}', "unreadable"),
+     ("config.yaml", "- " * 50_000, "unreadable: config.yaml is not what a training writes (nested more than 100 deep"),
+     ("config.yaml", "a: \0", "unreadable"), ("metrics.csv", "epoch,val/accuracy\n0,1,2\n", "unreadable"),
+     ("metrics.csv", "epoch,val/accuracy\n0," + "1" * 200_000, "unreadable")],
 )  # fmt: skip
 def test_a_damaged_run_does_not_hide_the_others(file: str, content: str, state: str, capsys: pytest.CaptureFixture[str]) -> None:
     (write_run("finetune/mine") / file).write_text(content)
@@ -98,6 +103,29 @@ def test_a_damaged_run_does_not_hide_the_others(file: str, content: str, state: 
     table = shown(capsys)
     assert table["runs/finetune/mine"][-1].startswith(state)
     assert table["runs/finetune/other"][-1] == "stopped"
+    assert main(["runs", "runs/finetune/other", "runs/finetune/mine"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"runs/finetune/mine/{file} is not what a training writes" in line
+
+
+@pytest.mark.parametrize("settings", ["model: 5", "model: {model_args: [1]}", "checkpoint: [1]", "checkpoint: {dirpath: 5}"])
+def test_settings_of_another_kind_are_no_error(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = yaml.safe_load(settings)
+    (write_run("finetune/mine") / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **odd}))
+    write_run("finetune/other")
+    assert shown(capsys)["runs/finetune/mine"][-1] in ("stopped", "failed")
+    assert main(["runs", "runs/finetune/other", "runs/finetune/mine"]) == 0
+
+
+def test_a_configuration_of_something_else_is_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    write_run("finetune/mine")
+    for name, content in {"of_a_tool": "a: 1\n", "broken": "- ["}.items():
+        Path("runs", name).mkdir()
+        Path("runs", name, "config.yaml").write_text(content)
+    Path("runs/a_link").mkdir()
+    Path("runs/a_link/config.yaml").symlink_to("nowhere")
+    Path("runs/a_folder/config.yaml").mkdir(parents=True)
+    assert [name for name in shown(capsys) if name.startswith("runs/")] == ["runs/finetune/mine"]
 
 
 @pytest.mark.parametrize(("argv", "message"), [([], "no folder runs"), (["."], "no run in .")])

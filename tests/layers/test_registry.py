@@ -203,7 +203,7 @@ def test_forgetting_what_nobody_knows_is_an_error() -> None:
 
 def test_an_attention_says_what_it_lacks(average: str) -> None:
     layer = make(average)
-    with pytest.raises(NotImplementedError, match=r"Average shows no matrix: write weights\(self, q, k, v, layout\)"):
+    with pytest.raises(ValueError, match=r"Average shows no matrix: write weights\(self, q, k, v, layout\)"):
         layer.decompose(tokens(layer, (5, 7)))
     base = GridAttention(16, 2, (5, 7))
     q = torch.randn(1, 35, 16)

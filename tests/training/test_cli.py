@@ -6,8 +6,10 @@ import torch
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from flatten_transformer.tasks.classification.task import ClassificationTask
 from flatten_transformer.tasks.model_file import load_model
 from flatten_transformer.training.cli import TrainingCLI, train
+from flatten_transformer.utils.stopping import UnavailableError
 from tests.runs import RECIPE
 
 SIZES = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
@@ -69,6 +71,22 @@ def test_a_checkpoint_is_judged_without_leaving_a_trace(stage: Any, tmp_path: Pa
     name = "val/loss" if stage == "validate" else "test/loss"
     assert judged.trainer.callback_metrics[name] != fresh.trainer.callback_metrics[name]
     assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_a_metric_to_choose_by_that_does_not_exist_is_refused_before_the_first_epoch() -> None:
+    with pytest.raises(ValueError, match=r"checkpoint.monitor is no metric .* got 'val/acuracy': did you mean val/accuracy"):
+        train("fit", [*SHORT, "--checkpoint.monitor", "val/acuracy"])
+    assert not Path("runs").exists()
+    assert train("fit", [*SHORT, "--checkpoint.monitor", "train/loss"]).trainer.current_epoch == 1
+
+
+def test_too_little_memory_is_answered_with_what_takes_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has …")
+
+    monkeypatch.setattr(ClassificationTask, "training_step", fill)
+    with pytest.raises(UnavailableError, match=r"^CUDA out of memory: take fewer images at once, by --data.device_batch_size"):
+        train("fit", SHORT)
 
 
 def test_the_run_bears_the_name_of_its_recipe() -> None:

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from flatten_transformer.tasks.classification.task import ClassificationTask
+from flatten_transformer.tasks.task import Task
 from flatten_transformer.training.cli import train
 from flatten_transformer.training.history import best_row, curves, draw_curves
 from tests.runs import RECIPE
@@ -113,3 +117,19 @@ def test_the_classes_reported_are_those_of_the_best_epoch() -> None:
     assert hits / 180 == pytest.approx(result["best"]["val/accuracy"])
     assert result["best"]["val/accuracy"] == min(row["val/accuracy"] for row in history(cli))
     assert result["best"]["epoch"] != 3
+
+
+def test_pictures_are_drawn_with_the_weights_of_the_best_epoch_and_the_last_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, torch.Tensor]] = []
+
+    def draw(task: Task, folder: Path) -> list[Path]:
+        drawn.append({name: tensor.clone() for name, tensor in task.final_model.state_dict().items()})
+        return []
+
+    monkeypatch.setattr(ClassificationTask, "draw_report", draw)
+    options = ["--trainer.max_epochs", "2", "--checkpoint.monitor", "train/loss", "--checkpoint.mode", "max"]  # the first is best
+    cli = train("fit", [*SHORT, *options, "--lr", "0.01", "--model.optim.warmup_epochs", "0"])
+    kept = {name: load_file(RUN / "checkpoints" / f"{name}.safetensors") for name in ("model", "last")}
+    assert not torch.equal(kept["model"]["head.weight"], kept["last"]["head.weight"])
+    for wanted, came in ((kept["model"], drawn[0]), (kept["last"], cli.model.final_model.state_dict())):
+        assert all(torch.equal(tensor, came[name]) for name, tensor in wanted.items())

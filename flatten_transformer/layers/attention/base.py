@@ -212,8 +212,14 @@ class GridAttention(LearnsOnGrid, nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must say how it attends: write mix(self, q, k, v, layout)")
 
     def weights(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        """Return the matrix by which :meth:`mix` multiplies the values, ``[B, G, N, M]``, from the same arguments."""
-        raise NotImplementedError(f"{type(self).__name__} shows no matrix: write weights(self, q, k, v, layout)")
+        """Return the matrix by which :meth:`mix` multiplies the values, ``[B, G, N, M]``, from the same arguments.
+
+        Raises:
+            ValueError: If a design leaves it out, which is needed for analysis alone.
+        """
+        raise ValueError(
+            f"{type(self).__name__} shows no matrix: write weights(self, q, k, v, layout), by which mix multiplies the values"
+        )
 
     def gate(self, x: Tensor | None) -> Tensor | None:
         """Return the factor of the output, ``[B, N, C]`` of the tokens ``[B, N, C]``; None: no gate."""
@@ -273,7 +279,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
             The parts: ``layer.proj(layer.decompose(x).output())`` is ``layer(x)`` without dropout, to rounding.
 
         Raises:
-            NotImplementedError: If the design has no ``weights``.
+            ValueError: If the design has no ``weights``.
 
         Example:
             >>> from flatten_transformer.layers import create_attention
@@ -356,7 +362,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         """Return the attention matrix of projected tokens and the other parts of the output: quadratic.
 
         Raises:
-            NotImplementedError: If the design has no ``weights``.
+            ValueError: If the design has no ``weights``.
         """
         q, k, v = (split_heads(tokens, self.num_heads) for tokens in (query, key, value))
         k, v = layout.hide(k, v)
