@@ -2,9 +2,6 @@
 
 import sys
 
-try:
-    from flatten_transformer.cli import main
-except KeyboardInterrupt:  # which main answers from here on
-    sys.exit(130)
+from flatten_transformer.cli import main
 
 sys.exit(main())

@@ -5,11 +5,8 @@ The console script answers what it can before it imports them.
 
 import inspect
 import json
-import signal
 import subprocess
 import sys
-
-import pytest
 
 import flatten_transformer
 from flatten_transformer.cli import overview
@@ -97,30 +94,6 @@ def test_help_lists_and_wrong_commands_need_neither_torch_nor_a_parser() -> None
     assert done.stdout.startswith(overview() * 2 + f"flatten {flatten_transformer.__version__}\n" + overview("benchmark ") * 2)
     for line, said in zip(done.stderr.splitlines(), WRONG.values(), strict=True):
         assert line.startswith(f"flatten: error: {said}: ")
-
-
-AS_COMMAND = [sys.executable, "-X", "importtime", "-m", "flatten_transformer"]
-
-
-def test_the_package_run_as_a_command_needs_torch_no_sooner_than_the_command_does() -> None:
-    listed = subprocess.run([*AS_COMMAND, "--help"], capture_output=True, text=True, check=True)
-    assert listed.stdout == overview()
-    assert not {"torch", "timm"} & {line.rpartition("|")[2].strip() for line in listed.stderr.splitlines()}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="a process of its own gets no Ctrl-C there")
-def test_ctrl_c_while_libraries_are_imported_ends_quietly() -> None:
-    command = [*AS_COMMAND, "models"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if line.split()[-1:] == ["torch.version"]:
-                process.send_signal(signal.SIGINT)
-    assert process.returncode == 130
-    assert lines[-1] == "flatten: interrupted\n"
-    assert "Traceback" not in "".join(lines)
 
 
 IMPORTING = """

@@ -50,13 +50,6 @@ def _drop_working_directory() -> None:
             del sys.path[0]
 
 
-def is_finding_command() -> bool:
-    """Return whether Python is only just finding what ``python -m flatten_transformer`` runs, and imports the package for it."""
-    words = sys.orig_argv
-    run = words[words.index("-m") + 1 :] if "-m" in words else []
-    return sys.argv[:1] == ["-m"] and run[:1] == ["flatten_transformer"]
-
-
 def advice(module: str) -> str:
     """Return advice on a module that cannot be imported.
 
