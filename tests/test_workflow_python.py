@@ -62,10 +62,11 @@ def test_a_wrong_override_is_one_sentence() -> None:
 
 @pytest.mark.parametrize("word", ["help", "help_all", "help-all", "h", "version", "print_config", "config"])
 def test_words_of_the_command_line_are_no_overrides(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").touch()
+    options: dict[str, Any] = {word: True}
     for call in (flatten_transformer.train, flatten_transformer.evaluate):
-        Path("config.yaml").touch()
         with pytest.raises(ValueError, match=f"^{word} belongs to the command line: leave it out"):
-            call(".", **{word: True})  # type: ignore[operator]
+            call(".", **options)
     assert capsys.readouterr().out == ""
 
 
