@@ -15,6 +15,7 @@ PUBLIC = [
     "FlattenVisionTransformer",
     "FocusedLinearAttention",
     "GridAttention",
+    "MultiheadAdapter",
     "Run",
     "create_attention",
     "evaluate",
@@ -66,7 +67,7 @@ def test_the_signatures_of_the_layer_are_pinned() -> None:
     }
     assert str(inspect.signature(flatten_transformer.FocusedLinearAttention.forward)).replace("'", "") == (
         "(self, x: Tensor | Projected, grid_size: Sequence[int] | None = None, *, context: Tensor | None = None, "
-        "context_grid_size: Sequence[int] | None = None, attn_mask: Tensor | None = None) -> Tensor"
+        "context_grid_size: Sequence[int] | None = None, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor"
     )
 
 
