@@ -10,45 +10,24 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flatten_transformer.tasks.registry import task_spec
 from flatten_transformer.training.arguments import Stage, prepare, task_of
-from flatten_transformer.training.callbacks import KeepBatchSize, PrintData, ReportSkipped, SaveModel, SeedEpochs
-from flatten_transformer.training.checkpoints import (
-    BEST,
-    LAST,
-    AtomicCheckpointIO,
-    BestCheckpoint,
-    best_beside,
-    check_checkpoint,
-    choose_checkpoint,
-)
-from flatten_transformer.training.class_report import ReportClasses
-from flatten_transformer.training.history import History
+from flatten_transformer.training.checkpoints import BEST, LAST, AtomicCheckpointIO, BestCheckpoint, check_checkpoint
 from flatten_transformer.training.interruption import SaveOnSignal
-from flatten_transformer.training.lock import check_idle, locked, remove_drafts
-from flatten_transformer.training.log_callbacks import LearningRate, LogPictures, LogSettings
+from flatten_transformer.training.lock import locked, remove_drafts
 from flatten_transformer.training.logs import check_packages, run_loggers
-from flatten_transformer.training.process import keep_freed_memory, without_lightning_noise
+from flatten_transformer.training.newest_checkpoint import newest_checkpoint
+from flatten_transformer.training.process import is_first_process, keep_freed_memory, without_lightning_noise
 from flatten_transformer.training.progress import progress_callback
 from flatten_transformer.training.recipes import full_name, say_full_name
-from flatten_transformer.training.run_folder import (
-    check_name,
-    claim,
-    discard_unused,
-    folder_of_recipe,
-    is_of_run,
-    names_of,
-    runs_of,
-)
+from flatten_transformer.training.run_callbacks import has_bar, keep_last, run_callbacks
+from flatten_transformer.training.run_folder import Place, check_name, claim, discard_unused
 from flatten_transformer.training.short_options import words
-from flatten_transformer.training.summary import Summary
 from flatten_transformer.training.unions import fix_order_of_types
 from flatten_transformer.training.values import check_numbers
 from flatten_transformer.utils.arguments import RaisingParser, check_values
@@ -118,7 +97,7 @@ class TrainingCLI(LightningCLI):
         self.stage = stage
         self.folder: Path | None = None  # of this run
         all_help = ["--help" if arg == "--help-all" else arg for arg in args]
-        args = prepare(stage, all_help, say_full_name if _is_first_process() else full_name)
+        args = prepare(stage, all_help, say_full_name if is_first_process() else full_name)
         self.kind = task_of(args)
         self.spec = task_spec(self.kind)
         with self.discarding_failed_starts():
@@ -180,46 +159,12 @@ class TrainingCLI(LightningCLI):
                 f"data.device_batch_size what a device takes at once (got {self.config.trainer.accumulate_grad_batches})"
             )
         if self.config.ckpt_path in (LAST, BEST):
-            self.config.ckpt_path = self._newest_checkpoint(best=self.config.ckpt_path == BEST)
+            best, given = self.config.ckpt_path == BEST, self.config.checkpoint.dirpath
+            self.config.ckpt_path = newest_checkpoint(self.place, given, resume=self.stage == "fit", best=best)
         elif self.config.ckpt_path is not None:
             check_checkpoint(Path(self.config.ckpt_path), resume=self.stage == "fit")
         if self.stage != "fit" and self.config.csv is not None:
             check_outputs([self.config.csv], [Path(self.config.ckpt_path)] if self.config.ckpt_path else [])
-
-    def _newest_checkpoint(self, *, best: bool) -> str | None:
-        """Return the newest valid checkpoint of the runs of this recipe and name; without any, a fit starts from scratch.
-
-        Args:
-            best: Return that of the best epoch of its run.
-        """
-        given = self.config.checkpoint.dirpath
-        folders = [Path(given)] if given and (Path(given) / "last.ckpt").is_file() else self._earlier_checkpoints()
-        path, flaws = choice = choose_checkpoint(folders, resume=self.stage == "fit")
-        if flaws and path is None:
-            raise ValueError(f"no checkpoint can be used: {choice.text()}; leave --ckpt_path out to begin anew, or give a path")
-        if path is None and self.stage != "fit":
-            raise FileNotFoundError(f"no last.ckpt of {self._what_was_looked_for()}: train first, or give a path")
-        if path is not None and self.stage == "fit" and _is_first_process():
-            check_idle(path.parent)
-        if path is not None and best:
-            path = best_beside(path)
-        skipped = f"Warning: {choice.text()}. " if flaws else ""
-        fresh = f"There is no checkpoint of {self._what_was_looked_for()} yet: from the beginning"
-        does = "Going on from" if self.stage == "fit" else "Judging"
-        rank_zero_info(printable(f"{skipped}{does} {path}" if path else fresh))
-        return None if path is None else str(path)
-
-    def _earlier_checkpoints(self) -> list[Path]:
-        """Return the checkpoint folders of earlier runs that have a ``last.ckpt``, newest first."""
-        config = self.recipe()
-        runs = [config.parent] if is_of_run(config) else runs_of(self.runs_folder(), self.config.name)
-        return [run / "checkpoints" for run in runs if (run / "checkpoints" / "last.ckpt").is_file()]
-
-    def _what_was_looked_for(self) -> str:
-        runs, name = self.runs_folder(), self.config.name
-        others = [other for other in names_of(runs) if other != name]
-        hint = f" (there is --name {', '.join(others[:3])})" if others else ""
-        return f"{self.recipe().parent if is_of_run(self.recipe()) else runs / (name or 'version_*')}{hint}"
 
     def run(self) -> None:
         """Run the stage.
@@ -255,7 +200,7 @@ class TrainingCLI(LightningCLI):
 
     def _discard_unused(self) -> None:
         if self.folder is not None:
-            discard_unused(self.folder, self._root())
+            discard_unused(self.folder, self.place.root)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -265,13 +210,12 @@ class TrainingCLI(LightningCLI):
             ValueError: If another run holds one of them, or a folder given by the user holds an earlier run.
         """
         folders = self._folders()
-        if not (folders and _is_first_process()):
+        if not (folders and is_first_process()):
             yield
             return
         with locked(folders):
             self._check_unused(folders)
-            runs = runs_of(self.runs_folder(), self.config.name)
-            remove_drafts(path for run in runs for path in (run, run / "checkpoints"))
+            remove_drafts(path for run in self.place.named for path in (run, run / "checkpoints"))
             yield
 
     def _folders(self) -> list[Path]:
@@ -306,17 +250,17 @@ class TrainingCLI(LightningCLI):
         if folder and checkpoint.dirpath is None:
             checkpoint.dirpath = str(folder / "checkpoints")
         if folder:
-            config.logger = run_loggers(config.logger, folder, self._root())
+            config.logger = run_loggers(config.logger, folder, self.place.root)
         elif config.logger in (None, True):
             config.logger = False
         if not (real and config.logger):
             self.save_config_callback = None
-        callbacks = self._callbacks(folder if logs else None)
+        callbacks = run_callbacks(self.stage, self.config, folder if logs else None)
         if not keeps:
             self._parser(None).callback_keys.remove("checkpoint")
         elif checkpoint.save_last:
             callbacks.append(keep_last(checkpoint))
-        if config.enable_progress_bar is not False and not _has_bar(config.callbacks):
+        if config.enable_progress_bar is not False and not has_bar(config.callbacks):
             callbacks.append(progress := progress_callback())
             config.enable_progress_bar = isinstance(progress, LightningBar)
         self.trainer_defaults["callbacks"] = [*callbacks, SaveOnSignal()]
@@ -327,58 +271,17 @@ class TrainingCLI(LightningCLI):
         except TypeError as error:  # as Lightning says of devices that are no number
             raise ValueError(str(error)) from error
 
-    def _callbacks(self, folder: Path | None) -> list[Callback]:
-        """Return the callbacks of every run, and those that report what it came to.
-
-        Args:
-            folder: Folder of the reports; None for none.
-        """
-        history = History()
-        always: list[Callback] = [PrintData(), KeepBatchSize(), SeedEpochs(), ReportSkipped(), SaveModel(), history]
-        if self.stage != "fit":
-            return [*always, ReportClasses(csv=self.config.csv)]
-        if self.config.trainer.fast_dev_run:
-            return always
-        logged = [LogSettings(history, _data_name(self.config.data)), LogPictures(folder)] if folder else []
-        return [*always, Summary(history, folder), ReportClasses(folder), LearningRate(), *logged]
-
     def _claim(self) -> Path:
         """Return the folder of this run, created; other processes than the first write nothing."""
-        if not _is_first_process():
-            return self.runs_folder() / "version_0"
-        self.folder = claim(self.runs_folder(), self.config.name)
+        if not is_first_process():
+            return self.place.folder / "version_0"
+        self.folder = claim(self.place.folder, self.config.name)
         return self.folder
 
-    def _root(self) -> Path:
-        return Path(self.config.trainer.default_root_dir or "runs")
-
-    def recipe(self) -> Path:
-        """Return the recipe, or the configuration of an earlier run: the last one given."""
-        return Path(str(self.config.config[-1]))
-
-    def runs_folder(self) -> Path:
-        """Return the folder of the runs of this recipe."""
-        return folder_of_recipe(self.recipe(), self._root())
-
-
-def _has_bar(callbacks: Callback | Sequence[Callback] | None) -> bool:
-    given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
-    return any(isinstance(callback, LightningBar) for callback in given)
-
-
-def keep_last(checkpoint: ModelCheckpoint) -> ModelCheckpoint:
-    """Return a callback for ``last.ckpt``, and switch it off in ``checkpoint``, which updates it after better epochs alone.
-
-    Args:
-        checkpoint: Keeps the best epoch; both write to its folder.
-    """
-    checkpoint.save_last = False
-    return ModelCheckpoint(checkpoint.dirpath, LAST, enable_version_counter=False, save_on_train_epoch_end=True)
-
-
-def _data_name(data: Any) -> str:
-    """Return the name of a data set, and its folder if one is given."""
-    return " ".join(str(part) for part in (data.dataset, data.root) if part is not None)
+    @property
+    def place(self) -> Place:
+        """Where the runs of this recipe and name lie; of several recipes the last counts."""
+        return Place(Path(str(self.config.config[-1])), self.config.name, Path(self.config.trainer.default_root_dir or "runs"))
 
 
 def _while_restoring(error: BaseException) -> bool:
@@ -388,7 +291,3 @@ def _while_restoring(error: BaseException) -> bool:
         frame.f_globals["__name__"].endswith("checkpoint_connector") and frame.f_code.co_name.lstrip("_").startswith("re")
         for frame in frames  # restore… and resume…
     )
-
-
-def _is_first_process() -> bool:
-    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]  # Lightning sets it, unannotated

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightning.pytorch.utilities import rank_zero_only
+
 # Lightning's logger for tips and for what it detected.
 _LOGGER = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 _NOISE = ("💡", "TPU available", "GPU available: False", "Loading `train_dataloader`")
@@ -72,3 +74,8 @@ def keep_freed_memory() -> None:
     library = ctypes.CDLL(None)
     library.mallopt(_MMAP_THRESHOLD, _MAX_BYTES)
     library.mallopt(_TRIM_THRESHOLD, _MAX_BYTES)
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the one that writes."""
+    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]  # Lightning sets it, unannotated

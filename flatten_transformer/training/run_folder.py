@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from flatten_transformer.training.recipes import recipe_folder
@@ -14,6 +15,43 @@ from flatten_transformer.training.recipes import recipe_folder
 _STARTED = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")  # written before anything is learned
 _MAX_NAME = 240  # bytes: file systems take 255, a number may follow
 _NAME = re.compile(r"(?!version_\d+$)[^/\\\x00-\x1f]+")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs of a recipe and name lie.
+
+    Args:
+        recipe: The recipe, or the configuration of an earlier run.
+        name: Name of the runs; None for those without a name.
+        root: Folder of all runs.
+    """
+
+    recipe: Path
+    name: str | None
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all runs of the recipe."""
+        return folder_of_recipe(self.recipe, self.root)
+
+    @property
+    def named(self) -> list[Path]:
+        """The runs of that name, newest first."""
+        return runs_of(self.folder, self.name)
+
+    @property
+    def runs(self) -> list[Path]:
+        """The runs that are meant, newest first: the one whose configuration is given, or those of that name."""
+        return [self.recipe.parent] if is_of_run(self.recipe) else self.named
+
+    def __str__(self) -> str:
+        if is_of_run(self.recipe):
+            return str(self.recipe.parent)
+        others = [other for other in names_of(self.folder) if other != self.name]
+        hint = f" (there is --name {', '.join(others[:3])})" if others else ""
+        return f"{self.folder / (self.name or 'version_*')}{hint}"
 
 
 def folder_of_recipe(config: Path, root: Path) -> Path:

@@ -127,7 +127,7 @@ def test_which_recipe_a_short_name_means_is_said_once(
 def test_only_the_first_of_many_processes_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     cli = TrainingCLI("fit", ["--config", "digits/flatten", "--seed", "0", "--trainer.fast_dev_run", "true"])
-    assert cli.recipe().stem == "flatten_deit"
+    assert cli.place.recipe.stem == "flatten_deit"
     assert "digits/flatten is" not in capsys.readouterr().err
 
 
