@@ -48,7 +48,7 @@ def draw_detections(
     confident = (detections["scores"] >= threshold).cpu()
     kept = {name: value.cpu()[confident] for name, value in detections.items()}
     labels = kept["labels"].tolist()
-    captions = [f"{class_names[label]} {score:.0%}" for label, score in zip(labels, kept["scores"].tolist(), strict=True)]
+    captions = [f"{class_names[label]}: {score:.0%}" for label, score in zip(labels, kept["scores"].tolist(), strict=True)]
     masks = kept["masks"][:, 0] > 0.5 if "masks" in kept else None
     return _draw(image, kept["boxes"], labels, captions, masks, scale)
 
