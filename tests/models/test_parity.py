@@ -87,8 +87,6 @@ def test_an_official_file_gives_the_authors_scores(file: str, authors: Authors, 
     assert sum(parameter.numel() for parameter in model.parameters()) == authors.parameters
     with torch.no_grad():
         assert relative_error(model(authors.images.float()), authors.logits) < 3e-6  # measured: 1.0e-6 at most
-    by_path = timm.create_model(name, checkpoint_path=str(checkpoint), **options).state_dict()
-    assert all(torch.equal(value, by_path[name]) for name, value in model.state_dict().items())
 
 
 def test_float64_gives_the_authors_scores_and_gradients_to_the_last_digits(file: str, authors: Authors) -> None:

@@ -24,7 +24,7 @@ KERNELS = (
     keys.keys_backward_kernel,
     convolution.convolution_backward_kernel,
 )
-TILES = {"D": 24, "E": 16, "PAD_D": 32, "PAD_E": 16, "BLOCK": 32, "GROUPS": 8, "ROWS": 16, "KERNEL_HEIGHT": 1, "KERNEL_WIDTH": 3}
+TILES = {"D": 24, "E": 16, "PAD_D": 32, "PAD_E": 16, "GROUPS": 8, "ROWS": 16, "KERNEL_HEIGHT": 1, "KERNEL_WIDTH": 3}
 TOKENS = ("key", "value", "query", "grad", "out", "of_key", "of_value", "of_query", "means", "pulls")
 FLOATS = ("eps", "exponent")
 OPTIONS = ("weights", "encoding", "temperature", "conv_weight", "conv_bias", "of_temperature", "row_sizes")
@@ -72,8 +72,8 @@ def source(kernel: Any, dtype: str, sizes: dict[str, Any], ones: bool) -> ASTSou
 def main() -> None:
     warnings.simplefilter("ignore")
     for kernel in KERNELS:
-        for dtype, ones, joint, whole in (("bf16", True, True, 3), ("fp32", False, False, 0)):
-            sizes = {**TILES, "JOINT": joint, "WHOLE": whole, "PARTS": 2 if dtype == "bf16" else 1}
+        for dtype, ones, joint, whole, block in (("bf16", True, True, 3, 32), ("fp32", False, False, 0, 16)):
+            sizes = {**TILES, "BLOCK": block, "JOINT": joint, "WHOLE": whole, "PARTS": 2 if dtype == "bf16" else 1}
             compile_kernel(source(kernel, dtype, sizes, ones), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
         print(kernel.__name__, "compiles")  # noqa: T201
 

@@ -25,6 +25,7 @@ pytest.importorskip("triton", reason="Triton is not installed: it has no wheels 
 
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
 from flatten_transformer.ops.triton import sizes
 from flatten_transformer.ops.triton.convolution import tokens_of_block
@@ -43,6 +44,20 @@ def _poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _languages_replaced_once_a_launch() -> Iterator[None]:
+    """Spare the interpreter a third of its time: at each call of a device function it replaces Triton's functions anew."""
+    replace: Any = getattr(interpreter, "_patch_lang", None)  # not of its public interface
+
+    def replace_unless_done(function: Any) -> Any:
+        languages = [each for each in (tl, tl.core) if any(value is each for value in function.__globals__.values())]
+        return replace(function) if any(tl.core.is_builtin(each.load) for each in languages) else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", replace_unless_done, raising=False)
+        yield
 
 
 @dataclass(frozen=True)
@@ -142,13 +157,15 @@ def errors(problem: Problem) -> dict[str, float]:
 HALF, BFLOAT = torch.float16, torch.bfloat16
 PLANE: dict[str, Any] = {"grid": (5, 8), "kernel": (3, 3)}
 EVERYTHING: dict[str, Any] = {"masked": True, "temperature": True, "encoding": True, **PLANE}
+FEW: dict[str, Any] = {**EVERYTHING, "queries": 12, "keys": 12, "grid": (3, 4)}
 PROBLEMS = {
     "plain": Problem(),
-    "two samples, more keys": Problem(batch=2, queries=33, keys=70),
+    "two samples, more keys": Problem(batch=2, heads=1, queries=33, keys=70),
     "more queries than keys": Problem(queries=95, keys=31, heads=1),
-    "63 tokens": Problem(queries=63, keys=63, heads=3, temperature=True),
-    "300 tokens": Problem(queries=300, keys=300, heads=1, temperature=True),
-    "300 tokens, bfloat16": Problem(queries=300, keys=300, heads=1, encoding=True, dtype=BFLOAT),
+    "63 tokens": Problem(queries=63, keys=63, heads=1, temperature=True),
+    # two stretches, the second one shorter
+    "150 tokens": Problem(queries=150, keys=150, heads=1, temperature=True),
+    "150 tokens, bfloat16": Problem(queries=150, keys=150, heads=1, encoding=True, dtype=BFLOAT),
     "one query": Problem(queries=1, keys=50, temperature=True),
     "one key": Problem(queries=50, keys=1, temperature=True, encoding=True, vanishing=True),
     "one of each": Problem(queries=1, keys=1, heads=1, vanishing=True),
@@ -158,23 +175,23 @@ PROBLEMS = {
     "128 channels, float16": Problem(heads=1, key_channels=128, value_channels=128, dtype=HALF),
     "64 channels, bfloat16": Problem(key_channels=64, value_channels=64, dtype=BFLOAT, **EVERYTHING),
     "everything": Problem(batch=2, **EVERYTHING),
-    "everything, few tokens": Problem(queries=12, keys=12, **{**EVERYTHING, "grid": (3, 4)}),
+    "everything, few tokens": Problem(**FEW),
     "everything, heads apart": Problem(norm="per_head", **EVERYTHING),
     "everything, float16": Problem(heads=3, dtype=HALF, **EVERYTHING),
     "everything, bfloat16": Problem(norm="per_head", dtype=BFLOAT, **EVERYTHING),
     "everything, all in bfloat16": Problem(dtype=BFLOAT, options_dtype=BFLOAT, **EVERYTHING),
     "prefix tokens": Problem(queries=43, keys=43, **EVERYTHING),
-    "kernel 5, prefix, no bias": Problem(queries=73, keys=73, grid=(10, 7), kernel=(5, 5), bias=False, dtype=HALF),
+    "kernel 5, prefix, no bias": Problem(queries=38, keys=38, grid=(5, 7), kernel=(5, 5), bias=False, dtype=HALF),
     "kernel 5, larger than the grid": Problem(queries=4, keys=4, grid=(2, 2), kernel=(5, 5)),
     "oblong kernel": Problem(grid=(8, 5), kernel=(3, 5), encoding=True),
-    "one axis": Problem(queries=71, keys=71, grid=(70,), kernel=(5,), masked=True),
+    "one axis": Problem(queries=39, keys=39, grid=(38,), kernel=(5,), masked=True),
     "no focusing": Problem(focusing_factor=1.0, temperature=True),
     "p = 2, heads apart": Problem(focusing_factor=2.0, norm="per_head", temperature=True, dtype=HALF),
     "p = 2.5": Problem(focusing_factor=2.5, masked=True, temperature=True),
     "p = 11": Problem(focusing_factor=11.0, temperature=True),
     "p = 6.5, float16": Problem(focusing_factor=6.5, heads=3, encoding=True, dtype=HALF),
-    "an eps that matters": Problem(eps=0.3, **EVERYTHING),
-    "an eps that matters, bfloat16": Problem(eps=0.3, heads=3, norm="per_head", dtype=BFLOAT, **EVERYTHING),
+    "an eps that matters": Problem(eps=0.3, **FEW),
+    "an eps that matters, bfloat16": Problem(eps=0.3, heads=3, norm="per_head", dtype=BFLOAT, **FEW),
 }
 
 
@@ -235,7 +252,7 @@ def test_packed_projections_are_read_where_they_lie() -> None:
 
 
 def test_two_runs_give_the_same_bits() -> None:
-    problem = PROBLEMS["everything, bfloat16"]
+    problem = PROBLEMS["everything, bfloat16" if DEVICE == "cuda" else "an eps that matters, bfloat16"]
     one, other = (problem.run(focused_linear_attention, problem.inputs(), backend="triton") for _ in range(2))
     for name in one:
         assert torch.equal(one[name], other[name]), name
@@ -283,7 +300,7 @@ LOUD = [
 
 @pytest.mark.parametrize(("dtype", "magnitude", "power", "dead", "norm"), LOUD, ids=str)
 def test_outputs_and_gradients_are_finite(dtype: torch.dtype, magnitude: float, power: float, dead: bool, norm: Norm) -> None:
-    problem = Problem(queries=33, keys=20, key_channels=16, value_channels=8, focusing_factor=power, norm=norm, dtype=dtype)
+    problem = Problem(queries=7, keys=5, key_channels=16, value_channels=8, focusing_factor=power, norm=norm, dtype=dtype)
     inputs = {name: (tensor * magnitude).clamp(-6e4, 6e4) for name, tensor in problem.inputs().items()}
     if dead:
         for name in ("query", "key"):
@@ -323,10 +340,12 @@ def test_groups_of_neighbours_hold_each_token_once(grid: tuple[int, int, int]) -
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck itself reads it
-@pytest.mark.parametrize(("dtype", "batch"), [(torch.float32, 2), (HALF, 1)], ids=["everything", "everything in float16"])
-def test_pytorch_accepts_the_operator(dtype: torch.dtype, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "batch", "heads"), [(torch.float32, 2, 1), (HALF, 1, 2)], ids=["everything", "everything in float16"]
+)
+def test_pytorch_accepts_the_operator(dtype: torch.dtype, batch: int, heads: int) -> None:
     plane: dict[str, Any] = {"queries": 6, "keys": 6, "grid": (3, 2), "kernel": (1, 3)}
-    problem = Problem(batch=batch, temperature=True, encoding=True, dtype=dtype, options_dtype=dtype, **plane)
+    problem = Problem(batch=batch, heads=heads, temperature=True, encoding=True, dtype=dtype, options_dtype=dtype, **plane)
     inputs = {name: tensor.requires_grad_() for name, tensor in problem.inputs().items()}
     weights = torch.full((batch, 6), 1 / 6, device=DEVICE)
     extras = [inputs.get(name) for name in ("key_encoding", "temperature", "conv_weight", "conv_bias")]
