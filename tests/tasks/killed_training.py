@@ -20,7 +20,7 @@ OPTIONS = [
     *("--config", RECIPE),
     *("--model.model_args", MODEL, "--model.ema_decay", "0.9", "--model.mixing.mixup_alpha", "0.8"),
     *("--data.img_size", "16", "--data.augmentation.auto_augment", "rand-m5-n1", "--data.num_workers", "1"),
-    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "10", "--trainer.limit_train_batches", "3"),
+    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "12", "--trainer.limit_train_batches", "3"),
     *("--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1", "--seed_everything", "0"),
 ]
 
