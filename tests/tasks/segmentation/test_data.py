@@ -262,7 +262,7 @@ def test_scenes_are_made_where_they_are_not_there_yet(tmp_path: Path, monkeypatc
     few_scenes(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     data = SegmentationData(batch_size=2)
-    assert (tmp_path / "runs" / "scenes" / "classes.txt").is_file()
+    assert (tmp_path / "runs" / "data" / "scenes" / "classes.txt").is_file()
     data.setup("test")
     assert tuple(data.class_names) == scenes.CLASS_NAMES
     assert next(iter(data.test_dataloader())).images[0].shape == (3, 96, 128)
