@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 demo: install  ## train, explain and use a small FLatten-DeiT on handwritten digits (about 2 minutes on 2 CPU cores)
 	$(BIN)/flatten demo
 
-demo-dense: install  ## find digits on photographs: train and use a detector and a segmenter (7 minutes on 2 idle CPU cores)
+demo-dense: install  ## find digits on photographs: train and use a detector and a segmenter (about 15 minutes on 2 CPU cores)
 	$(BIN)/flatten demo-dense
 
 test: install lint  ## style, types, every test and every example in the documentation

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _FAMILIES = {"deit": "DeiT", "pvt": "PVT", "pvt_v2": "PVTv2", "swin": "Swin", "cswin": "CSwin"}
 _BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY, _ = LINES
 _INK, _UNREACHABLE, _RELEASED = "#222222", "#dddddd", "#555555"
+_OLIVE, _WINE = "#999933", "#882255"  # Paul Tol's, which colour-blind eyes tell from those above
 _TITLE: Any = {"loc": "left", "fontweight": "bold"}
 
 
@@ -30,7 +31,7 @@ class _Style(NamedTuple):
     width: float = 1.6
 
 
-# Ours is blue and heavy, the released form grey, softmax warm; dashes differ too.
+# Ours is blue and heavy, the released form grey, softmax warm. No two of one race have one colour: bars have no dashes.
 _STYLES = {
     "ours": _Style("ours", _BLUE, width=3.2),
     "ours-portable": _Style("ours, portable", _SKY, "--"),
@@ -44,9 +45,9 @@ _STYLES = {
     "softmax": _Style("softmax", _VERMILION),
     "softmax-compiled": _Style("softmax, compiled", _VERMILION, "--"),
     "softmax-math": _Style("softmax, math", _ORANGE, ":"),
-    "softmax-efficient": _Style("softmax, memory-efficient", _ORANGE, "-."),
+    "softmax-efficient": _Style("softmax, memory-efficient", _OLIVE, "-."),
     "softmax-flash": _Style("softmax, flash", _VERMILION, "-."),
-    "softmax-cudnn": _Style("softmax, cuDNN", _VERMILION, "--"),
+    "softmax-cudnn": _Style("softmax, cuDNN", _WINE, "--"),
 }
 
 

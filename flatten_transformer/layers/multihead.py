@@ -63,7 +63,8 @@ class MultiheadAdapter(nn.Module):
             query: ``[B, N, C]``, prefix tokens first.
             key: The same tensor, or the context ``[B, M, context_dim]`` of an attention that has one.
             value: The same tensor as ``key``.
-            key_padding_mask: ``[B, M]``: True, or minus infinity of floats, where a key is left out.
+            key_padding_mask: ``[B, M]``: True, or minus infinity among zeros, where a key is left out. Other floats are refused;
+                compiled graphs, which hold no check, leave such keys out.
             need_weights: Return the matrix too, which takes quadratic time; it lacks convolution and gate.
             attn_mask: Must be None: there is no matrix that a mask of single query-key pairs could be applied to.
             average_attn_weights: Return the mean over the heads.
@@ -73,8 +74,7 @@ class MultiheadAdapter(nn.Module):
             Output like ``query``, and the weights, ``[B, N, M]`` or ``[B, G, N, M]``, or None.
 
         Raises:
-            ValueError: If keys and values differ, or a mask cannot be applied.
-            NotImplementedError: If weights are asked of a design that has none.
+            ValueError: If keys and values differ, a mask cannot be applied, or a design has no weights to return.
         """
         check_order(is_causal)
         if attn_mask is not None:
@@ -84,7 +84,7 @@ class MultiheadAdapter(nn.Module):
             )
         if value is not key:
             raise ValueError("key and value must be one tensor: the attention projects both from its context")
-        context = None if key is query else key
+        context = None if key is query and not self._takes_context() else key
         tokens, context = (x if x is None or self.batch_first else x.transpose(0, 1) for x in (query, context))
         assert tokens is not None
         mask = None if key_padding_mask is None else _kept(key_padding_mask)
@@ -94,6 +94,9 @@ class MultiheadAdapter(nn.Module):
             return out, None
         weights = self.attention.decompose(tokens, context=context, attn_mask=mask).matrix
         return out, weights.mean(dim=1) if average_attn_weights else weights
+
+    def _takes_context(self) -> bool:
+        return self.attention.context_dim is not None and self.attention.sr_ratio is None
 
     def extra_repr(self) -> str:
         """Show the layout of the tensors."""

@@ -178,6 +178,12 @@ class SaveModel(Callback):
         self.best = state_dict["best"]
 
 
+def kept_best(trainer: Trainer) -> float | None:
+    """Return the metric of the weights in ``model.safetensors``, of this start or the run that it resumed; None: of no metric."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it, unannotated
+    return next(callback.best for callback in callbacks if isinstance(callback, SaveModel))
+
+
 class PrintData(Callback):
     """Print classes, images and exclusions of the data before they are used."""
 

@@ -96,7 +96,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise ValueError if validation has no metric to choose by: before an epoch of training, not after it."""
-        known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        known = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
         if self.monitor and self.monitor.startswith("val") and self.monitor not in known:
             hint = did_you_mean(self.monitor, known)
             raise ValueError(f"checkpoint.monitor is no metric of this validation, got {printable(self.monitor)!r}: {hint}")

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from flatten_transformer.tasks.per_class import PerClass
 from flatten_transformer.tasks.task import Task
+from flatten_transformer.training.callbacks import kept_best
 from flatten_transformer.utils.terminal import Terminal, say
 
 
@@ -31,6 +32,8 @@ class ReportClasses(Callback):
         numbers = (pl_module.best_per_class or pl_module.per_class) if trainer.is_global_zero else None
         if numbers is None:
             return
+        if pl_module.best_per_class is None and kept_best(trainer) is not None:
+            say("The best epoch lies before this start: what is shown of each class is of the last", stderr=True)
         file = None if self.folder is None else self.folder / "per_class.csv"
         _print(numbers, "in per_class.csv" if file else "without a run folder", stderr=True)
         if file is not None:

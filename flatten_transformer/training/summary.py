@@ -19,7 +19,7 @@ from torch import nn
 from flatten_transformer.models.cost import count_parameters
 from flatten_transformer.tasks.registry import task_spec
 from flatten_transformer.tasks.task import Task
-from flatten_transformer.training.callbacks import SaveModel
+from flatten_transformer.training.callbacks import kept_best
 from flatten_transformer.training.history import History, best_row, draw_curves
 from flatten_transformer.training.result import Result
 from flatten_transformer.utils.atomic_file import write_atomically
@@ -109,11 +109,11 @@ def plan_rows(trainer: Trainer, task: Task) -> dict[str, str]:
 def read_result(trainer: Trainer, task: Task, history: History) -> Result:
     """Return the result of a finished training: the epoch whose weights are recommended, and the last one."""
     rows, checkpoints = history.rows, trainer.checkpoint_callback
-    saved = next(callback for callback in trainer.callbacks if isinstance(callback, SaveModel))  # type: ignore[attr-defined]
+    kept = kept_best(trainer)
     monitor = task_spec(task.task_name).monitor
-    if isinstance(checkpoints, ModelCheckpoint) and saved.best is not None:
+    if isinstance(checkpoints, ModelCheckpoint) and kept is not None:
         monitor = str(checkpoints.monitor)
-        best = next((row for row in reversed(rows) if row.get(monitor) == saved.best), None)
+        best = next((row for row in reversed(rows) if row.get(monitor) == kept), None)
     else:
         best = best_row(rows, monitor)
     folder = Path(checkpoints.dirpath) if isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath else None

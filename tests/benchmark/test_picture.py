@@ -3,8 +3,9 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from flatten_transformer.benchmark.contenders import names
 from flatten_transformer.benchmark.model import NAMESAKES
-from flatten_transformer.benchmark.picture import _bars, _sweep, model_title
+from flatten_transformer.benchmark.picture import _STYLES, _bars, _sweep, model_title
 from flatten_transformer.benchmark.report import Point, Report
 from flatten_transformer.benchmark.timing import Spread
 
@@ -32,6 +33,13 @@ def test_a_sweep_ends_where_nobody_was_timed_any_more_though_the_floor_is_known(
 def test_a_bar_that_is_next_to_nothing_is_not_said_to_be_zero() -> None:
     points = [timed("ours", 10, 2.0, ratio=0.5), timed("released", 10, 4.0), timed("softmax-math", 10, 900.0, ratio=225.0)]
     assert written(_bars(Report({}, points))) == ["2.00", "0.004"]
+
+
+def test_bars_of_one_race_differ_without_their_dashes() -> None:
+    looks: dict[tuple[str, bool], list[str]] = {}
+    for name in names():
+        looks.setdefault((_STYLES[name].colour, name.endswith("compiled")), []).append(name)
+    assert [alike for alike in looks.values() if len(alike) > 1] == [["ours-cpp", "ours-triton"]]  # of a CPU, of a GPU
 
 
 def test_every_model_has_the_name_that_its_paper_gives_it() -> None:

@@ -96,6 +96,10 @@ def test_keys_of_another_tensor_are_the_context() -> None:
     x, context = tokens(), torch.randn(2, 15, 24)
     out, _ = MultiheadAdapter(attention)(x, context, context, need_weights=False)
     torch.testing.assert_close(out, attention(x, context=context))
+    cross = make(context_dim=DIM)
+    torch.testing.assert_close(MultiheadAdapter(cross)(x, x, x, need_weights=False)[0], cross(x, context=x))
+    reducing = make(sr_ratio=2)
+    torch.testing.assert_close(MultiheadAdapter(reducing)(x, x, x, need_weights=False)[0], reducing(x))
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

@@ -131,9 +131,11 @@ FALLING = ["--checkpoint.monitor", "train/loss", "--checkpoint.mode", "max"]  # 
 FALLING += ["--lr", "0.01", "--model.optim.warmup_epochs", "0", "--trainer.limit_train_batches", "8"]
 
 
-def test_the_best_epoch_stays_the_best_when_a_run_is_resumed() -> None:
+def test_the_best_epoch_stays_the_best_when_a_run_is_resumed(capfd: pytest.CaptureFixture[str]) -> None:
     train("fit", [*FIT[1:-2], "--name", "first", *FALLING])
+    assert "before this start" not in capfd.readouterr().err
     train("fit", [*FIT[1:-2], "--name", "first", *FALLING, "--epochs", "2", "--ckpt_path", "last"])
+    assert "The best epoch lies before this start: what is shown of each class is of the last" in capfd.readouterr().err
     assert runs() == ["first", "first_2"]
     first, second = (Path("runs/small", name, "checkpoints") for name in runs())
     assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
