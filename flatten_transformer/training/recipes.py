@@ -144,7 +144,7 @@ def read_recipe(name: str) -> Recipe:
     Example:
         >>> read_recipe("scenes/mask_rcnn_flatten_pvt_v2")  # doctest: +NORMALIZE_WHITESPACE
         Recipe(name='scenes/mask_rcnn_flatten_pvt_v2', task='detect', model='mask_rcnn on flatten_pvt_v2_b0',
-               hardware='2 CPU cores', time='160 s')
+               hardware='2 CPU cores', time='311 s')
     """
     path = recipe_folder() / f"{name}.yaml"
     options = _read(path)
