@@ -8,7 +8,6 @@ from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from flatten_transformer.benchmark.race import FORWARD, Case, Entrant, Plan, rac
 from flatten_transformer.benchmark.released import use_released_form
 from flatten_transformer.benchmark.report import RELEASED, SOFTMAX, Point
 from flatten_transformer.benchmark.timing import Run
+from flatten_transformer.linearize.build import create_model
 from flatten_transformer.utils.suggest import did_you_mean
 
 TOLERANCE = 1e-4  # ‖ours - released‖ / ‖released‖ of scores and gradients in float32, 2 images
@@ -131,8 +131,7 @@ def build_model(name: str, image_px: int, options: Mapping[str, Any] | None = No
     sized: dict[str, Any] = {} if name.startswith("pvt_v2") else {"img_size": image_px}
     if name.startswith("flatten_swin"):
         sized |= {"window_size": image_px // 4, "softmax_window_size": 12 if "384" in name else 7}
-    model: nn.Module = timm.create_model(name, num_classes=_CLASSES, drop_path_rate=0.0, **sized, **(options or {}))
-    return model
+    return create_model(name, num_classes=_CLASSES, drop_path_rate=0.0, **sized, **(options or {}))
 
 
 def build_flatten(images: Images) -> nn.Module:

@@ -76,18 +76,12 @@ class MultiheadAdapter(nn.Module):
         Raises:
             ValueError: If keys and values differ, a mask cannot be applied, or a design has no weights to return.
         """
-        check_order(is_causal)
-        if attn_mask is not None:
-            raise ValueError(
-                f"attn_mask is {shape_of(attn_mask)}: without the query × key matrix no single query-key pairs can be left "
-                "out, but keys can: pass key_padding_mask, [batch, keys], True where a key is left out"
-            )
+        mask = kept_keys(key_padding_mask, attn_mask, is_causal)
         if value is not key:
             raise ValueError("key and value must be one tensor: the attention projects both from its context")
         context = None if key is query and not self._takes_context() else key
         tokens, context = (x if x is None or self.batch_first else x.transpose(0, 1) for x in (query, context))
         assert tokens is not None
-        mask = None if key_padding_mask is None else _kept(key_padding_mask)
         out = self.attention(tokens, context=context, attn_mask=mask)
         out = out if self.batch_first else out.transpose(0, 1)
         if not need_weights:
@@ -103,8 +97,25 @@ class MultiheadAdapter(nn.Module):
         return f"batch_first={self.batch_first}"
 
 
-def _kept(key_padding_mask: Tensor) -> Tensor:
-    """Return where a key takes part, ``[B, 1, 1, M]``, of a mask ``[B, M]`` of what is left out."""
+def kept_keys(key_padding_mask: Tensor | None, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
+    """Return where a key takes part, ``[B, 1, 1, M]``, by the masks of ``torch.nn.MultiheadAttention``; None: everywhere.
+
+    Args:
+        key_padding_mask: ``[B, M]``: True, or minus infinity among zeros, where a key is left out.
+        attn_mask: Must be None.
+        is_causal: Must be False.
+
+    Raises:
+        ValueError: If a mask cannot be applied by linear attention.
+    """
+    check_order(is_causal)
+    if attn_mask is not None:
+        raise ValueError(
+            f"attn_mask is {shape_of(attn_mask)}: without the query × key matrix no single query-key pairs can be left "
+            "out, but keys can: pass key_padding_mask, [batch, keys], True where a key is left out"
+        )
+    if key_padding_mask is None:
+        return None
     if key_padding_mask.ndim != 2:
         raise ValueError(f"key_padding_mask must be [batch, keys], got {shape_of(key_padding_mask)}")
     if key_padding_mask.dtype == torch.bool:

@@ -40,6 +40,12 @@ def depthwise_convolution(
     )
 
 
+def zero_parameters(module: nn.Module) -> None:
+    """Set all parameters to zero: a convolution that adds nothing until it is trained."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
 def check_kernel_size(kernel_size: int) -> None:
     """Raise ValueError unless a kernel of this side keeps tokens in place."""
     if kernel_size < 1 or kernel_size % 2 == 0:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from flatten_transformer.linearize.build import create_model
 from flatten_transformer.models.fit_weights import fit_checkpoint, with_grids_of
 from flatten_transformer.models.read_weights import read_tensors
 from flatten_transformer.utils.printable import printable
@@ -89,8 +89,7 @@ def plain_model(name: str, args: Mapping[str, Any]) -> nn.Module:
     """
     ignored = ("features_only", "out_indices", "feature_cls", "num_classes")
     own = {key: value for key, value in without_weights(args).items() if key not in ignored}
-    model: nn.Module = timm.create_model(name, num_classes=0, **own)
-    return model
+    return create_model(name, num_classes=0, **own)
 
 
 def without_weights(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,13 @@ from flatten_transformer.layers.attention.signature import signature_of
 from flatten_transformer.layers.grid import resize_grid
 from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.layers.patches import pad_to_patches
-from flatten_transformer.layers.rank_restoration import Stretch, convolve_values, depthwise_convolution, stretch_values
+from flatten_transformer.layers.rank_restoration import (
+    Stretch,
+    convolve_values,
+    depthwise_convolution,
+    stretch_values,
+    zero_parameters,
+)
 from flatten_transformer.ops.checks import check_order, shape_of
 from flatten_transformer.ops.precision import sum_dtype, without_autocast
 from flatten_transformer.utils.suggest import did_you_mean
@@ -224,6 +230,11 @@ class GridAttention(LearnsOnGrid, nn.Module):
     def gate(self, x: Tensor | None) -> Tensor | None:
         """Return the factor of the output, ``[B, N, C]`` of the tokens ``[B, N, C]``; None: no gate."""
         return None
+
+    def neutralize(self) -> None:
+        """Set what stands beside the formula to nothing, convolutions to zero and a gate to one, as in a converted model."""
+        if self.dwc is not None:
+            zero_parameters(self.dwc)
 
     def fit(self, name: str, tensor: Tensor) -> Tensor:
         """Return a checkpoint's tensor for the parameter ``name``, resized to the grid of this attention."""

@@ -14,7 +14,7 @@ from flatten_transformer.layers.attention.base import GridAttention, GridOptions
 from flatten_transformer.layers.attention.layout import Layout
 from flatten_transformer.layers.attention.registry import register_attention
 from flatten_transformer.layers.attention.rows import count, hide, masked_mean
-from flatten_transformer.layers.rank_restoration import check_kernel_size
+from flatten_transformer.layers.rank_restoration import check_kernel_size, zero_parameters
 from flatten_transformer.ops.rank_restoration import restore_rank
 
 
@@ -40,7 +40,7 @@ class InLineAttention(GridAttention):
 
     defaults: ClassVar[GridOptions] = {"kernel_size": 3, "rank_restoration": True}
     own_modules = ("residual",)
-    residual: nn.Module | None
+    residual: nn.Sequential | None
     kernel: tuple[int, ...]
 
     def _add_restoration(self, kernel_size: int, **factory: Any) -> None:
@@ -52,6 +52,11 @@ class InLineAttention(GridAttention):
             nn.GELU(),
             nn.Conv1d(dim, dim * taps, 1, groups=self.num_heads, **factory),
         )
+
+    def neutralize(self) -> None:
+        """Let the predicted kernels be zero."""
+        if self.residual is not None:
+            zero_parameters(self.residual[-1])
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Return ``[B, H, N, D]``."""

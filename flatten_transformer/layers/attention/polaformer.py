@@ -46,7 +46,7 @@ class PolaFormerAttention(GridAttention):
 
     defaults: ClassVar[GridOptions] = {"key_encoding": True, "temperature": True, "rank_restoration": True}
     own_modules = ("g",)
-    g: nn.Module | None
+    g: nn.Linear | None
 
     def __init__(
         self,
@@ -73,6 +73,13 @@ class PolaFormerAttention(GridAttention):
         """Reset the powers too."""
         super().reset_parameters()
         nn.init.zeros_(self.power)
+
+    def neutralize(self) -> None:
+        """Let the gate be one, too."""
+        super().neutralize()
+        if self.g is not None:
+            nn.init.zeros_(self.g.weight)
+            nn.init.ones_(self.g.bias)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Return ``[B, H, N, D]``: the first half of each head's channels weighed by same signs."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 
+from flatten_transformer.linearize.build import create_model
 from flatten_transformer.models.read_weights import one_line, read_tensors
 from flatten_transformer.tasks.building import building, check_name
 from flatten_transformer.utils.digest import check_whole
@@ -60,7 +60,7 @@ def build_model(name: str, model_args: Mapping[str, Any], num_classes: int, in_c
     weights = read_tensors(Path(path)) if path else None
     overlay = args.get("pretrained_cfg_overlay")
     with building(name, "model_args", overlay.get("file") if isinstance(overlay, Mapping) else None):
-        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **args)
+        model = create_model(name, num_classes=num_classes, in_chans=in_chans, **args)
     if weights is not None:
         _load(model, weights, path, f"{name} with {num_classes} classes")
     return model

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import timm
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
@@ -17,6 +16,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
+from flatten_transformer.linearize.build import create_model
 from flatten_transformer.tasks.backbone import load_backbone
 from flatten_transformer.tasks.building import building, building_backbone, read_options
 from flatten_transformer.tasks.detection.cascade import (
@@ -75,7 +75,7 @@ def _pyramid(options: DetectorOptions, in_chans: int, *, convolved: bool = False
     if not options.pretrained:
         args["pretrained"] = False
     with building_backbone(options.backbone):
-        body = timm.create_model(options.backbone, features_only=True, **args)
+        body = create_model(options.backbone, features_only=True, **args)
     if path and options.pretrained:
         load_backbone(body, options.backbone, args, path)
     strides = (8, 16, 32) if convolved else (4, 8, 16, 32)

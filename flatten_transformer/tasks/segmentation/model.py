@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from flatten_transformer.linearize.build import linearized
 from flatten_transformer.tasks.backbone import feature_name, load_backbone, plain_model
 from flatten_transformer.tasks.building import building_backbone, read_options
 from flatten_transformer.utils.suggest import did_you_mean
@@ -153,12 +154,16 @@ def _stretch(maps: Tensor, height: int, width: int) -> Tensor:
 
 
 def _host(spec: SegmenterSpec, options: SegmenterOptions, args: Mapping[str, Any], num_classes: int, in_chans: int) -> Any:
+    args = dict(args)
+    linearize = args.pop("linearize", False)
     pretrained = options.pretrained and options.backbone_args.get("pretrained", False)
     given: dict[str, Any] = {"encoder_name": f"tu-{options.backbone}", "encoder_weights": True if pretrained else None}
     given |= {"in_channels": in_chans, "classes": num_classes, "upsampling": 1}
     try:
         with building_backbone(options.backbone):
-            return spec.build(options.decoder_channels or spec.decoder_channels, **given, **args)
+            host = spec.build(options.decoder_channels or spec.decoder_channels, **given, **args)
+            host.encoder.model = linearized(host.encoder.model, linearize)
+            return host
     except ValueError as error:
         if "downsampling pattern" not in str(error):
             raise

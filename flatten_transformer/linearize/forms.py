@@ -1,0 +1,165 @@
+"""Linear forms of the softmax attentions of other libraries: the registry, for yours too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from torch import nn
+
+from flatten_transformer.layers import GridAttention
+from flatten_transformer.linearize.mixer import LinearMixer
+from flatten_transformer.models import FlattenVisionTransformer
+
+
+class LinearForm:
+    """Mixin, before the host's class: a softmax attention that keeps all of its parts but lets :attr:`mixer` attend.
+
+    A converted attention changes its class to its form, and keeps its name, parameters, hooks and place in the model.
+
+    Attributes:
+        mixer: What attends.
+        without: Parts of the host that the form has no use for, and loses.
+        loses: What the host does that has no linear counterpart, said in a warning; empty: nothing.
+        on_one_grid: Whether queries and keys are the same tokens.
+    """
+
+    mixer: LinearMixer
+    without: ClassVar[tuple[str, ...]] = ()
+    loses: ClassVar[str] = ""
+    on_one_grid: ClassVar[bool] = True
+
+    @classmethod
+    def heads(cls, host: Any) -> tuple[int, int]:
+        """Return the number of heads and the channels of each."""
+        return host.num_heads, host.head_dim
+
+    @classmethod
+    def grid_size(cls, host: Any) -> tuple[int, ...] | None:
+        """Return the grid that the host attends on; None: that of the model's tokens."""
+        return None
+
+    @classmethod
+    def attention_dropout(cls, host: Any) -> float:
+        """Return the probability at which the host drops attention weights, which linear attention does not have."""
+        return float(getattr(getattr(host, "attn_drop", None), "p", 0.0))
+
+    @classmethod
+    def check(cls, host: Any) -> None:
+        """Raise ValueError, in words without the host's name, if this one has no linear form."""
+
+    def adopt(self, mixer: LinearMixer) -> None:
+        """Take what attends from now on."""
+        for part in self.without:
+            delattr(self, part)
+        self.mixer = mixer
+
+
+Form = TypeVar("Form", bound=type[nn.Module])
+_FORMS: dict[type[nn.Module], type[LinearForm]] = {}
+
+
+def linear_form_of(host: type[nn.Module]) -> Callable[[Form], Form]:
+    """Register the linear form of a softmax attention, so that :func:`flatten_transformer.linearize` finds it.
+
+    Args:
+        host: Class of the softmax attention; its subclasses are found too, unless they have a ``forward`` of their own.
+
+    Returns:
+        A decorator for a class ``(LinearForm, host)`` with a ``forward`` that calls ``self.mixer``.
+
+    Raises:
+        ValueError: If the class is none of these.
+
+    Example:
+        >>> import torch
+        >>> class Tiny(nn.Module):
+        ...     num_heads, head_dim = 2, 4
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.qkv = nn.Linear(8, 24)
+        ...     def forward(self, x):
+        ...         q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        ...         return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        >>> @linear_form_of(Tiny)
+        ... class LinearTiny(LinearForm, Tiny):
+        ...     def forward(self, x):
+        ...         return self.mixer(*self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4))
+        >>> from flatten_transformer.linearize import linearize
+        >>> student = linearize(nn.Sequential(Tiny()), grid_size=(3, 5), num_prefix_tokens=0)
+        >>> student(torch.randn(1, 15, 8)).shape
+        torch.Size([1, 15, 8])
+    """
+
+    def register(form: Form) -> Form:
+        if not (isinstance(form, type) and issubclass(form, LinearForm) and issubclass(form, host)):
+            raise ValueError(f"write class {getattr(form, '__name__', 'Mine')}(LinearForm, {host.__name__})")
+        _FORMS[host] = form
+        return form
+
+    return register
+
+
+def form_of(module: nn.Module) -> type[LinearForm] | None:
+    """Return the linear form of a softmax attention; None for all else, attentions that are linear already too.
+
+    Example:
+        >>> from timm.layers import Attention
+        >>> form_of(Attention(32, 2)).__name__
+        'LinearAttention'
+    """
+    if isinstance(module, LinearForm):
+        return None
+    for kind in type(module).__mro__:
+        if kind in _FORMS:
+            return _FORMS[kind]
+        if "forward" in vars(kind):
+            return None
+    return None
+
+
+def softmax_attentions(model: nn.Module) -> list[str]:
+    """Return the names of a model's softmax attentions that have a linear form, in order; their indices number its blocks.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: If it has none, or one that linear attention cannot stand for.
+
+    Example:
+        >>> import timm
+        >>> softmax_attentions(timm.create_model("vit_tiny_patch16_224", depth=2))
+        ['blocks.0.attn', 'blocks.1.attn']
+    """
+    if type(model).__module__.startswith("flatten_transformer.models.") and not isinstance(model, FlattenVisionTransformer):
+        raise ValueError(
+            f'{type(model).__name__} has linear blocks of its own: build it with attn_types="L" and begin with these weights, '
+            'pretrained_cfg_overlay={"file": …}'
+        )
+    found = {name: form for name, module in model.named_modules() if (form := form_of(module)) is not None}
+    for name, form in found.items():
+        host = model.get_submodule(name)
+        try:
+            form.check(host)
+        except ValueError as error:
+            raise ValueError(f"{name}, {_class(host)}, has no linear form: {error}") from None
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no softmax attention that is known{_others(model)}")
+    return list(found)
+
+
+def _others(model: nn.Module) -> str:
+    """Return what may be an attention, and the cure."""
+    if any(isinstance(part, (LinearForm, GridAttention)) for part in model.modules()):
+        return ": its attentions are linear already"
+    kinds = dict.fromkeys(
+        _class(part) for part in model.modules() if "attn" in (name := type(part).__name__.lower()) or "attention" in name
+    )
+    if not kinds:
+        return ": give a Transformer, such as timm's vit_*, deit_*, eva02_* or swin_*"
+    return f", but {', '.join(kinds)}: register its linear form, @linear_form_of({next(iter(kinds)).rpartition('.')[2]})"
+
+
+def _class(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
