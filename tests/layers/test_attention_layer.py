@@ -79,6 +79,14 @@ def test_weights_of_softmax_enter_by_their_names() -> None:
     linear.load_state_dict(softmax.state_dict())
     x = images()
     torch.testing.assert_close(linear(x), softmax.eval()(x))
+    left = build().load_state_dict(softmax.state_dict(), strict=False)
+    assert not left.unexpected_keys
+    assert {name.partition("attn.")[2] for name in left.missing_keys} == {
+        "scale",
+        "positional_encoding",
+        "dwc.weight",
+        "dwc.bias",
+    }
 
 
 def test_another_size_is_set_or_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -110,7 +111,8 @@ def test_every_weight_of_a_model_learns_and_its_copy_is_alike(host: str) -> None
     assert len(attentions) == 6 or "Dinov2" in host
     assert all(part.grad.isfinite().all() and part.grad.abs().sum() > 0 for part in attentions)
     expected = run(model.eval(), "focused_linear", x)
-    torch.testing.assert_close(copy.deepcopy(model)(x).last_hidden_state, expected)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(twin(x).last_hidden_state, expected)
 
 
 def test_a_compiled_model_is_one_graph() -> None:
