@@ -17,6 +17,7 @@ PUBLIC = [
     "GridAttention",
     "MultiheadAdapter",
     "Run",
+    "attention_layer",
     "create_attention",
     "evaluate",
     "focused_linear_attention",

@@ -9,6 +9,7 @@ from flatten_transformer.layers.attention.registry import (
     register_attention,
     unregister_attention,
 )
+from flatten_transformer.layers.attention_layer import attention_layer
 from flatten_transformer.layers.multihead import MultiheadAdapter
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "FocusedLinearAttentionCore",
     "GridAttention",
     "MultiheadAdapter",
+    "attention_layer",
     "create_attention",
     "create_attention_core",
     "list_attentions",

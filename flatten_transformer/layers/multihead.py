@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatten_transformer.layers.attention.base import GridAttention
+from flatten_transformer.layers.masks import kept_keys
 from flatten_transformer.ops.checks import check_order, shape_of
 
 
@@ -120,7 +121,5 @@ def kept_keys(key_padding_mask: Tensor | None, attn_mask: Tensor | None, is_caus
         raise ValueError(f"key_padding_mask must be [batch, keys], got {shape_of(key_padding_mask)}")
     if key_padding_mask.dtype == torch.bool:
         return ~key_padding_mask[:, None, None]
-    kept = key_padding_mask == 0  # as nn.TransformerEncoderLayer passes a boolean one on
-    if not torch.compiler.is_compiling() and not bool((kept | key_padding_mask.isneginf()).all()):
-        raise ValueError("key_padding_mask must be boolean, or 0 and minus infinity: keys cannot be weighted by numbers between")
-    return kept[:, None, None]
+    # as nn.TransformerEncoderLayer passes a boolean one on
+    return kept_keys("key_padding_mask", key_padding_mask)[:, None, None]

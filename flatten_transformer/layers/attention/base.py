@@ -345,7 +345,7 @@ class GridAttention(LearnsOnGrid, nn.Module):
         if tokens.shape[1] != expected:
             raise ValueError(
                 f"{name} has {tokens.shape[1]} tokens; {self.num_prefix_tokens} prefix tokens and the grid {chosen} "
-                f"make {expected}: pass the grid of this input, grid_size=(height, width)"
+                f"make {expected}: pass the grid of this input, grid_size=(height, width), or build the layer for these tokens"
             )
         return chosen
 
