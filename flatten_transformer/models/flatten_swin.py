@@ -282,8 +282,7 @@ class FlattenSwinTransformer(SwinTransformer):
 
     def _windows(self, name: str, given: WindowSize | None, reference: tuple[Size, ...]) -> tuple[Size, ...]:
         """Return the windows that are given, or those of now, one a stage."""
-        count = len(self.layers)
-        return self._grown(reference)[:count] if given is None else _per_stage(name, given, count)
+        return self._grown(reference) if given is None else _per_stage(name, given, len(self.layers))
 
     def _grown(self, reference: tuple[Size, ...]) -> tuple[Size, ...]:
         """Return windows for the grid of now, from those for timm's reference grid."""

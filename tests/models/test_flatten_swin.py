@@ -129,6 +129,7 @@ def test_a_window_set_alone_leaves_the_other_as_it_is() -> None:
 
 def test_windows_of_both_kinds_in_a_stage_grow_with_the_image_and_are_told_to_whoever_rebuilds_the_model() -> None:
     model = small("swin", attn_types=MIXED["swin"], window_size=8, softmax_window_size=2)
+    assert [[block.shifted for block in stage.blocks] for stage in model.layers] == [[False, True]] * 3 + [[False]]
     model.set_input_size((128, 128))
     assert [
         [block.window_size_on((64, 64)) for block in stage.blocks if isinstance(block, kind)][:1]
@@ -145,6 +146,7 @@ def test_windows_of_both_kinds_in_a_stage_grow_with_the_image_and_are_told_to_wh
 
 def test_windows_can_be_set_where_a_feature_extractor_has_cut_stages_off() -> None:
     extractor = create("swin", features_only=True, out_indices=(0, 1), feature_cls="getter")
+    extractor.model.set_input_size((96, 96))
     extractor.model.set_input_size(window_size=5)
     assert [stage.blocks[0].windows((32, 32)).window_size for stage in extractor.model.layers] == [(5, 5), (5, 5)]
 
