@@ -11,7 +11,7 @@ import torch
 from timm.models import PretrainedCfg, build_model_with_cfg, list_pretrained, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from flatten_transformer.models.cures import NoWeightsError
+from flatten_transformer.models.cures import LayoutError, NoWeightsError
 from flatten_transformer.models.download import fetch_tensors
 from flatten_transformer.models.fit_weights import StateDict, unwrap, with_square_grids
 from flatten_transformer.models.read_weights import read_tensors
@@ -98,7 +98,7 @@ def build(
             **kwargs,
         )
     except ValueError as error:
-        if kept is None:
+        if kept is None or isinstance(error, LayoutError):
             raise
         raise ValueError(f"{error} (the weights lie in {kept}: delete it if they are not what was published)") from error
     described: Any = model.pretrained_cfg

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flatten_transformer.layers.learned_grids import GRIDS, SQUARE, LearnsOnGrid
+from flatten_transformer.models.block_types import check_blocks
 from flatten_transformer.models.softmax_weights import difference
 
 _LOGGER = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def complete(fitted: StateDict, model: nn.Module, stem: str) -> StateDict:
         stem: See :func:`check_fit`.
 
     Raises:
+        LayoutError: If blocks are linear in the checkpoint and softmax in the model, and all else fits.
         ValueError: If it is a checkpoint of another model.
     """
     differs = difference(fitted, model)
@@ -193,6 +195,7 @@ def check_fit(
         return shape_of
 
     expected, actual = shapes(model.state_dict()), shapes(state_dict)
+    check_blocks(model, expected, actual)
     missing = sorted(expected.keys() - actual.keys())
     unexpected = sorted(actual.keys() - expected.keys())
     misshapen = sorted(name for name in expected.keys() & actual.keys() if expected[name] != actual[name])

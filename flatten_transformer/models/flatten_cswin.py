@@ -257,7 +257,7 @@ class CrossShapedStage(nn.Module):
 
 
 class FlattenCSwinTransformer(Pyramid):
-    """A CSWin Transformer whose stages attend by focused linear or by softmax attention, at any image size.
+    """A CSWin Transformer whose blocks attend by focused linear or by softmax attention, at any image size.
 
     Args:
         img_size: Side, or height and width, of the images whose maps the key encodings are learned on; images of
@@ -268,11 +268,12 @@ class FlattenCSwinTransformer(Pyramid):
         embed_dim: Channels of the first stage; each following one has twice as many.
         depths: Blocks a stage.
         num_heads: Heads a stage.
-        attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all stages or one a stage.
-        split_sizes: Width of the stripes of the linear stages: one for all stages or one a stage. None: the whole
+        attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all blocks, one a stage, or
+            one a block, where hyphens may set the stages apart: ``"L-L-SLSL…-S"``.
+        split_sizes: Width of the stripes of the linear blocks: one for all stages or one a stage. None: the whole
             map, as released. Stripes as wide as the map it is built for are the whole map, at any image size, and
             the last stage always attends to it.
-        softmax_split_sizes: Width of the stripes of the softmax stages: one for all stages or one a stage.
+        softmax_split_sizes: Width of the stripes of the softmax blocks: one for all stages or one a stage.
         mlp_ratio: Hidden channels of the MLP, in channels of the stage.
         qkv_bias: Learn biases in the projections of queries, keys and values.
         drop_rate: Dropout probability before the classifier.
@@ -284,7 +285,7 @@ class FlattenCSwinTransformer(Pyramid):
         attention_options: Attention of the linear blocks, see :class:`flatten_transformer.models.AttentionOptions`.
 
     Raises:
-        ValueError: If an option is out of range or has no meaning in these stages.
+        ValueError: If an option is out of range or has no meaning in these blocks.
 
     Example:
         >>> import timm
@@ -322,11 +323,13 @@ class FlattenCSwinTransformer(Pyramid):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        attn_types = expand_attn_types(attn_types, len(depths))
+        letters = expand_attn_types(attn_types, depths)
         check_attn_drop(attn_drop_rate, attn_types)
         linear = choose_attention(type(self), attention_options, projections=False)
-        stripes = _choose_stripes(attn_types, split_sizes, softmax_split_sizes)
-        self.attn_types = attn_types
+        stripes = {
+            "L": [None] * len(depths) if split_sizes is None else _stripes("split_sizes", split_sizes, len(depths)),
+            "S": _stripes("softmax_split_sizes", softmax_split_sizes, len(depths)),
+        }
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.embed_dim = embed_dim
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
@@ -335,14 +338,14 @@ class FlattenCSwinTransformer(Pyramid):
         feat_sizes = _feat_sizes(self.stem, merges, _pair(img_size))
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        for stage, (letter, merge, feat_size, stripe) in enumerate(zip(attn_types, merges, feat_sizes, stripes, strict=True)):
-            whole = stripe is None or stripe >= max(feat_size) or stage == len(depths) - 1
+        for stage, (types, merge, feat_size) in enumerate(zip(letters, merges, feat_sizes, strict=True)):
+            last = stage == len(depths) - 1
             blocks = [
                 CrossShapedBlock(
                     embed_dim * 2**stage,
                     num_heads[stage],
                     feat_size,
-                    stripe=None if whole else stripe,
+                    stripe=None if last else _narrower(stripes[letter][stage], feat_size),
                     mlp_ratio=mlp_ratio,
                     qkv_bias=qkv_bias,
                     proj_drop=proj_drop_rate,
@@ -351,7 +354,7 @@ class FlattenCSwinTransformer(Pyramid):
                     linear=linear if letter == "L" else None,
                     **factory,
                 )
-                for drop_path in drop_paths[stage]
+                for letter, drop_path in zip(types, drop_paths[stage], strict=True)
             ]
             stages.append(CrossShapedStage(merge, blocks))
         self.stages = nn.Sequential(*stages)
@@ -433,17 +436,14 @@ def _feat_sizes(stem: ConvNorm, merges: Sequence[nn.Module], img_size: Size) -> 
     return sizes
 
 
-def _choose_stripes(
-    attn_types: str, split_sizes: int | Sequence[int] | None, softmax_split_sizes: int | Sequence[int]
-) -> list[int | None]:
-    """Return the width of the stripes of each stage, None for the whole map."""
-    count = len(attn_types)
-    requirement = f"must be a positive width of stripes, or one for each of {count} stages"
-    linear: Sequence[int | None] = [None] * count
-    if split_sizes is not None:
-        linear = per_stage(split_sizes, count, f"split_sizes {requirement}")
-    softmax = per_stage(softmax_split_sizes, count, f"softmax_split_sizes {requirement}")
-    return [linear[stage] if letter == "L" else softmax[stage] for stage, letter in enumerate(attn_types)]
+def _stripes(name: str, split_sizes: int | Sequence[int], count: int) -> Sequence[int | None]:
+    """Return the width of the stripes of each stage."""
+    return per_stage(split_sizes, count, f"{name} must be a positive width of stripes, or one for each of {count} stages")
+
+
+def _narrower(stripe: int | None, feat_size: Size) -> int | None:
+    """Return the width of stripes of a map, None if they are the whole map."""
+    return None if stripe is None or stripe >= max(feat_size) else stripe
 
 
 _OFFICIAL_NAMES = (

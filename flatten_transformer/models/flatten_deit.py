@@ -24,7 +24,7 @@ from flatten_transformer.layers.learned_grids import Grid, LearnsOnGrid
 from flatten_transformer.models.attention_choice import choose_attention, lists_attention_options, pop_attention_options
 from flatten_transformer.models.build import build, default_cfg
 from flatten_transformer.models.fit_weights import accept_official_names, complete, fit_checkpoint, unwrap, with_grids_of
-from flatten_transformer.models.options import expand_attn_types
+from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.vit_layout import check_layout, rename_distillation_token
 from flatten_transformer.ops.checks import check_order
 
@@ -71,6 +71,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
 
     Args:
         attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all blocks or one a block.
+        attn_drop_rate: Dropout probability of the weights of softmax attention.
         class_token: As in timm; class and register tokens attend, and bypass the convolution.
         global_pool: As in timm.
         dynamic_img_pad: As in timm; on, so that sizes need not be multiples of the patch.
@@ -80,7 +81,8 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
             VisionTransformer; those without meaning here raise.
 
     Raises:
-        ValueError: If an option does not exist for linear attention (attn_drop_rate, patch_drop_rate, qk_norm).
+        ValueError: If an option does not exist for linear attention (patch_drop_rate, qk_norm), or attn_drop_rate
+            is given where no block has weights to drop..
 
     Example:
         >>> import timm
@@ -94,6 +96,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
         self,
         *,
         attn_types: str = "L",
+        attn_drop_rate: float = 0.0,
         class_token: bool = False,
         global_pool: str = "avg",
         dynamic_img_pad: bool = True,
@@ -104,7 +107,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
         attention = pop_attention_options(kwargs)
         if not kwargs.pop("dynamic_img_size", True):
             raise ValueError("dynamic_img_size cannot be switched off: any image size works, at no cost at the built one")
-        for option in ("attn_drop_rate", "patch_drop_rate", "qk_norm", "scale_attn_norm"):
+        for option in ("patch_drop_rate", "qk_norm", "scale_attn_norm"):
             if kwargs.get(option):
                 raise ValueError(
                     f"{option} has no meaning for linear attention over a grid: leave it out, got {kwargs[option]!r}"
@@ -114,6 +117,7 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
             weight_init="skip" if drawn_here else weight_init,
             fix_init=fix_init,
             class_token=class_token,
+            attn_drop_rate=attn_drop_rate,
             global_pool=global_pool,
             dynamic_img_size=True,
             dynamic_img_pad=dynamic_img_pad,
@@ -121,7 +125,8 @@ class FlattenVisionTransformer(LearnsOnGrid, VisionTransformer):
             attn_layer=GridSoftmaxAttention,
             **kwargs,
         )
-        letters = expand_attn_types(attn_types, len(self.blocks))
+        (letters,) = expand_attn_types(attn_types, [len(self.blocks)])
+        check_attn_drop(attn_drop_rate, attn_types)
         linear = choose_attention(type(self), attention)
         for letter, block in zip(letters, self.blocks, strict=True):
             if letter == "L":

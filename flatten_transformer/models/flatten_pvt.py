@@ -33,11 +33,11 @@ from flatten_transformer.models.pyramid import Pyramid
 from flatten_transformer.models.spatial_reduction import (
     Grid,
     SpatialReductionAttention,
+    block_sr_ratios,
     build_attention,
     pyramid_feat_sizes,
     rename_reduction_norms,
     set_feat_sizes,
-    stage_sr_ratios,
 )
 
 __all__ = ["FlattenPyramidVisionTransformer"]
@@ -167,9 +167,9 @@ class FlattenPyramidVisionTransformer(Pyramid):
         mlp_ratios: Hidden channels of the MLPs over channels, of each stage.
         qkv_bias: Learn biases in the projections of queries, keys and values.
         attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention with spatial reduction; one letter for all
-            stages or one a stage.
+            blocks, one a stage, or one a block, where hyphens may set the stages apart: ``"L-LS-S-S"``.
         sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
-            stages and PVT's own 8, 4, 2, 1 in softmax stages, as released.
+            blocks and PVT's own 8, 4, 2, 1 in softmax blocks, as released.
         stretch: How reduced values are stretched to the map before the depthwise convolution: along the ``"grid"``,
             or along the flattened ``"tokens"`` as released, which mixes rows.
         drop_rate: Dropout probability before the classifier.
@@ -217,9 +217,9 @@ class FlattenPyramidVisionTransformer(Pyramid):
         **attention_options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
-        letters = expand_attn_types(attn_types, len(depths))
-        ratios = stage_sr_ratios(sr_ratios, letters)
-        check_attn_drop(attn_drop_rate, letters)
+        letters = expand_attn_types(attn_types, depths)
+        ratios = block_sr_ratios(sr_ratios, letters)
+        check_attn_drop(attn_drop_rate, attn_types)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         feat_sizes = pyramid_feat_sizes(img_size)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -234,14 +234,14 @@ class FlattenPyramidVisionTransformer(Pyramid):
             dim = embed_dims[i]
             blocks = [
                 PyramidBlock(
-                    build(letters[i], dim, num_heads[i], feat_sizes[i], ratios[i]),
+                    build(letter, dim, num_heads[i], feat_sizes[i], ratio),
                     dim,
                     mlp_ratio=mlp_ratios[i],
                     proj_drop=proj_drop_rate,
                     drop_path=drop_path,
                     **factory,
                 )
-                for drop_path in drop_paths[i]
+                for letter, ratio, drop_path in zip(letters[i], ratios[i], drop_paths[i], strict=True)
             ]
             patch_embed = PatchEmbed(embed_dims[i - 1], dim, 2, **factory) if i else PatchEmbed(in_chans, dim, 4, **factory)
             return PyramidStage(patch_embed, blocks, dim, feat_sizes[i], pos_drop=pos_drop_rate, **factory)

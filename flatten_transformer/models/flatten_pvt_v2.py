@@ -21,11 +21,11 @@ from flatten_transformer.models.fit_weights import accept_official_names, checkp
 from flatten_transformer.models.options import check_attn_drop, expand_attn_types
 from flatten_transformer.models.spatial_reduction import (
     SpatialReductionAttention,
+    block_sr_ratios,
     build_attention,
     pyramid_feat_sizes,
     rename_reduction_norms,
     set_feat_sizes,
-    stage_sr_ratios,
 )
 
 __all__ = ["FlattenPyramidVisionTransformerV2"]
@@ -38,9 +38,9 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         img_size: Side, or height and width, of the images whose maps the key encodings are learned on; images of
             other sizes pass too.
         attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention with spatial reduction; one letter for all
-            stages or one a stage.
+            blocks, one a stage, or one a block, where hyphens may set the stages apart: ``"L-LS-S-S"``.
         sr_ratios: Spatial reduction of keys and values, one for all stages or one a stage. None: 1 in linear
-            stages and PVTv2's own 8, 4, 2, 1 in softmax stages, as released.
+            blocks and PVTv2's own 8, 4, 2, 1 in softmax blocks, as released.
         stretch: How reduced values are stretched to the map before the depthwise convolution: along the ``"grid"``,
             or along the flattened ``"tokens"`` as released, which mixes rows.
         qkv_bias: Learn biases in the projections of queries, keys and values.
@@ -76,8 +76,8 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
         if kwargs.pop("linear", False):
             raise ValueError('linear is timm\'s pooled softmax attention: leave it out and choose by attn_types, "L" or "S"')
         super().__init__(sr_ratios=(1, 1, 1, 1), qkv_bias=qkv_bias, proj_drop_rate=proj_drop_rate, **kwargs)
-        letters = expand_attn_types(attn_types, len(self.stages))
-        check_attn_drop(attn_drop_rate, letters)
+        letters = expand_attn_types(attn_types, [len(stage.blocks) for stage in self.stages])
+        check_attn_drop(attn_drop_rate, attn_types)
         shared: dict[str, Any] = {"qkv_bias": qkv_bias, "proj_drop": proj_drop_rate}
         shared |= {name: kwargs.get(name) for name in ("device", "dtype")}
         build = partial(
@@ -85,9 +85,9 @@ class FlattenPyramidVisionTransformerV2(PyramidVisionTransformerV2):
             linear=choose_attention(type(self), attention, stretch=stretch, **shared),
             softmax=partial(SpatialReductionAttention, attn_drop=attn_drop_rate, **shared),
         )
-        layout = zip(self.stages, letters, stage_sr_ratios(sr_ratios, letters), pyramid_feat_sizes(img_size), strict=True)
-        for stage, letter, ratio, feat_size in layout:
-            for block in stage.blocks:
+        layout = zip(self.stages, letters, block_sr_ratios(sr_ratios, letters), pyramid_feat_sizes(img_size), strict=True)
+        for stage, types, ratios, feat_size in layout:
+            for block, letter, ratio in zip(stage.blocks, types, ratios, strict=True):
                 attn = build(letter, block.attn.dim, block.attn.num_heads, feat_size, ratio)
                 block.attn = attn.apply(self._init_weights)
         accept_official_names(self, convert)

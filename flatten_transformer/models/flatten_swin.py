@@ -1,7 +1,7 @@
 """FLatten-Swin: timm's SwinTransformer with focused linear attention over large windows in its first stages.
 
-The linear stages of FLatten Transformer (arXiv 2308.00442) attend in windows of 56, which is the whole map at 224;
-the softmax stages keep Swin's windows of 7, its shift and its relative position bias.
+The linear blocks of FLatten Transformer (arXiv 2308.00442) attend in windows of 56, which is the whole map at 224;
+the softmax blocks keep Swin's windows of 7, its shift and its relative position bias.
 """
 
 # B batch, W windows of a map, N tokens of a window, C channels.
@@ -21,6 +21,7 @@ from timm.models.swin_transformer import (
     SwinTransformer,
     SwinTransformerBlock,
     WindowAttention,
+    calc_stage_window_sizes,
     get_relative_position_index,
 )
 from torch import Tensor, nn
@@ -127,9 +128,13 @@ class LinearWindowBlock(WindowBlock):
         return out
 
     def set_input_size(self, feat_size: Size, window_size: Size, always_partition: None = None) -> None:
-        """Build the block for another map and window; the key encoding is resized."""
-        self.feat_size, self.window_size = feat_size, window_size
-        self.attn.set_grid_size(_cap(window_size, feat_size))
+        """Note another map, as timm's stage tells it; the window it tells is that of softmax blocks."""
+        self.feat_size = feat_size
+
+    def set_window_size(self, window_size: Size) -> None:
+        """Build the block for another window of the map it knows; the key encoding is resized."""
+        self.window_size = window_size
+        self.attn.set_grid_size(_cap(window_size, self.feat_size))
 
 
 class SoftmaxWindowBlock(LearnsOnGrid, WindowBlock):
@@ -184,19 +189,20 @@ class SoftmaxWindowBlock(LearnsOnGrid, WindowBlock):
 
 
 class FlattenSwinTransformer(SwinTransformer):
-    """A SwinTransformer whose stages attend by focused linear or by softmax attention, at any image size.
+    """A SwinTransformer whose blocks attend by focused linear or by softmax attention, at any image size.
 
     Args:
-        attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all stages or one a stage.
-        window_size: Window of the linear stages, capped by the map: a side, (height, width), or one such a stage.
+        attn_types: ``"L"`` linear (see ``attention``) or ``"S"`` softmax attention; one letter for all blocks, one a stage, or
+            one a block, where hyphens may set the stages apart: ``"L-LS-SSSLLL-S"``.
+        window_size: Window of the linear blocks, capped by the map: a side, (height, width), or one such a stage.
             56 is the whole map of every stage at 224.
-        softmax_window_size: Window of the softmax stages, in the same forms. By default 7, or 12 where ``window_size`` is
+        softmax_window_size: Window of the softmax blocks, in the same forms. By default 7, or 12 where ``window_size`` is
             above 56, which is the released rule (96 with 12 for images of 384).
         kwargs: The keywords of :class:`flatten_transformer.models.AttentionOptions`, and every other one of timm's
             SwinTransformer; those without meaning here raise.
 
     Raises:
-        ValueError: If an option is out of range or has no meaning in these stages.
+        ValueError: If an option is out of range or has no meaning in these blocks.
 
     Example:
         >>> import timm
@@ -215,7 +221,7 @@ class FlattenSwinTransformer(SwinTransformer):
         depths: Sequence[int] = (2, 2, 6, 2),
         **kwargs: Any,
     ) -> None:
-        attn_types = expand_attn_types(attn_types, len(depths))
+        letters = expand_attn_types(attn_types, depths)
         _check_options(attn_types, kwargs)
         choice = choose_attention(type(self), pop_attention_options(kwargs))
         linear = _per_stage("window_size", window_size, len(depths))
@@ -229,12 +235,10 @@ class FlattenSwinTransformer(SwinTransformer):
             embed_layer=partial(PatchEmbed, dynamic_img_pad=True),
             **kwargs,
         )
-        self.attn_types = attn_types
-        # timm's set_input_size scales them with the image
-        self._ref_window_sizes = self._choose(linear, softmax)
-        for letter, stage, window in zip(attn_types, self.layers, self._ref_window_sizes, strict=True):
+        self._linear_window_sizes = linear  # timm keeps those of softmax; set_input_size scales both with the image
+        for types, stage, window in zip(letters, self.layers, linear, strict=True):
             blocks: list[WindowBlock] = []
-            for index, host in enumerate(stage.blocks):
+            for index, (letter, host) in enumerate(zip(types, stage.blocks, strict=True)):
                 feat_size, shifted = stage.output_resolution, index % 2 == 1
                 if letter == "S":
                     blocks.append(SoftmaxWindowBlock(host, feat_size, shifted))
@@ -242,9 +246,6 @@ class FlattenSwinTransformer(SwinTransformer):
                 blocks.append(LinearWindowBlock(host, feat_size, window, shifted, choice))
             stage.blocks = nn.Sequential(*blocks)
         accept_official_names(self, convert)
-
-    def _choose(self, linear: Sequence[Size], softmax: Sequence[Size]) -> tuple[Size, ...]:
-        return tuple(pair["LS".index(letter)] for letter, *pair in zip(self.attn_types, linear, softmax, strict=True))
 
     def set_input_size(
         self,
@@ -261,18 +262,32 @@ class FlattenSwinTransformer(SwinTransformer):
         Args:
             img_size: Height and width of the images; by default they stay.
             patch_size: Height and width of a patch; by default they stay.
-            window_size: Window of the linear stages, as at construction.
-            softmax_window_size: Window of the softmax stages, as at construction.
+            window_size: Window of the linear blocks, as at construction.
+            softmax_window_size: Window of the softmax blocks, as at construction.
         """
-        windows = None
+        linear = softmax = None
         if window_size is not None or softmax_window_size is not None:
-            now, count = self._ref_window_sizes, len(self.layers)
-            linear = now if window_size is None else _per_stage("window_size", window_size, count)
-            softmax = now if softmax_window_size is None else _per_stage("softmax_window_size", softmax_window_size, count)
-            windows = self._choose(linear, softmax)
-        super().set_input_size(img_size=img_size, patch_size=patch_size, window_size=windows)
-        # timm has recorded the windows as window_size, for rebuilding this model
-        update_model_args(self, softmax_window_size=self._model_args["window_size"])
+            linear = self._windows("window_size", window_size, self._linear_window_sizes)
+            softmax = self._windows("softmax_window_size", softmax_window_size, self._ref_window_sizes)
+        super().set_input_size(img_size=img_size, patch_size=patch_size, window_size=softmax)
+        if linear is not None:
+            self._linear_window_sizes = linear
+        grown = self._grown(self._linear_window_sizes)
+        for stage, window in zip(self.layers, grown, strict=False):  # feature extractors cut stages off
+            for block in stage.blocks:
+                if isinstance(block, LinearWindowBlock):
+                    block.set_window_size(window)
+        # for rebuilding this model; timm has recorded the softmax windows as window_size
+        update_model_args(self, window_size=grown, softmax_window_size=self._model_args["window_size"])
+
+    def _windows(self, name: str, given: WindowSize | None, reference: tuple[Size, ...]) -> tuple[Size, ...]:
+        """Return the windows that are given, or those of now, one a stage."""
+        return self._grown(reference) if given is None else _per_stage(name, given, len(self.layers))
+
+    def _grown(self, reference: tuple[Size, ...]) -> tuple[Size, ...]:
+        """Return windows for the grid of now, from those for timm's reference grid."""
+        windows: tuple[Size, ...] = calc_stage_window_sizes(self.patch_embed.grid_size, reference, self._ref_grid_size)
+        return windows
 
 
 def _check_options(attn_types: str, options: Mapping[str, Any]) -> None:
@@ -280,7 +295,7 @@ def _check_options(attn_types: str, options: Mapping[str, Any]) -> None:
         if options.get(option, only) != only:
             raise ValueError(f"{option} can only be {only} here: any image size works, at no cost at the built one; leave it out")
     if "L" in attn_types and options.get("head_dim") is not None:
-        raise ValueError(f"head_dim has no meaning for linear stages (attn_types={attn_types!r}): choose num_heads instead")
+        raise ValueError(f"head_dim has no meaning for linear blocks (attn_types={attn_types!r}): choose num_heads instead")
     check_attn_drop(options.get("attn_drop_rate", 0.0), attn_types)
 
 

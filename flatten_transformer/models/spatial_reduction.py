@@ -80,25 +80,29 @@ def build_attention(
     return linear(dim, num_heads, _reduce(feat_size, sr_ratio), sr_ratio=sr_ratio)
 
 
-def stage_sr_ratios(sr_ratios: int | Sequence[int] | None, attn_types: str) -> tuple[int, ...]:
-    """Return the spatial reduction of each stage.
+def block_sr_ratios(sr_ratios: int | Sequence[int] | None, attn_types: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the spatial reduction of each block, stage by stage.
 
     Args:
-        sr_ratios: One for all stages, one a stage, or None for the published layout: 1 in linear stages, which can
-            afford the whole map, and 8, 4, 2, 1 in softmax stages.
-        attn_types: One letter a stage.
+        sr_ratios: One for all stages, one a stage, or None for the published layout: 1 in linear blocks, which can
+            afford the whole map, and 8, 4, 2, 1 in the softmax blocks of the stages.
+        attn_types: The letters of each stage, one a block.
 
     Raises:
         ValueError: If there is not one whole number of at least 1 a stage.
 
     Example:
-        >>> stage_sr_ratios(None, "LLSS")
-        (1, 1, 2, 1)
+        >>> block_sr_ratios(None, ("LL", "SL", "SS", "S"))
+        [(1, 1), (4, 1), (2, 2), (1,)]
     """
     if sr_ratios is None:
-        return tuple(ratio if letter == "S" else 1 for letter, ratio in zip(attn_types, SOFTMAX_SR_RATIOS, strict=True))
+        return [
+            tuple(ratio if letter == "S" else 1 for letter in letters)
+            for letters, ratio in zip(attn_types, SOFTMAX_SR_RATIOS, strict=True)
+        ]
     requirement = f"sr_ratios must be a whole number of at least 1 for each of {len(attn_types)} stages, such as (8, 4, 2, 1),"
-    return per_stage(sr_ratios, len(attn_types), f"{requirement} or one for all")
+    ratios = per_stage(sr_ratios, len(attn_types), f"{requirement} or one for all")
+    return [(ratio,) * len(letters) for letters, ratio in zip(attn_types, ratios, strict=True)]
 
 
 def pyramid_feat_sizes(img_size: int | Sequence[int]) -> list[Grid]:

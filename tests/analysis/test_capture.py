@@ -20,7 +20,7 @@ OURS: dict[str, dict[str, Any]] = {
     "flatten_pvt_tiny": {**PYRAMID, "embed_dims": (8, 8, 8, 16), "num_heads": (1, 1, 2, 2), "sr_ratios": (2, 1, 2, 1)},
     "flatten_pvt_v2_b0": {**PYRAMID, "embed_dims": (8, 8, 8, 16), "num_heads": (1, 1, 2, 2), "attn_types": "LLSS"},
     "flatten_swin_tiny_patch4_224": {**PYRAMID, "depths": (2, 1, 2, 1), "embed_dim": 8, "num_heads": (1, 2, 2, 2)}
-    | {"window_size": 5, "softmax_window_size": 3},
+    | {"window_size": 5, "softmax_window_size": 3, "attn_types": "L-L-SL-S"},
     "flatten_cswin_tiny_224": {**PYRAMID, "embed_dim": 8, "num_heads": (2, 2, 2, 2), "split_sizes": 6, "attn_types": "LLSS"},
 }
 SOFTMAX: dict[str, dict[str, Any]] = {

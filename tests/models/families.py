@@ -21,6 +21,8 @@ class Family(NamedTuple):
     official: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]] = ()  # our names, the authors' names
 
 
+# a letter a block, both kinds in one stage
+MIXED = {"cswin": "LS-S-SL-L", "deit": "LS", "pvt": "LSLSL", "pvt_v2": "LSLSL", "swin": "SL-LS-L-S"}
 _PYRAMID: dict[str, Any] = {
     "depths": (1, 2, 1, 1),
     "embed_dims": (8, 16, 24, 32),
@@ -31,14 +33,14 @@ _REDUCED: list[dict[str, Any]] = [
     {},
     {"sr_ratios": (8, 4, 2, 1)},
     {"sr_ratios": (8, 4, 2, 1), "stretch": "tokens"},
-    {"attn_types": "LLSS"},
+    {"attn_types": MIXED["pvt"]},
     {"attn_types": "S"},
 ]
 FAMILIES = {
     "cswin": Family(
         "flatten_cswin_tiny_224",
         {"embed_dim": 8, "depths": (2, 1, 2, 1), "num_heads": (2, 2, 4, 4), "softmax_split_sizes": (1, 2, 3, 7)},
-        [{}, {"split_sizes": (5, 3, 2, 1)}, {"attn_types": "LSLS"}, {"attn_types": "L"}, {"attn_types": "S"}],
+        [{}, {"split_sizes": (5, 3, 2, 1)}, {"attn_types": MIXED["cswin"]}, {"attn_types": "L"}, {"attn_types": "S"}],
         (
             (r"^stem\.conv", "stage1_conv_embed.0"),
             (r"^stem\.norm", "stage1_conv_embed.2"),
@@ -50,7 +52,7 @@ FAMILIES = {
     "deit": Family(
         "flatten_deit_tiny_patch16_224",
         {"embed_dim": 24, "depth": 2, "num_heads": 3},
-        [{}, {"attn_types": "LS"}, {"class_token": True, "reg_tokens": 4, "global_pool": "token"}],
+        [{}, {"attn_types": MIXED["deit"]}, {"class_token": True, "reg_tokens": 4, "global_pool": "token"}],
     ),
     "pvt": Family(
         "flatten_pvt_tiny",
@@ -86,7 +88,7 @@ FAMILIES = {
             "window_size": 6,
             "softmax_window_size": 3,
         },
-        [{}, {"window_size": 56}, {"attn_types": "LSLS"}, {"attn_types": "L"}, {"attn_types": "S"}],
+        [{}, {"window_size": 56}, {"attn_types": MIXED["swin"]}, {"attn_types": "L"}, {"attn_types": "S"}],
         ((r"^layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample"), (r"^head\.fc", "head")),
     ),
 }

@@ -17,7 +17,7 @@ from flatten_transformer.benchmark.models import model_cost
 from flatten_transformer.layers import FocusedLinearAttention, set_backend
 from flatten_transformer.ops.cpp.build import unavailable
 from tests.helpers import TensorsMade, relative_error
-from tests.models.families import FAMILIES, FAMILY, by_family, create, layouts, official, small
+from tests.models.families import FAMILIES, FAMILY, MIXED, by_family, create, layouts, official, small
 
 ALL = timm.list_models("flatten_*")
 OFFICIAL = [family for family in FAMILIES if FAMILIES[family].official]
@@ -75,10 +75,13 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(params=FAMILIES, scope="module")
 def traced(request: pytest.FixtureRequest) -> Any:
-    """Return a model of as few blocks as have every kind of one: tracing takes a second a block."""
+    """Return a model of as few blocks as have every kind of one, both in one stage: tracing takes a second a block."""
     torch.manual_seed(0)
-    depths: dict[str, dict[str, Any]] = {"deit": {}, "swin": {"depths": (2, 1, 2, 1)}}  # every second block shifts
-    return create(request.param, **depths.get(request.param, {"depths": (1, 1, 1, 1)}))
+    fewest: dict[str, dict[str, Any]] = {
+        "deit": {"attn_types": "LS"},
+        "swin": {"depths": (2, 1, 2, 1), "attn_types": "LS-L-SL-S"},  # every second block shifts
+    }
+    return create(request.param, **fewest.get(request.param, {"depths": (1, 2, 1, 1), "attn_types": "L-LS-L-S"}))
 
 
 # The registered sizes ---------------------------------------------------------------------------------------------
@@ -334,22 +337,21 @@ def test_weights_load_into_other_classes_and_channels(family: str, tmp_path: Pat
 
 # Options ----------------------------------------------------------------------------------------------------------
 
-_REDUCED = {"sr_ratios": (4, 2, 1, 1), "attn_types": "LSLS"}
 ACTING: dict[str, list[Any]] = {
     "cswin": [{"softmax_split_sizes": (1, 2, 1, 7)}, {"attn_types": "SSSS"}],
-    "deit": [{"pos_drop_rate": 0.5}, {"focusing_factor": 1.0}, {"attn_types": "LS"}],
+    "deit": [{"pos_drop_rate": 0.5}, {"focusing_factor": 1.0}, {"attn_types": "S"}],
     "pvt": [{"pos_drop_rate": 0.5}, {"stretch": "tokens"}, {"attn_types": "SSSS"}],
     "pvt_v2": [{"stretch": "tokens"}, {"attn_types": "SSSS"}],
     "swin": [{"attn_types": "SSSS"}],
 }
-for family, options in ACTING.items():
+for options in ACTING.values():
     options += [{"drop_rate": 0.5}, {"proj_drop_rate": 0.5}, {"drop_path_rate": 0.5}, {"focusing_factor": 4.0}]
-    options += [] if family == "deit" else [{"attn_drop_rate": 0.5}]
+    options += [{"attn_drop_rate": 0.5}]
 
 
 @by_family(ACTING, "option")
 def test_every_option_changes_the_result_and_dropout_in_training_alone(family: str, option: dict[str, Any]) -> None:
-    layout = _REDUCED if "pvt" in family else {}
+    layout: dict[str, Any] = {"attn_types": MIXED[family]} | ({"sr_ratios": (4, 2, 1, 1)} if "pvt" in family else {})
     plain, other = small(family, **layout), small(family, **(layout | option))
     other.load_state_dict(plain.state_dict(), strict="attn_types" not in option)
     x = images(64, 64, batch=4)
@@ -382,7 +384,6 @@ REFUSED: dict[str, list[Any]] = {
         ({"num_heads": (1, 1, 1, 1)}, "num_heads must be even"),
     ],
     "deit": [
-        ({"attn_drop_rate": 0.1}, "attn_drop_rate has no meaning.*got 0.1"),
         ({"patch_drop_rate": 0.2}, "patch_drop_rate has no meaning.*got 0.2"),
         ({"qk_norm": True}, "qk_norm has no meaning.*got True"),
         ({"scale_attn_norm": True}, "scale_attn_norm has no meaning.*got True"),
@@ -408,14 +409,15 @@ REFUSED: dict[str, list[Any]] = {
         ({"always_partition": True}, "always_partition can only be False"),
     ],
 }
-for family, refused in REFUSED.items():
+for refused in REFUSED.values():
     refused += [
         ({"attn_types": "LLX"}, "attn_types must be.*each of [24].*got 'LLX'"),
         ({"attn_types": "X"}, "attn_types must be.*got 'X'"),
+        ({"attn_types": "LSLSLSLSL"}, r"attn_types must be.*each of \d blocks.*got 'LSLSLSLSL' \(9 letters\)"),
         ({"kernel_size": 4}, "kernel_size must be odd.*4"),
         ({"focusing_factor": 0.5}, "focusing_factor must be.*0.5"),
     ]
-    refused += [] if family == "deit" else [({"attn_types": "L", "attn_drop_rate": 0.1}, "attn_drop_rate acts on")]
+    refused += [({"attn_types": "L", "attn_drop_rate": 0.1}, "attn_drop_rate acts on")]
 
 
 @by_family(REFUSED, "option", "message")

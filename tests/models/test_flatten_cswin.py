@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flatten_transformer.layers import create_attention
 from flatten_transformer.layers.attention.layout import Layout
 from flatten_transformer.layers.windows import Windows
+from flatten_transformer.models.cures import LayoutError
 from flatten_transformer.models.fit_weights import checkpoint_filter_fn
 from flatten_transformer.models.flatten_cswin import SoftmaxStripes, attend_in_stripes, linear_stripes
 from tests.helpers import relative_error
@@ -96,7 +97,7 @@ def test_stripes_as_wide_as_the_maps_are_the_default() -> None:
 
 
 def test_a_checkpoint_of_another_layout_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="not of FlattenCSwinTransformer in this size"):
+    with pytest.raises(LayoutError, match="3 blocks are linear in the weights and softmax in this model"):
         checkpoint_filter_fn(official("cswin", small("cswin")), small("cswin", attn_types="S"))
     with pytest.raises(RuntimeError, match="scale"):
         small("cswin").load_state_dict(official("cswin", small("cswin", attn_types="S")))

@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models import get_model_args
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
 from flatten_transformer.layers import FocusedLinearAttention, create_attention
 from flatten_transformer.layers.windows import Windows
+from flatten_transformer.models.cures import LayoutError
 from flatten_transformer.models.fit_weights import checkpoint_filter_fn
 from flatten_transformer.models.flatten_swin import LinearWindowBlock, SoftmaxWindowBlock
 from tests.helpers import relative_error
-from tests.models.families import FAMILIES, create, draw, layouts, official, small
+from tests.models.families import FAMILIES, MIXED, create, draw, layouts, official, small
 
 FOCUSED = partial(create_attention, "focused")
 
@@ -91,7 +93,7 @@ def test_the_softmax_twin_is_timms_model(size: tuple[int, int]) -> None:
 def test_a_model_called_at_a_size_is_the_model_built_for_it(family: str, layout: dict[str, Any]) -> None:
     built = small(family, **layout)
     called = create(family, **layout, img_size=(128, 96))
-    if "S" in called.attn_types:  # a map smaller than the window has a smaller table of position biases
+    if "S" in layout.get("attn_types", "LLSS"):  # a map smaller than the window has a smaller table of position biases
         built, called = small(family, **layout, img_size=96), create(family, **layout, img_size=(128, 96))
     called.load_state_dict(built.state_dict())
     images = torch.randn(1, 3, 128, 96)
@@ -125,8 +127,32 @@ def test_a_window_set_alone_leaves_the_other_as_it_is() -> None:
     assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
 
 
+def test_windows_of_both_kinds_in_a_stage_grow_with_the_image_and_are_told_to_whoever_rebuilds_the_model() -> None:
+    model = small("swin", attn_types=MIXED["swin"], window_size=8, softmax_window_size=2)
+    assert [[block.shifted for block in stage.blocks] for stage in model.layers] == [[False, True]] * 3 + [[False]]
+    model.set_input_size((128, 128))
+    assert [
+        [block.window_size_on((64, 64)) for block in stage.blocks if isinstance(block, kind)][:1]
+        for stage in model.layers
+        for kind in (LinearWindowBlock, SoftmaxWindowBlock)
+    ] == [[(16, 16)], [(4, 4)]] * 2 + [[(16, 16)], [], [], [(4, 4)]]
+    rebuilt = timm.create_model("flatten_swin_tiny_patch4_224", **get_model_args(model)).eval()
+    rebuilt.load_state_dict(model.state_dict())
+    images = torch.randn(1, 3, 128, 128)
+    assert torch.equal(rebuilt(images), model(images))
+    model.set_input_size(window_size=5)  # the other stays as it has grown
+    assert [block.windows((64, 64)).window_size for block in model.layers[0].blocks] == [(4, 4), (5, 5)]
+
+
+def test_windows_can_be_set_where_a_feature_extractor_has_cut_stages_off() -> None:
+    extractor = create("swin", features_only=True, out_indices=(0, 1), feature_cls="getter")
+    extractor.model.set_input_size((96, 96))
+    extractor.model.set_input_size(window_size=5)
+    assert [stage.blocks[0].windows((32, 32)).window_size for stage in extractor.model.layers] == [(5, 5), (5, 5)]
+
+
 def test_a_checkpoint_of_another_layout_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="not of FlattenSwinTransformer in this size"):
+    with pytest.raises(LayoutError, match="4 blocks are linear in the weights and softmax in this model"):
         checkpoint_filter_fn(official("swin", small("swin")), small("swin", attn_types="S"))
     with pytest.raises(RuntimeError, match="scale"):
         small("swin").load_state_dict(official("swin", small("swin", attn_types="S")))

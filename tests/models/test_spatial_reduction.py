@@ -15,10 +15,10 @@ from flatten_transformer.layers.patches import pad_to_patches
 from flatten_transformer.models.options import check_attn_drop
 from flatten_transformer.models.spatial_reduction import (
     SpatialReductionAttention,
+    block_sr_ratios,
     build_attention,
     pyramid_feat_sizes,
     set_feat_sizes,
-    stage_sr_ratios,
 )
 
 
@@ -114,21 +114,21 @@ def test_softmax_attention_on_a_map_smaller_than_a_patch_has_the_keys_of_the_map
 @pytest.mark.parametrize(
     ("sr_ratios", "attn_types", "expected"),
     [
-        (None, "LLLL", (1, 1, 1, 1)),
-        (None, "SSSS", (8, 4, 2, 1)),
-        (None, "LSLS", (1, 4, 1, 1)),
-        (2, "LLSS", (2, 2, 2, 2)),
-        ([8, 4, 2, 1], "LLSS", (8, 4, 2, 1)),
+        (None, ["L", "LL", "L", "L"], [(1,), (1, 1), (1,), (1,)]),
+        (None, ["S", "S", "SS", "S"], [(8,), (4,), (2, 2), (1,)]),
+        (None, ["LS", "SLS", "LS", "S"], [(1, 8), (4, 1, 4), (1, 2), (1,)]),
+        (2, ["LS", "L", "S", "S"], [(2, 2), (2,), (2,), (2,)]),
+        ([8, 4, 2, 1], ["LS", "L", "S", "S"], [(8, 8), (4,), (2,), (1,)]),
     ],
 )
-def test_reductions_come_a_stage(sr_ratios: Any, attn_types: str, expected: tuple[int, ...]) -> None:
-    assert stage_sr_ratios(sr_ratios, attn_types) == expected
+def test_reductions_are_those_of_the_stage_or_of_the_kind(sr_ratios: Any, attn_types: list[str], expected: Any) -> None:
+    assert block_sr_ratios(sr_ratios, attn_types) == expected
 
 
 @pytest.mark.parametrize("sr_ratios", [0, (8, 4, 2), (8, 4, 2, 0), (8, 4, 2, 1.5), "8421"])
 def test_reductions_that_are_not_whole_numbers_a_stage_are_refused(sr_ratios: Any) -> None:
     with pytest.raises(ValueError, match="whole number of at least 1 for each of 4 stages"):
-        stage_sr_ratios(sr_ratios, "LLLL")
+        block_sr_ratios(sr_ratios, "LLLL")
 
 
 def test_dropout_on_attention_weights_needs_attention_weights() -> None:

@@ -15,6 +15,7 @@ from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+SWIN = {"img_size": 32, "embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2], "window_size": 4, "attn_types": "LS-L"}
 INFO = ModelInfo("flatten_deit_tiny_patch16_224", SIZES, ("cat", "dog"), Preprocessing(16, 1, (0.3,), (0.4,)))
 
 
@@ -23,9 +24,10 @@ INFO = ModelInfo("flatten_deit_tiny_patch16_224", SIZES, ("cat", "dog"), Preproc
     [
         INFO,
         ModelInfo(INFO.name, SIZES | {"attn_types": "S"}, ("a", "b", "ü"), Preprocessing(16, 3, (0.5,) * 3, (0.5,) * 3)),
+        ModelInfo("flatten_swin_tiny_patch4_224", SWIN, ("a", "b"), Preprocessing(32, 1, (0.3,), (0.4,))),
         ModelInfo("resnet10t", {}, ("a", "b"), Preprocessing(32, 3, (0.5,) * 3, (0.5,) * 3)),
     ],
-    ids=["flatten", "softmax", "resnet"],
+    ids=["flatten", "softmax", "both in a stage", "resnet"],
 )
 def test_a_model_comes_back_as_it_was(info: ModelInfo, tmp_path: Path) -> None:
     model = info.build().eval()
