@@ -77,7 +77,7 @@ class MultiheadAdapter(nn.Module):
         Raises:
             ValueError: If keys and values differ, a mask cannot be applied, or a design has no weights to return.
         """
-        mask = kept_keys(key_padding_mask, attn_mask, is_causal)
+        mask = multihead_mask(key_padding_mask, attn_mask, is_causal)
         if value is not key:
             raise ValueError("key and value must be one tensor: the attention projects both from its context")
         context = None if key is query and not self._takes_context() else key
@@ -98,7 +98,7 @@ class MultiheadAdapter(nn.Module):
         return f"batch_first={self.batch_first}"
 
 
-def kept_keys(key_padding_mask: Tensor | None, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
+def multihead_mask(key_padding_mask: Tensor | None, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
     """Return where a key takes part, ``[B, 1, 1, M]``, by the masks of ``torch.nn.MultiheadAttention``; None: everywhere.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatten_transformer.linearize.forms import LinearForm
+from flatten_transformer.linearize.forms import is_linear
 from flatten_transformer.linearize.mixer import LinearMixer
 from flatten_transformer.linearize.tokens import patch_embedding
 
@@ -45,7 +45,7 @@ def compared(teacher: nn.Module, student: nn.Module, compare: Compare) -> Iterat
     handles = [
         teacher.get_submodule(name).register_forward_hook(hook(name, part), with_kwargs=True)
         for name, part in student.named_modules()
-        if isinstance(part, LinearForm)
+        if is_linear(part)
     ]
     patches = patch_embedding(teacher)
     if patches is not None:  # the student's own is not run

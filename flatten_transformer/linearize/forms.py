@@ -108,7 +108,7 @@ def form_of(module: nn.Module) -> type[LinearForm] | None:
         >>> form_of(Attention(32, 2)).__name__
         'LinearAttention'
     """
-    if isinstance(module, LinearForm):
+    if is_linear(module):
         return None
     for kind in type(module).__mro__:
         if kind in _FORMS:
@@ -116,6 +116,11 @@ def form_of(module: nn.Module) -> type[LinearForm] | None:
         if "forward" in vars(kind):
             return None
     return None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a converted attention."""
+    return isinstance(getattr(module, "mixer", None), LinearMixer)
 
 
 def softmax_attentions(model: nn.Module) -> list[str]:
@@ -151,7 +156,7 @@ def softmax_attentions(model: nn.Module) -> list[str]:
 
 def _others(model: nn.Module) -> str:
     """Return what may be an attention, and the cure."""
-    if any(isinstance(part, (LinearForm, GridAttention)) for part in model.modules()):
+    if any(is_linear(part) or isinstance(part, GridAttention) for part in model.modules()):
         return ": its attentions are linear already"
     kinds = dict.fromkeys(
         _class(part) for part in model.modules() if "attn" in (name := type(part).__name__.lower()) or "attention" in name

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatten_transformer.layers.attention.layout import split_heads
-from flatten_transformer.layers.multihead import kept_keys
-from flatten_transformer.linearize.forms import LinearForm, linear_form_of
+from flatten_transformer.layers.multihead import multihead_mask
+from flatten_transformer.linearize.forms import LinearForm, is_linear, linear_form_of
 from flatten_transformer.linearize.mixer import LinearMixer
 
 
@@ -57,7 +57,7 @@ class LinearMultiheadAttention(LinearForm, nn.MultiheadAttention):
         """
         if not (query is key is value):
             raise ValueError("this attention attends to its own tokens alone: queries, keys and values must be one tensor")
-        mask = kept_keys(key_padding_mask, attn_mask, is_causal)
+        mask = multihead_mask(key_padding_mask, attn_mask, is_causal)
         x = query if self.batch_first else query.transpose(0, 1)
         parts = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=2)
         q, k, v = (split_heads(part, self.num_heads) for part in parts)
@@ -68,5 +68,5 @@ class LinearMultiheadAttention(LinearForm, nn.MultiheadAttention):
 def without_nested_tensors(model: nn.Module) -> None:
     """Keep torch's encoders from packing padded batches into nested tensors, which know no grid."""
     for encoder in model.modules():
-        if isinstance(encoder, nn.TransformerEncoder) and any(isinstance(part, LinearForm) for part in encoder.modules()):
+        if isinstance(encoder, nn.TransformerEncoder) and any(is_linear(part) for part in encoder.modules()):
             encoder.use_nested_tensor = False

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from flatten_transformer.tasks.task import Task
 
 TaskName = str  # of TASKS, or registered
-TASKS: dict[TaskName, str] = {"classify": "classification", "detect": "detection", "segment": "segmentation"}  # name: folder
+TASKS: dict[TaskName, str] = {
+    "classify": "classification",
+    "detect": "detection",
+    "segment": "segmentation",
+    "distill": "distillation",
+}  # name: folder
 _own: dict[TaskName, TaskSpec] = {}
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flatten_transformer.data.by_name import image_defaults, open_data_set
+from flatten_transformer.data.by_name import DataSet, image_defaults, open_data_set
 from flatten_transformer.data.module import DataModule
 from flatten_transformer.data.preprocessing import channel_statistics
 from flatten_transformer.data.reading import Transformed
@@ -74,9 +74,12 @@ class ImageData(DataModule):
         check_val_share(val_share)
         self.preprocessing = replace(fill_in(dataset, img_size, in_chans, self.mean, self.std), crop_pct=crop_pct)
         size = self.preprocessing.img_size
-        data_set = open_data_set(dataset, root, download=download, val_share=val_share, img_size=size)
+        data_set = self._data_set(dataset, root, download=download, val_share=val_share, img_size=size)
         self.class_names, self._sources, self.left_out = data_set
         self._train_transform = augmentation.transform(self.preprocessing)
+
+    def _data_set(self, dataset: str, root: str | Path | None, **options: Any) -> DataSet:
+        return open_data_set(dataset, root, **options)
 
     def _open(self, split: Split) -> Transformed:
         """Return the images of a split, augmented for training, else preprocessed."""

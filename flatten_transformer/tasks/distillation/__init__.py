@@ -1,0 +1,1 @@
+"""Distillation of a linear student from its softmax teacher."""
