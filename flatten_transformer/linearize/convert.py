@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flatten_transformer.layers import create_attention
 from flatten_transformer.linearize.forms import form_of, softmax_attentions
+from flatten_transformer.linearize.hugging_face_forms import use_mixers
 from flatten_transformer.linearize.keep import Keep, choose
 from flatten_transformer.linearize.mixer import LinearMixer
 from flatten_transformer.linearize.timm_forms import are_shifted, widen_windows
@@ -134,9 +135,13 @@ def convert(model: Model, names: Sequence[str], plan: Plan) -> Model:
             seen = _watch(model, tokens)
         place = Tokens(grid, 0) if grid is not None else tokens
         mixer = _mixer(form.heads(host), place, next(host.parameters()), plan, None if grid is not None else seen)
-        host.__class__ = form
-        host.adopt(mixer.train(host.training))
+        if issubclass(form, type(host)):
+            host.__class__ = form
+        for part in form.without:
+            delattr(host, part)
+        form.adopt(host, mixer.train(host.training))
     without_nested_tensors(model)
+    use_mixers(model)
     return model
 
 

@@ -50,13 +50,12 @@ class LinearForm:
 
     def adopt(self, mixer: LinearMixer) -> None:
         """Take what attends from now on."""
-        for part in self.without:
-            delattr(self, part)
         self.mixer = mixer
 
 
-Form = TypeVar("Form", bound=type[nn.Module])
+Form = TypeVar("Form", bound=type[Any])
 _FORMS: dict[type[nn.Module], type[LinearForm]] = {}
+_FORMS_BY_LOOK: list[tuple[Callable[[nn.Module], bool], type[LinearForm]]] = []  # of hosts that keep their class
 
 
 def linear_form_of(host: type[nn.Module]) -> Callable[[Form], Form]:
@@ -114,8 +113,18 @@ def form_of(module: nn.Module) -> type[LinearForm] | None:
         if kind in _FORMS:
             return _FORMS[kind]
         if "forward" in vars(kind):
-            return None
-    return None
+            break
+    return next((form for looks_so, form in _FORMS_BY_LOOK if looks_so(module)), None)
+
+
+def linear_form_by_look(looks_so: Callable[[nn.Module], bool]) -> Callable[[Form], Form]:
+    """Register the form of all modules of a look, for libraries that call a function to attend; they keep their classes."""
+
+    def register(form: Form) -> Form:
+        _FORMS_BY_LOOK.append((looks_so, form))
+        return form
+
+    return register
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -143,6 +152,8 @@ def softmax_attentions(model: nn.Module) -> list[str]:
             'pretrained_cfg_overlay={"file": …}'
         )
     found = {name: form for name, module in model.named_modules() if (form := form_of(module)) is not None}
+    if any(not issubclass(form, nn.Module) for form in found.values()):  # transformers: torch's attention pools there
+        found = {name: form for name, form in found.items() if not issubclass(form, nn.Module)}
     for name, form in found.items():
         host = model.get_submodule(name)
         try:

@@ -78,6 +78,33 @@ def of_torch() -> Host:
     return Host(build, (2, 15, 32), (2, 11, 32), {"grid_size": (15,), "num_prefix_tokens": 0})
 
 
+def of_transformers(name: str, **args: Any) -> Host:
+    """Return a vision model of Hugging Face transformers, at any size where it has the switch."""
+    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    any_size = {} if "DINOv3" in name else {"interpolate_pos_encoding": True}
+
+    def build() -> nn.Module:
+        import transformers
+
+        config = getattr(transformers, f"{name}Config")(**small, image_size=64, patch_size=16, **args)
+        model = getattr(transformers, f"{name}Model")(config)
+        return _Pooled(model, any_size)
+
+    return Host(build, (2, 3, 64, 64), (2, 3, 32, 96))
+
+
+class _Pooled(nn.Module):
+    """A model of transformers that returns its last tokens."""
+
+    def __init__(self, model: nn.Module, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.options = model, options
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens: Tensor = self.model(images, **self.options).last_hidden_state
+        return tokens
+
+
 SWIN: dict[str, Any] = {
     "img_size": 56,
     "depths": (1, 2),
@@ -99,6 +126,11 @@ HOSTS = {
     "swin": of_timm("swin_tiny_patch4_window7_224", 56, **SWIN),
     "pvt_v2": of_timm("pvt_v2_b0", **PVT),
     "flatten_deit softmax": of_timm("flatten_deit_tiny_patch16_224", **SMALL, attn_types="S"),
+    "transformers vit": of_transformers("ViT"),
+    "transformers dinov2": of_transformers("Dinov2WithRegisters", num_register_tokens=2),
+    "transformers dinov3": of_transformers("DINOv3ViT", num_register_tokens=4),
+    "transformers clip": of_transformers("CLIPVision"),
+    "transformers siglip": of_transformers("SiglipVision"),
     "torchvision": of_torchvision(),
     "torch": of_torch(),
 }

@@ -32,7 +32,7 @@ def test_a_classifier_begins_with_softmax_weights_and_is_saved_and_loaded(tmp_pa
     info = ModelInfo("vit_tiny_patch16_224", VIT, ("a", "b", "c"), Preprocessing(64, 3, (0.5,) * 3, (0.5,) * 3))
     save_model(tmp_path / "teacher.safetensors", teacher, info)
     args: dict[str, Any] = {**VIT, "linearize": {"keep": [1], "attention": "relu"}}
-    weights = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "teacher.safetensors")}}
+    weights = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "teacher.safetensors"), "num_classes": 3}}
     student = build_model("vit_tiny_patch16_224", {**args, **weights}, 3, 3).eval()
     x = torch.rand(2, 3, 64, 64)
     wanted = linearize(teacher, "relu", keep=[1]).eval()(x)
@@ -45,14 +45,14 @@ def test_a_classifier_begins_with_softmax_weights_and_is_saved_and_loaded(tmp_pa
 
 def test_detectors_and_segmenters_stand_on_linearized_backbones() -> None:
     args: dict[str, Any] = {"backbone": "pvt_v2_b0", "backbone_args": {**PYRAMID, "linearize": True}}
-    assert mixers(build_segmenter("semantic_fpn", {**args, "decoder_channels": 8}, 2, 3)) == 4
+    assert mixers(build_segmenter("semantic_fpn", {**args, "decoder_channels": 128}, 2, 3)) == 4
     assert mixers(build_detector("retinanet", args, 2, 3)) == 4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"atention": "relu"}, "linearize has no option 'atention': did you mean attention?"),
+        ({"atention": "relu"}, "linearize has no option 'atention': did you mean attention or attention_args?"),
         ("relu", 'linearize must be true or hold options by name, such as {"attention": "relu"}, got \'relu\''),
         ({"keep": "auto"}, "keep='auto' chooses blocks by their errors"),
     ],

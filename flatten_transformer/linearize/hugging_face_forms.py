@@ -1,0 +1,48 @@
+"""Linear form of the attentions in vision models of Hugging Face transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from flatten_transformer.layers.hugging_face import MIXER, register_attentions
+from flatten_transformer.linearize.forms import LinearForm, is_linear, linear_form_by_look
+
+
+def is_hugging_face(module: nn.Module) -> bool:
+    """Return whether a module calls its attention by transformers' interface, for tokens without an order."""
+    has_interface = hasattr(getattr(module, "config", None), "_attn_implementation")
+    return has_interface and getattr(module, "is_causal", None) is False and hasattr(module, "q_proj")
+
+
+@linear_form_by_look(is_hugging_face)
+class HuggingFaceForm(LinearForm):
+    """An attention of transformers keeps its class: it calls the function ``"flatten_mixer"``, which calls its mixer."""
+
+    @classmethod
+    def heads(cls, host: Any) -> tuple[int, int]:
+        """Return heads and channels."""
+        head_dim = int(host.head_dim)
+        return host.q_proj.out_features // head_dim, head_dim
+
+    @classmethod
+    def check(cls, host: Any) -> None:
+        """Refuse text, which lies on no grid of patches and is causal in CLIP."""
+        if "Text" in type(host.config).__name__:
+            raise ValueError("it attends to text: give the part that sees images, model.vision_model")
+
+    @classmethod
+    def attention_dropout(cls, host: Any) -> float:
+        """Return it as transformers' modules name it."""
+        return float(getattr(host, "attention_dropout", getattr(host, "dropout", 0.0)))
+
+
+def use_mixers(model: nn.Module) -> None:
+    """Let the models of transformers in a model call the mixers of their attentions."""
+    if not any(is_linear(part) and is_hugging_face(part) for part in model.modules()):
+        return
+    register_attentions()
+    for part in model.modules():
+        if hasattr(part, "set_attn_implementation"):
+            part.set_attn_implementation(MIXER)  # type: ignore[operator]
