@@ -1,12 +1,13 @@
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from flatten_transformer import cli
-from flatten_transformer.commands import demo, demo_dense, demo_runs
+from flatten_transformer.commands import demo, demo_dense, demo_runs, trainings
 from flatten_transformer.data.preprocessing import read_image
 from flatten_transformer.training.cli import train
 from flatten_transformer.training.interruption import Interrupted
@@ -26,7 +27,7 @@ def test_the_demo_trains_judges_draws_and_uses_both_models(
     monkeypatch.chdir(tmp_path)
     few_scenes(tmp_path, monkeypatch)
     quick = ["--trainer.limit_train_batches=1", "--trainer.enable_progress_bar=false"]
-    monkeypatch.setattr(demo_runs, "train", lambda stage, args: train(stage, [*args, *quick]))
+    monkeypatch.setattr(trainings, "train", lambda stage, args: train(stage, [*args, *quick]))
     monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=run_in_this_process))
     demo_dense.demo_dense(scenes=2, max_epochs=1)
     printed = capfd.readouterr().out
@@ -41,7 +42,7 @@ def test_the_demo_trains_judges_draws_and_uses_both_models(
 def test_a_demo_that_is_stopped_says_what_is_done_and_how_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def trained(recipe: str, max_epochs: int | None, *, resume: bool) -> Path:
+    def trained(recipe: str, options: Sequence[str], *, name: str, resume: bool) -> Path:
         if "semantic_fpn" in recipe:
             raise Interrupted(signal.SIGINT)
         return Path("runs")

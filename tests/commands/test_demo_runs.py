@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flatten_transformer.commands import demo_runs
+from flatten_transformer.commands import demo_runs, trainings
 from flatten_transformer.training import class_report, summary
 from flatten_transformer.training.cli import train
 from flatten_transformer.training.history import History
@@ -24,7 +24,11 @@ QUICK = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_runs, "code", lambda: "abc")
+    monkeypatch.setattr(trainings, "code", lambda: "abc")
+
+
+def trained(max_epochs: int, *, resume: bool) -> Path:
+    return trainings.trained(RECIPE, [f"--trainer.max_epochs={max_epochs}"], name="demo", resume=resume)
 
 
 def train_briefly(stage: Any, args: Sequence[str]) -> Any:
@@ -56,7 +60,7 @@ def stop_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_is_not_trained_again(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo_runs, "train", train_briefly)
+    monkeypatch.setattr(trainings, "train", train_briefly)
     for module in (summary, class_report):  # pictures take seconds
         monkeypatch.setattr(module, "find_spec", lambda _: None)
     with monkeypatch.context() as patch:
@@ -66,12 +70,12 @@ def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_is_not_trained_again
     assert RunRecord(RUNS / "demo").state == "stopped"
     capfd.readouterr()
 
-    assert demo_runs.trained(RECIPE, 2, resume=True) == RUNS / "demo_2"
+    assert trained(2, resume=True) == RUNS / "demo_2"
     assert f"flatten: {RUNS}/demo was stopped: going on from {RUNS}/demo/checkpoints/last.ckpt\n" in capfd.readouterr().err
     record = RunRecord(RUNS / "demo_2")
     assert (record.state, record.epochs, len(record.rows)) == ("done", 2, 1)  # it has trained the second epoch alone
 
-    monkeypatch.setattr(demo_runs, "train", None)
+    monkeypatch.setattr(trainings, "train", None)
     run = demo_runs.run_recipes(Console(), {"tiny": RECIPE}, 2, resume=True)["tiny"]
     assert f"flatten: {RUNS}/demo_2 is trained already; --resume false trains anew" in capfd.readouterr().err
     assert run.model_file == RUNS / "demo_2" / "checkpoints" / "model.safetensors"
@@ -81,19 +85,19 @@ def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_is_not_trained_again
 
 def test_a_run_of_other_options_or_code_is_left_alone(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     def taken(max_epochs: int, resume: bool = True) -> tuple[str, str]:
-        folder = demo_runs.trained(RECIPE, max_epochs, resume=resume)
+        folder = trained(max_epochs, resume=resume)
         return folder.name, capfd.readouterr().err.removeprefix(f"flatten: {RUNS}/")
 
     anew = "training anew\n"
-    monkeypatch.setattr(demo_runs, "train", train_not_at_all)
+    monkeypatch.setattr(trainings, "train", train_not_at_all)
     assert taken(1) == ("demo", "")
-    assert taken(2) == ("demo_2", f"demo is left alone (max_epochs differs): {anew}")
-    monkeypatch.setattr(demo_runs, "code", lambda: "def")
+    assert taken(2) == ("demo_2", f"demo is left alone (command differs): {anew}")
+    monkeypatch.setattr(trainings, "code", lambda: "def")
     assert taken(2) == ("demo_3", f"demo_2 is left alone (code differs): {anew}")
     assert taken(2, resume=False) == ("demo_4", f"demo_3 is left alone (resume is false): {anew}")
     for _ in range(2):
         assert taken(2) == ("demo_4", "demo_4 is trained already; --resume false trains anew, into another folder\n")
     (RUNS / "demo_4" / "checkpoints" / "model.safetensors").unlink()
     assert taken(2) == ("demo_5", "")
-    Path("runs/demos.json").write_text("[")
+    Path("runs/origins.json").write_text("[")
     assert taken(2)[0] == "demo_6"
