@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,9 +74,7 @@ class DistillationTask(ClassificationTask):
             raise ValueError("a student learns from the weights of its teacher: give --model.pretrained teacher.safetensors")
         model_args = {"linearize": {}, **(model_args or {}), **_with_head(weights_args(pretrained), num_classes)}
         super().__init__(name, model_args, num_classes=num_classes, in_chans=in_chans, **options)
-        softmax = {key: value for key, value in model_args.items() if key not in ("linearize", "checkpoint_path")}
-        teacher = build_model(name, softmax, num_classes, in_chans)
-        _check_head(teacher, num_classes)
+        teacher = build_teacher(name, model_args, pretrained, num_classes, in_chans)
         self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: no part of the state, nor of the optimizer
         self.stage = stage
         self.match = match
@@ -182,19 +180,36 @@ class DistillationTask(ClassificationTask):
             return Outputs(features, model.forward_head(features))
 
 
-def _with_head(weights: dict[str, Any], num_classes: int) -> dict[str, Any]:
-    """Let timm take the classifier of a file, too: it drops one of other classes than those of its own weights."""
-    overlay = weights.get("pretrained_cfg_overlay")
-    return weights if overlay is None else {**weights, "pretrained_cfg_overlay": {**overlay, "num_classes": num_classes}}
+def build_teacher(
+    name: str, model_args: Mapping[str, Any], pretrained: bool | Path, num_classes: int, in_chans: int
+) -> nn.Module:
+    """Build the softmax model of a student, with its weights.
 
+    Args:
+        name: timm name of the model.
+        model_args: Arguments of the student.
+        pretrained: A file of weights, or true for the published ones.
+        num_classes: Classes of the weights.
+        in_chans: Channels of the images.
 
-def _check_head(teacher: Any, num_classes: int) -> None:
-    published = teacher.pretrained_cfg.get("num_classes")
+    Raises:
+        ValueError: If the weights are of other classes, or do not fit.
+    """
+    args = {key: value for key, value in model_args.items() if key not in ("linearize", "checkpoint_path")}
+    teacher = build_model(name, {**args, **_with_head(weights_args(pretrained), num_classes)}, num_classes, in_chans)
+    published = teacher.pretrained_cfg.get("num_classes")  # type: ignore[operator,union-attr]
     if published != num_classes:
         raise ValueError(
             f"the published weights tell {published} classes apart and the data have {num_classes}: fine-tune the teacher on "
             "them first, by flatten fit, and give its model.safetensors"
         )
+    return teacher
+
+
+def _with_head(weights: dict[str, Any], num_classes: int) -> dict[str, Any]:
+    """Let timm take the classifier of a file, too: it drops one of other classes than those of its own weights."""
+    overlay = weights.get("pretrained_cfg_overlay")
+    return weights if overlay is None else {**weights, "pretrained_cfg_overlay": {**overlay, "num_classes": num_classes}}
 
 
 class Outputs(NamedTuple):
