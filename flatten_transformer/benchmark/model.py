@@ -180,10 +180,10 @@ def _graphed(run: Run) -> Run:
     return Run(replay, run.setting)
 
 
-def draw_images(images: Images, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Draw two batches of images, ``[2, B, 3, size, size]``, used in turn."""
+def draw_images(images: Images, dtype: torch.dtype, device: torch.device, in_chans: int = 3) -> Tensor:
+    """Draw two batches of images, ``[2, B, in_chans, size, size]``, used in turn."""
     generator = torch.Generator(device).manual_seed(0)
-    shape = (2, images.batch, 3, images.image_px, images.image_px)
+    shape = (2, images.batch, in_chans, images.image_px, images.image_px)
     return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
 

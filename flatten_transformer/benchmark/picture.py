@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flatten_transformer.benchmark.growth import crossover, fastest
+from flatten_transformer.benchmark.machine import Header
 from flatten_transformer.benchmark.report import ATTENTION, RELEASED, SOFTMAX, Point, Report
 from flatten_transformer.utils.atomic_file import write_figure
 from flatten_transformer.utils.picture_style import LINES, PALE, add_grid, new_figure, styled
@@ -60,7 +61,7 @@ def draw(report: Report, path: Path) -> None:
     """
     with styled():
         figure = _sweep(report) if _is_sweep(report.points) else _bars(report)
-        _add_legend(figure, _caption(report))
+        _add_legend(figure, machine_caption(report.header))
         write_figure(path, figure, tight=True)
 
 
@@ -70,8 +71,8 @@ def _is_sweep(points: Sequence[Point]) -> bool:
     return len(sizes) >= 3 and len({(point.shape["channels"], point.shape["heads"]) for point in attention}) == 1
 
 
-def _caption(report: Report) -> str:
-    header = report.header
+def machine_caption(header: Header) -> str:
+    """Return machine, versions and date of a measurement, for below its picture."""
     threads = f", threads: {header['threads']}" if header.get("device") == "cpu" else ""
     versions = f"torch {header.get('torch')} · commit {header.get('commit')}"
     date = str(header.get("date")).partition("T")[0]
@@ -99,7 +100,7 @@ def _sweep(report: Report) -> Figure:
     axes = figure.subplots(len(rows), 2, squeeze=False)
     for (dtype, direction), (time_axis, memory_axis) in zip(rows, axes, strict=True):
         row = [point for point in points if (point.dtype, point.direction) == (dtype, direction)]
-        _log_axes(time_axis, row, _time_ticks)
+        _log_axes(time_axis, row, time_tick)
         _log_axes(memory_axis, row, _memory_ticks)
         _draw_lines(time_axis, row, "median_us")
         _draw_lines(memory_axis, row, "peak_mib")
@@ -184,7 +185,13 @@ def _tokens_tick(tokens: int) -> str:
     return f"{tokens:,}"
 
 
-def _time_ticks(us: float) -> str:
+def time_tick(us: float) -> str:
+    """Return a round time in a fitting unit.
+
+    Example:
+        >>> time_tick(500), time_tick(2e3)
+        ('500 µs', '2 ms')
+    """
     return f"{us / 1e6:g} s" if us >= 1e6 else f"{us / 1e3:g} ms" if us >= 1e3 else f"{us:g} µs"
 
 

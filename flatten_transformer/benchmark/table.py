@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich import box
@@ -59,12 +60,34 @@ def memory_label(mib: float) -> str:
     return f"{_three_digits(mib * 1024)} KiB"
 
 
+def error_label(error: float) -> str:
+    """Return a relative error to two digits.
+
+    Example:
+        >>> error_label(0.4567), error_label(12.3), error_label(2.4e-7)
+        ('0.46', '12', '2.4e-07')
+    """
+    return f"{error:#.2g}".rstrip(".")
+
+
+def share_label(share: float | None) -> str:
+    """Return a share in per cent, rounded so that only all is 100.
+
+    Example:
+        >>> share_label(0.99996), share_label(1.0), share_label(0.7861), share_label(None)
+        ('99.99 %', '100 %', '78.61 %', '')
+    """
+    if share is None:
+        return ""
+    return "100 %" if share == 1 else f"{math.floor(share * 1e4 + 1e-6) / 100:.2f} %"
+
+
 def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _attention_table(points: Sequence[Point]) -> Table:
-    table = _table(race_title(points[0]), "contender", "median", "±", "× released", "× floor", "memory", "error")
+    table = new_table(race_title(points[0]), "contender", "median", "±", "× released", "× floor", "memory", "error")
     best = max((speedup for p in points if not p.contender.startswith("ours") and (speedup := p.speedup())), default=0.0)
     for point in points:
         if point.median_us is None:
@@ -78,7 +101,7 @@ def _attention_table(points: Sequence[Point]) -> Table:
 
 
 def _model_table(points: Sequence[Point]) -> Table:
-    table = _table(race_title(points[0]), "contender", "median", "÷ released", "÷ softmax", "images/s", "memory")
+    table = new_table(race_title(points[0]), "contender", "median", "÷ released", "÷ softmax", "images/s", "memory")
     for point in points:
         if point.median_us is None:
             continue
@@ -89,7 +112,7 @@ def _model_table(points: Sequence[Point]) -> Table:
 
 
 def _means_table(report: Report) -> Table:
-    table = _table(
+    table = new_table(
         "times as fast as the released form: geometric mean", "contender", "dtype", "direction", "shapes", "× released"
     )
     for mean in report.means:
@@ -100,14 +123,15 @@ def _means_table(report: Report) -> Table:
 def _growth_table(report: Report) -> Table:
     one = report.growth[0]
     title = f"growth with the tokens N from {one.from_tokens:,} on: cost of one sample ~ N^exponent"
-    table = _table(title, "contender", "dtype", "direction", "up to N", "time", "memory")
+    table = new_table(title, "contender", "dtype", "direction", "up to N", "time", "memory")
     for one in report.growth:
         memory = "" if one.memory_exponent is None else f"{one.memory_exponent:.3f}"
         table.add_row(one.contender, one.dtype, one.direction, f"{one.to_tokens:,}", f"{one.time_exponent:.3f}", memory)
     return table
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def new_table(title: str, first: str, *others: str) -> Table:
+    """Return an empty table: its title, the heading of its names, and those of its numbers."""
     table = Table(
         title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
@@ -134,7 +158,7 @@ def _speedup(point: Point, loses: bool) -> Text:
     """Return the speed-up over the released form, marked if ours loses to the fastest other contender."""
     speedup = point.speedup()
     text = "" if speedup is None else f"{speedup:.2f}"
-    return _marked(text, loses)
+    return marked(text, loses)
 
 
 def _ratio(point: Point, baseline: str) -> Text:
@@ -143,10 +167,11 @@ def _ratio(point: Point, baseline: str) -> Text:
     if ratio is None or point.contender == baseline:
         return Text("")
     loses = point.contender.startswith("ours") and ratio.median > 1
-    return _marked(f"{ratio.median:.2f} ({ratio.q1:.2f}-{ratio.q3:.2f})", loses)
+    return marked(f"{ratio.median:.2f} ({ratio.q1:.2f}-{ratio.q3:.2f})", loses)
 
 
-def _marked(text: str, loses: bool) -> Text:
+def marked(text: str, loses: bool) -> Text:
+    """Return a number with a mark if it is a loss."""
     return Text(f"{text} {_LOSS}", style="red") if loses else Text(f"{text}  ")
 
 
