@@ -118,6 +118,21 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelInfo]:
     return model.eval(), info
 
 
+def describes_itself(path: Path) -> bool:
+    """Return whether a file is one of :func:`save_model`, and says which model it holds.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "weights.pth"
+        >>> file.touch()
+        >>> describes_itself(file)
+        False
+    """
+    try:
+        return _KEY in read_safetensors(path)[1]
+    except ValueError:
+        return False
+
+
 @contextmanager
 def forward_errors(info: ModelInfo) -> Iterator[None]:
     """Turn any error of a forward pass into a one-line ValueError: a file may describe images its model cannot take.

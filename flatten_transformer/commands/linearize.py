@@ -1,0 +1,164 @@
+"""`flatten linearize`: turn a pretrained softmax Transformer into a linear one, by distillation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from flatten_transformer.benchmark import linearized_report
+from flatten_transformer.benchmark.linearized import judge
+from flatten_transformer.benchmark.linearized_times import SIZES_PX, measure_times
+from flatten_transformer.benchmark.machine import describe
+from flatten_transformer.commands.linearize_teacher import Images, Teacher, find_teacher
+from flatten_transformer.commands.trainings import trained
+from flatten_transformer.linearize import linearize as make_linear
+from flatten_transformer.linearize import softmax_attentions
+from flatten_transformer.linearize.forms import is_linear
+from flatten_transformer.tasks.distillation.data import DistillationData
+from flatten_transformer.tasks.model_file import load_model
+from flatten_transformer.utils.stopping import telling_what_is_kept
+
+_CALIBRATION = 32  # images that choose the blocks to keep
+
+
+def linearize(
+    model: str | None = None,
+    weights: Path | None = None,
+    model_args: dict[str, Any] | None = None,
+    data: Images = Images(),  # noqa: B008  # frozen
+    attention: str = "focused",
+    keep: int | list[int] | Literal["auto"] = 0,
+    options: dict[str, Any] | None = None,
+    img_size: int | None = None,
+    stages: int | None = None,
+    epochs: list[int] | None = None,
+    name: str | None = None,
+    sizes: list[int] | None = None,
+    resume: bool = True,
+) -> None:
+    """Turn a pretrained softmax Transformer into a linear one: copy all weights, distil in stages, report what is lost and won.
+
+    Stage 1 fits each attention to the teacher's, stage 2 the whole model to its outputs, both without labels; stage 3 learns the
+    labels. They are the recipes linearize/stage1 to stage3, whose runs hold the students.
+
+    Args:
+        model: timm name of the teacher; unnecessary with the model.safetensors of a training.
+        weights: The teacher's file; by default its published weights.
+        model_args: Further arguments of timm's model.
+        data: Images to learn from.
+        attention: Linear attention, such as focused, relu or enhanced.
+        keep: Blocks that stay softmax: how many, their numbers from 0, or auto, a quarter of them; chosen by their errors.
+        options: Further options of the linear form, such as {center_keys: false, attention_args: {kernel_size: 3}}.
+        img_size: Side of the images in pixels, instead of the teacher's own; position encodings are resized.
+        stages: 1, 2 or 3; by default 3 with labels, else 2.
+        epochs: Epochs of each stage, instead of the recipes'.
+        name: Name of the runs; by default that of model and attention.
+        sizes: Sides of the images that teacher and student are timed on, by default 224 to 1,024; an empty list times nothing.
+        resume: Take stages that an earlier start with the same options has finished, and go on with one that was stopped.
+
+    Raises:
+        FileNotFoundError: If a file or folder is missing.
+        ValueError: If the model has no softmax attention, the weights do not fit, or an option is out of range.
+    """
+    teacher = find_teacher(model, weights, model_args or {}, data, img_size)
+    images = teacher.data(data)
+    last = _stages(stages, images, epochs)
+    softmax = teacher.build()
+    form = _form(attention, keep, options or {}, softmax, images)
+    untrained = make_linear(softmax, **form)
+    name = name or f"{teacher.name}_{attention}"
+    console = Console()
+    folders: list[Path] = []
+    with telling_what_is_kept(lambda: _kept(folders, last)):
+        for stage in range(1, last + 1):
+            console.rule(f"stage {stage} of {last}")
+            before = folders[-1] / "checkpoints" / "model.safetensors" if folders else None
+            given = _fit_options(teacher, data, form, before, None if epochs is None else epochs[stage - 1])
+            files = [file for file in (weights, before) if file is not None]
+            folders.append(trained(f"linearize/stage{stage}", given, name=name, files=files, resume=resume))
+        students = {f"stage {number}": _student(folder) for number, folder in enumerate(folders, 1)}
+        report = _report(
+            teacher.name, softmax, {"untrained": untrained, **students}, images, SIZES_PX if sizes is None else sizes
+        )
+    linearized_report.write(report, folders[-1])
+    for table in linearized_report.tables(report):
+        console.print(table)
+    file = folders[-1] / "checkpoints" / "model.safetensors"
+    console.print(f"See {folders[-1] / 'report.md'}, with pictures beside it", soft_wrap=True, highlight=False)
+    console.print(f"Use {file}: flatten predict IMAGE --checkpoint {file}", soft_wrap=True, highlight=False)
+
+
+def _stages(stages: int | None, images: DistillationData, epochs: list[int] | None) -> int:
+    last = (3 if images.labelled else 2) if stages is None else stages
+    if last not in (1, 2, 3):
+        raise ValueError(f"--stages must be 1, 2 or 3, got {stages}")
+    if last == 3 and not images.labelled:
+        raise ValueError("stage 3 learns from labels, and these images have none: give --data.dataset folder, or --stages 2")
+    if epochs is not None and (len(epochs) != last or min(epochs) < 1):
+        raise ValueError(f"--epochs must hold a positive number for each of {last} stages, such as {[1] * last}, got {epochs}")
+    return last
+
+
+def _form(attention: str, keep: Any, options: Mapping[str, Any], softmax: nn.Module, images: DistillationData) -> dict[str, Any]:
+    """Return the arguments of linearize, with the blocks that stay softmax by their numbers."""
+    form = {"attention": attention, **options}
+    if isinstance(keep, list):
+        return {**form, "keep": keep}
+    batch: Tensor = next(iter(images.val_dataloader()))[0][:_CALIBRATION]
+    student = make_linear(softmax, **form, keep=keep, images=batch)
+    names = softmax_attentions(softmax)
+    return {**form, "keep": [index for index, name in enumerate(names) if not is_linear(student.get_submodule(name))]}
+
+
+def _fit_options(teacher: Teacher, data: Images, form: Mapping[str, Any], before: Path | None, epochs: int | None) -> list[str]:
+    """Return the options of `flatten fit` for a stage."""
+    args = {**teacher.model_args, "linearize": form}
+    if before is not None:
+        args["checkpoint_path"] = str(before)
+    values: dict[str, Any] = {"model.name": teacher.name, "model.model_args": args, "model.pretrained": str(teacher.weights)}
+    values |= {f"data.{name}": value for name, value in teacher.data_options(data).items()}
+    if epochs is not None:
+        values["trainer.max_epochs"] = epochs
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
+
+
+def _kept(folders: list[Path], last: int) -> str:
+    files = "".join(f", {folder / 'checkpoints' / 'model.safetensors'}" for folder in folders)
+    return f"{len(folders)} of {last} stages are done{files}; the same command goes on from there"
+
+
+def _student(folder: Path) -> nn.Module:
+    model, _ = load_model(folder / "checkpoints" / "model.safetensors")
+    return model
+
+
+def _report(
+    name: str, teacher: nn.Module, students: Mapping[str, nn.Module], images: DistillationData, sizes: Sequence[int]
+) -> linearized_report.Linearized:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for part in (teacher, *students.values()):
+        part.to(device)
+    judged = judge(teacher, students, _Validation(images))
+    *_, student = students.values()
+    times = measure_times(teacher, student, sizes, name=name) if sizes else []
+    return linearized_report.Linearized(describe(device), name, softmax_attentions(teacher), judged, times)
+
+
+class _Validation:
+    """Validation batches: images, and labels where there are some."""
+
+    def __init__(self, images: DistillationData) -> None:
+        self.labelled, self.loader = images.labelled, images.val_dataloader()
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for pixels, labels, _ in self.loader:
+            yield pixels, labels if self.labelled else None
