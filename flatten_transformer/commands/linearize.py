@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flatten_transformer.benchmark import linearized_report
 from flatten_transformer.benchmark.linearized import judge
-from flatten_transformer.benchmark.linearized_times import SIZES_PX, measure_times
+from flatten_transformer.benchmark.linearized_times import SIZES_PX
 from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.commands.linearize_teacher import Images, Teacher, find_teacher
 from flatten_transformer.commands.trainings import trained
@@ -25,6 +25,7 @@ from flatten_transformer.tasks.model_file import load_model
 from flatten_transformer.utils.stopping import telling_what_is_kept
 
 _CALIBRATION = 32  # images that choose the blocks to keep
+_LARGE = 128  # pixels
 
 
 def linearize(
@@ -59,7 +60,8 @@ def linearize(
         stages: 1, 2 or 3; by default 3 with labels, else 2.
         epochs: Epochs of each stage, instead of the recipes'.
         name: Name of the runs; by default that of model and attention.
-        sizes: Sides of the images that teacher and student are timed on, by default 224 to 1,024; an empty list times nothing.
+        sizes: Sides of the images that teacher and student are timed on, by default 224 to 1,024, or once, twice and four times
+            that of a teacher of small images; an empty list times nothing.
         resume: Take stages that an earlier start with the same options has finished, and go on with one that was stopped.
 
     Raises:
@@ -138,16 +140,19 @@ def _student(folder: Path) -> nn.Module:
     return model
 
 
-def _report(
-    name: str, teacher: nn.Module, students: Mapping[str, nn.Module], images: DistillationData, sizes: Sequence[int]
+def _sizes(img_size: int) -> Sequence[int]:
+    """Return the sizes that a teacher of small images is timed on: one of 1,024 pixels would be far beyond it."""
+    return SIZES_PX if img_size >= _LARGE else (img_size, 2 * img_size, 4 * img_size)
+
+
+def _judged(
+    name: str, teacher: nn.Module, students: Mapping[str, nn.Module], images: DistillationData
 ) -> linearized_report.Linearized:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for part in (teacher, *students.values()):
         part.to(device)
     judged = judge(teacher, students, _Validation(images))
-    *_, student = students.values()
-    times = measure_times(teacher, student, sizes, name=name) if sizes else []
-    return linearized_report.Linearized(describe(device), name, softmax_attentions(teacher), judged, times)
+    return linearized_report.Linearized(describe(device), name, softmax_attentions(teacher), judged)
 
 
 class _Validation:

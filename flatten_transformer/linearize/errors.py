@@ -13,6 +13,7 @@ from flatten_transformer.linearize.forms import is_linear
 from flatten_transformer.linearize.mixer import LinearMixer
 from flatten_transformer.linearize.tokens import patch_embedding
 
+_LEAST = 1e-12  # of a mean square: an output of zeros has no relative error
 Compare = Callable[[str, Tensor, Tensor], None]
 
 
@@ -61,7 +62,7 @@ def compared(teacher: nn.Module, student: nn.Module, compare: Compare) -> Iterat
 
 @torch.no_grad()
 def block_errors(teacher: nn.Module, student: nn.Module, images: Tensor) -> dict[str, float]:
-    """Return the relative error of each linear attention, ‖student − teacher‖² / ‖teacher‖², by its name.
+    """Return the relative error of each linear attention by its name: ‖student − teacher‖² / ‖teacher‖², mean over the images.
 
     Args:
         teacher: The softmax model.
@@ -90,8 +91,20 @@ def block_errors(teacher: nn.Module, student: nn.Module, images: Tensor) -> dict
 
 
 def relative_error(wanted: Tensor, came: Tensor) -> Tensor:
-    """Return ‖came − wanted‖² / ‖wanted‖², a scalar."""
-    return (came - wanted).square().sum() / wanted.square().sum().clamp_min(torch.finfo(wanted.dtype).tiny)
+    """Return the mean over the samples of ‖came − wanted‖² / ‖wanted‖², a scalar.
+
+    A mean of samples is the same on one device and on several, and where a batch is cut into pieces.
+
+    Args:
+        wanted: ``[B, …]``.
+        came: ``[B, …]``.
+
+    Example:
+        >>> relative_error(torch.tensor([[2.0], [1.0]]), torch.tensor([[1.0], [1.0]]))
+        tensor(0.1250)
+    """
+    size = wanted.flatten(1).square().mean(1).clamp_min(_LEAST)
+    return ((came - wanted).flatten(1).square().mean(1) / size).mean()
 
 
 def first(output: Any) -> Tensor:
