@@ -85,10 +85,13 @@ def linearize(
             files = [file for file in (weights, before) if file is not None]
             folders.append(trained(f"linearize/stage{stage}", given, name=name, files=files, resume=resume))
         students = {f"stage {number}": _student(folder) for number, folder in enumerate(folders, 1)}
-        report = _report(
-            teacher.name, softmax, {"untrained": untrained, **students}, images, SIZES_PX if sizes is None else sizes
-        )
-    linearized_report.write(report, folders[-1])
+        models = {"untrained": untrained, **students}
+        report = _judged(teacher.name, softmax, models, images)
+        linearized_report.write(report, folders[-1])
+        sizes = list(_sizes(teacher.preprocessing.img_size)) if sizes is None else sizes
+        if sizes:
+            report = replace(report, times=measure_times(softmax, students[f"stage {last}"], sizes, name=teacher.name))
+            linearized_report.write(report, folders[-1])
     for table in linearized_report.tables(report):
         console.print(table)
     file = folders[-1] / "checkpoints" / "model.safetensors"
