@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rich import box
@@ -79,7 +78,7 @@ def share_label(share: float | None) -> str:
     """
     if share is None:
         return ""
-    return "100 %" if share == 1 else f"{math.floor(share * 1e4 + 1e-6) / 100:.2f} %"
+    return "100 %" if share == 1 else f"{min(100 * share, 99.99):.2f} %"
 
 
 def _three_digits(value: float) -> str:

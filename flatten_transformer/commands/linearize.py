@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from flatten_transformer.benchmark import linearized_report
 from flatten_transformer.benchmark.linearized import judge
-from flatten_transformer.benchmark.linearized_times import SIZES_PX
+from flatten_transformer.benchmark.linearized_times import SIZES_PX, measure_times
 from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.commands.linearize_teacher import Images, Teacher, find_teacher
 from flatten_transformer.commands.trainings import trained

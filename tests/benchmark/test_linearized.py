@@ -279,6 +279,9 @@ def test_the_picture_of_errors_has_a_line_a_stage_with_a_gap_where_a_block_stays
     labels = axis.get_legend_handles_labels()[1]
     assert labels[0] == "before: agrees with the teacher on 50.00 %, accuracy 75.00 %"
     assert labels[2:] == ["teacher: accuracy 87.50 %", "stays softmax"]
+    one = report(accuracy=None)
+    (axis,) = errors_figure(one.model, one.attentions, one.stages).axes
+    assert axis.get_legend_handles_labels()[1] == [f"{stage}: agrees with the teacher on 50.00 %" for stage in one.stages]
 
 
 @pytest.mark.parametrize(
