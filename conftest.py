@@ -11,6 +11,8 @@ from tests.fixtures import draw_folder, mask_folder  # noqa: F401
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when something first imports it
+import flatten_transformer  # noqa: F401  # whole: pytest, importing parts of it alone, would put modules over its names
+
 collect_ignore_glob = [] if find_spec("triton") else ["flatten_transformer/ops/triton/*"]  # its examples
 
 

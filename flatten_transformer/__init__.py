@@ -12,6 +12,7 @@ from flatten_transformer.layers import (
     list_attentions,
     register_attention,
 )
+from flatten_transformer.linearize import linearize  # hides the package as an attribute; imports from it work
 from flatten_transformer.models import FlattenVisionTransformer
 from flatten_transformer.ops import focused_linear_attention
 from flatten_transformer.version import __version__ as __version__
@@ -27,6 +28,7 @@ __all__ = [
     "create_attention",
     "evaluate",
     "focused_linear_attention",
+    "linearize",
     "list_attentions",
     "load_model",
     "register_attention",

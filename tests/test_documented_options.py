@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
@@ -58,7 +59,14 @@ def of_training(task: str) -> set[str]:
 def of_command(name: str) -> set[str]:
     words = name.replace("-", "_").split()
     function = resolve_name(f"{commands.__name__}.{'_'.join(words)}:{words[-1]}")
-    return {*inspect.signature(function).parameters, "help", *([] if name in LIGHT else ["import"])}
+    parameters = inspect.signature(function, eval_str=True).parameters
+    nested = [
+        f"{name}.{field.name}"
+        for name, parameter in parameters.items()
+        if is_dataclass(parameter.annotation)
+        for field in fields(parameter.annotation)
+    ]
+    return {*parameters, *nested, "help", *([] if name in LIGHT else ["import"])}
 
 
 def known(line: str) -> set[str]:

@@ -21,6 +21,7 @@ PUBLIC = [
     "create_attention",
     "evaluate",
     "focused_linear_attention",
+    "linearize",
     "list_attentions",
     "load_model",
     "register_attention",
@@ -32,6 +33,34 @@ def test_the_public_names_are_pinned() -> None:
     assert flatten_transformer.__all__ == PUBLIC
     for name in PUBLIC:
         assert inspect.getdoc(getattr(flatten_transformer, name))
+
+
+LINEARIZE = """
+import importlib, pickle
+import flatten_transformer.linearize
+from flatten_transformer.linearize import LinearMixer, linearize
+from flatten_transformer.linearize.errors import block_errors
+import flatten_transformer.linearize.errors
+importlib.import_module("flatten_transformer.linearize.keep")
+assert flatten_transformer.linearize is linearize
+assert callable(linearize)
+assert pickle.loads(pickle.dumps(LinearMixer)) is LinearMixer
+assert pickle.loads(pickle.dumps(flatten_transformer.linearize)) is linearize
+"""
+
+
+def test_linearize_is_a_function_of_the_package_although_a_package_below_has_its_name() -> None:
+    done = python(LINEARIZE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_signature_of_linearize_is_pinned() -> None:
+    assert str(inspect.signature(flatten_transformer.linearize)).replace("'", "") == (
+        "(model: Model, attention: str = focused, *, keep: Keep = (), images: Tensor | None = None, "
+        "attention_args: Mapping[str, Any] | None = None, center_keys: bool = True, convolve_queries_keys: bool = False, "
+        "local_window: int | None = None, windows: Windows = map, grid_size: Sequence[int] | None = None, "
+        "num_prefix_tokens: int | None = None) -> Model"
+    )
 
 
 def test_the_signature_of_the_function_is_pinned() -> None:

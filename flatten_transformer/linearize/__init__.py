@@ -1,4 +1,7 @@
-"""Pretrained softmax Transformers turned linear."""
+"""Pretrained softmax Transformers turned linear.
+
+``flatten_transformer.linearize`` is the function; the rest comes by ``from flatten_transformer.linearize import …``.
+"""
 
 from flatten_transformer.linearize.convert import linearize
 from flatten_transformer.linearize.errors import block_errors

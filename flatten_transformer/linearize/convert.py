@@ -45,16 +45,19 @@ def linearize(
     Args:
         model: The softmax model, the teacher; it stays as it is.
         attention: Linear attention: one of :func:`flatten_transformer.layers.list_attentions`.
-        keep: Blocks that stay softmax: their indices; or how many, those of the largest error on ``images``; or ``"auto"``,
-            a quarter of them.
+        keep: Blocks that stay softmax: their indices; or how many, those with the largest errors on ``images``; or
+            ``"auto"``, a quarter of them, rounded up.
         images: Inputs of the model, ``[B, C, height, width]``, where ``keep`` is a number or ``"auto"``.
         attention_args: Options of the attention, such as ``{"kernel_size": 3}``.
-        center_keys: Subtract the mean key, which is nothing to softmax attention.
+        center_keys: Subtract the mean key, to which softmax attention is blind.
         convolve_queries_keys: Add depthwise convolutions of queries and keys, at zero (T⁵, arXiv 2605.02772).
-        local_window: Side of a softmax window beside the linear attention, its gate closed; None: none.
+        local_window: Side of a softmax window beside the linear attention, its gate closed at first; odd; None: none.
         windows: Swin's windows: the whole ``"map"``, unshifted, or its ``"own"``.
         grid_size: The grid of the tokens, where the model does not say it; one number for a sequence.
         num_prefix_tokens: Class and register tokens before the grid, where the model does not say it.
+
+    Returns:
+        The student: the class of the model, in its mode, on its device and in its dtype.
 
     Raises:
         ValueError: If the model has no softmax attention that is known, one of its attentions has no linear form, its grid is

@@ -67,7 +67,10 @@ def block_errors(teacher: nn.Module, student: nn.Module, images: Tensor) -> dict
     Args:
         teacher: The softmax model.
         student: Its linear form.
-        images: Inputs of the teacher.
+        images: Inputs of the teacher, such as ``[B, C, height, width]``.
+
+    Returns:
+        Error by name, as in ``teacher.named_modules()``; attentions that stayed softmax have none.
 
     Example:
         >>> import timm

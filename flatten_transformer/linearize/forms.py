@@ -15,7 +15,8 @@ from flatten_transformer.models import FlattenVisionTransformer
 class LinearForm:
     """Mixin, before the host's class: a softmax attention that keeps all of its parts but lets :attr:`mixer` attend.
 
-    A converted attention changes its class to its form, and keeps its name, parameters, hooks and place in the model.
+    A converted attention changes its class to its form, and keeps its name, parameters, hooks and place in the model. Its
+    ``forward`` gives the mixer heads ``[B, H, N, D]`` and gets the input of the output projection, ``[B, N, H·D]``.
 
     Attributes:
         mixer: What attends.
@@ -31,7 +32,7 @@ class LinearForm:
 
     @classmethod
     def heads(cls, host: Any) -> tuple[int, int]:
-        """Return the number of heads and the channels of each."""
+        """Return the number of heads H and the channels D of each."""
         return host.num_heads, host.head_dim
 
     @classmethod
@@ -49,7 +50,7 @@ class LinearForm:
         """Raise ValueError, in words without the host's name, if this one has no linear form."""
 
     def adopt(self, mixer: LinearMixer) -> None:
-        """Take what attends from now on."""
+        """Take the mixer, which attends from now on."""
         self.mixer = mixer
 
 
@@ -68,7 +69,7 @@ def linear_form_of(host: type[nn.Module]) -> Callable[[Form], Form]:
         A decorator for a class ``(LinearForm, host)`` with a ``forward`` that calls ``self.mixer``.
 
     Raises:
-        ValueError: If the class is none of these.
+        ValueError: If the decorated class is not a subclass of both.
 
     Example:
         >>> import torch
@@ -100,7 +101,10 @@ def linear_form_of(host: type[nn.Module]) -> Callable[[Form], Form]:
 
 
 def form_of(module: nn.Module) -> type[LinearForm] | None:
-    """Return the linear form of a softmax attention; None for all else, attentions that are linear already too.
+    """Return the linear form of a softmax attention; None for everything else, linear attentions among it.
+
+    Args:
+        module: Any module.
 
     Example:
         >>> from timm.layers import Attention
@@ -118,7 +122,14 @@ def form_of(module: nn.Module) -> type[LinearForm] | None:
 
 
 def linear_form_by_look(looks_so: Callable[[nn.Module], bool]) -> Callable[[Form], Form]:
-    """Register the form of all modules of a look, for libraries that call a function to attend; they keep their classes."""
+    """Register a form by what modules look like, for libraries that call a function to attend: they keep their classes.
+
+    Args:
+        looks_so: Whether a module is such an attention.
+
+    Returns:
+        A decorator for a subclass of :class:`LinearForm`.
+    """
 
     def register(form: Form) -> Form:
         _FORMS_BY_LOOK.append((looks_so, form))
@@ -133,13 +144,13 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def softmax_attentions(model: nn.Module) -> list[str]:
-    """Return the names of a model's softmax attentions that have a linear form, in order; their indices number its blocks.
+    """Return the names of a model's softmax attentions that have a linear form, in order; ``keep`` counts blocks by them.
 
     Args:
         model: The model.
 
     Raises:
-        ValueError: If it has none, or one that linear attention cannot stand for.
+        ValueError: If it has none, or one that linear attention cannot replace.
 
     Example:
         >>> import timm

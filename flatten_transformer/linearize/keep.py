@@ -23,10 +23,10 @@ def choose(
         model: The softmax model.
         names: All of its attentions.
         linear: Makes its fully linear form.
-        images: Images to judge the blocks on.
+        images: Images to judge the blocks on, ``[B, C, height, width]``.
 
     Raises:
-        ValueError: If there are no such blocks, or images are missing.
+        ValueError: If an index or a number is out of range, or images are missing.
 
     Example:
         >>> choose([0, -1], nn.Identity(), ["a", "b", "c"], nn.Identity, None)

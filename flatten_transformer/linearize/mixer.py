@@ -34,6 +34,11 @@ class LinearMixer(nn.Module):
             linear attention does not, and the mean of pretrained keys is long (T⁵, arXiv 2605.02772).
         convolve_queries_keys: Add depthwise convolutions of queries and of keys to them (T⁵).
         local_window: Side of a :class:`~flatten_transformer.linearize.local.LocalSoftmax` beside the attention; None: none.
+        device: Device of what is new here.
+        dtype: Its dtype.
+
+    Raises:
+        ValueError: If ``local_window`` is even, or the grid has three axes.
 
     Example:
         >>> from flatten_transformer.layers import create_attention

@@ -58,8 +58,8 @@ def tokens_of(model: nn.Module, grid_size: Sequence[int] | None = None, num_pref
 
     Args:
         model: The model.
-        grid_size: Takes precedence over what the model says.
-        num_prefix_tokens: As well.
+        grid_size: Overrides what the model says.
+        num_prefix_tokens: Overrides it, too.
 
     Raises:
         ValueError: If neither the model nor the arguments say the grid.
