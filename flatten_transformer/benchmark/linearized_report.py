@@ -34,6 +34,7 @@ class Linearized:
         model: Name of the model.
         attentions: All attentions of the teacher, of :func:`flatten_transformer.linearize.softmax_attentions`.
         stages: How near the student is to the teacher, by stage in order, the untrained student first.
+        split: What images they were judged on: ``"validation"`` images have chosen the epochs, ``"test"`` images nothing.
         times: Of :func:`~flatten_transformer.benchmark.linearized_times.measure_times`, for the last student; may be empty.
     """
 
@@ -41,6 +42,7 @@ class Linearized:
     model: str
     attentions: Sequence[str]
     stages: Mapping[str, Judgement]
+    split: str = "validation"
     times: Sequence[Point] = ()
 
 
@@ -69,6 +71,7 @@ def to_json(report: Linearized) -> dict[str, Any]:
         "header": report.header,
         "model": report.model,
         "attentions": list(report.attentions),
+        "split": report.split,
         "stages": {name: asdict(judged) for name, judged in report.stages.items()},
         "times": times,
         "faster_from_px": turn.faster_from_px,
@@ -120,7 +123,7 @@ def _stages_table(report: Linearized) -> Table:
         table.add_row(name, *map(share_label, (one.agreement, one.accuracy)), error)
     if judged and judged[-1].teacher_accuracy is not None:
         table.add_row(TEACHER, "", share_label(judged[-1].teacher_accuracy), "")
-    table.caption = f"{judged[-1].images:,} images" if judged else None
+    table.caption = f"{judged[-1].images:,} {report.split} images" if judged else None
     return table
 
 

@@ -40,6 +40,7 @@ def linearize(
     img_size: int | None = None,
     stages: int | None = None,
     epochs: list[int] | None = None,
+    seed: int = 0,
     name: str | None = None,
     sizes: list[int] | None = None,
     resume: bool = True,
@@ -60,6 +61,7 @@ def linearize(
         img_size: Side of the images in pixels, instead of the teacher's own; position encodings are resized.
         stages: 1, 2 or 3; by default 3 with labels, else 2.
         epochs: Epochs of each stage, instead of the recipes'.
+        seed: Seed of all stages.
         name: Name of the runs; by default that of model and attention.
         sizes: Sides of the images that teacher and student are timed on, by default 224 to 1,024, or once, twice and four times
             that of a teacher of small images; an empty list times nothing.
@@ -74,6 +76,7 @@ def linearize(
     last = _stages(stages, images, epochs)
     softmax = teacher.build()
     form = _form(attention, keep, options or {}, softmax, images)
+    torch.manual_seed(seed)
     untrained = make_linear(softmax, **form)
     name = name or f"{teacher.name}_{attention}"
     console = Console()
@@ -83,12 +86,14 @@ def linearize(
             console.rule(f"stage {stage} of {last}")
             before = folders[-1] / "checkpoints" / "model.safetensors" if folders else None
             given = _fit_options(teacher, data, form, before, None if epochs is None else epochs[stage - 1])
+            given.append(f"--seed_everything={seed}")
             files = [file for file in (weights, before) if file is not None]
             folders.append(trained(f"linearize/stage{stage}", given, name=name, files=files, resume=resume))
         students = {f"stage {number}": _student(folder) for number, folder in enumerate(folders, 1)}
         models = {"untrained": untrained, **students}
         report = _judged(teacher.name, softmax, models, images)
-        linearized_report.write(report, folders[-1])
+        if not (folders[-1] / "report.json").exists():  # kept before the times, which take longest; never in place of times
+            linearized_report.write(report, folders[-1])
         sizes = list(_sizes(teacher.preprocessing.img_size)) if sizes is None else sizes
         if sizes:
             report = replace(report, times=measure_times(softmax, students[f"stage {last}"], sizes, name=teacher.name))
@@ -155,15 +160,16 @@ def _judged(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for part in (teacher, *students.values()):
         part.to(device)
-    judged = judge(teacher, students, _Validation(images))
-    return linearized_report.Linearized(describe(device), name, softmax_attentions(teacher), judged)
+    judged = judge(teacher, students, _Judged(images))
+    split = "test" if images.has_test_images else "validation"
+    return linearized_report.Linearized(describe(device), name, softmax_attentions(teacher), judged, split)
 
 
-class _Validation:
-    """Validation batches: images, and labels where there are some."""
+class _Judged:
+    """Test images, or validation images where there are none, with labels where there are some."""
 
     def __init__(self, images: DistillationData) -> None:
-        self.labelled, self.loader = images.labelled, images.val_dataloader()
+        self.labelled, self.loader = images.labelled, images.test_dataloader()
 
     def __len__(self) -> int:
         return len(self.loader)

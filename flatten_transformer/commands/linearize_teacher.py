@@ -25,6 +25,7 @@ class Images:
         root: Folder of images, in any folders; with --data.dataset folder, one folder of images a class.
         dataset: images: without labels; or a data set with labels, as in flatten fit: folder, digits, torch/fashion_mnist.
         classes: Number of the teacher's classes, where neither its file nor labels say it.
+        val_share: Share of the images held out for validation, where there are none for it.
         batch_size: Images per step, instead of the recipes'.
         num_workers: Loader processes, instead of the recipes'.
     """
@@ -32,6 +33,7 @@ class Images:
     root: Path | None = None
     dataset: str = UNLABELLED
     classes: int | None = None
+    val_share: float = 0.05
     batch_size: int | None = None
     num_workers: int | None = None
 
@@ -70,7 +72,7 @@ class Teacher:
         options: dict[str, Any] = {"dataset": images.dataset, "root": None if images.root is None else str(images.root)}
         options |= {"img_size": sees.img_size, "in_chans": sees.in_chans, "crop_pct": sees.crop_pct}
         options |= {"mean": list(sees.mean), "std": list(sees.std), "batch_size": images.batch_size}
-        options |= {"num_workers": images.num_workers}
+        options |= {"num_workers": images.num_workers, "val_share": images.val_share}
         if images.dataset == UNLABELLED:
             options["classes"] = self.classes if isinstance(self.classes, int) else list(self.classes)
         return {name: value for name, value in options.items() if value is not None}
@@ -84,6 +86,7 @@ class Teacher:
                 "first, by flatten fit, or leave the labels out, --data.dataset images"
             )
         data.setup("fit")
+        data.setup("test")
         return data
 
 

@@ -219,7 +219,7 @@ def machine() -> Header:
 
 def report(*, kept: str = "", accuracy: float | None = 0.75, ratios: dict[int, float | None] | None = None) -> Linearized:
     stages = {name: judged(scale, kept=kept, accuracy=accuracy) for name, scale in (("before", 0.5), ("stage 1", 0.01))}
-    return Linearized(machine(), "vit", BLOCKS, stages, timed(ratios or {}))
+    return Linearized(machine(), "vit", BLOCKS, stages, times=timed(ratios or {}))
 
 
 def shown(one: Linearized) -> str:
@@ -250,7 +250,7 @@ def test_without_labels_and_times_nothing_is_said_of_them() -> None:
 def test_files_hold_every_number_with_the_machine_and_without_any_that_json_does_not_know(tmp_path: Path) -> None:
     one = report(ratios={224: 1.25, 448: 0.5})
     diverged = Judgement(8, {BLOCKS[0]: math.nan, BLOCKS[1]: 0.0}, math.inf, None, None, None)
-    one = Linearized(one.header, one.model, one.attentions, {**one.stages, "stage 2": diverged}, one.times)
+    one = Linearized(one.header, one.model, one.attentions, {**one.stages, "stage 2": diverged}, times=one.times)
     write(one, tmp_path)
     content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert content == json.loads(json.dumps(to_json(one)))

@@ -86,6 +86,11 @@ class ImageData(DataModule):
         transform = self._train_transform if split == "train" else self.preprocessing
         return Transformed(self._sources[split], transform, self.in_chans, self.on_bad_image)
 
+    @property
+    def has_test_images(self) -> bool:
+        """Whether test images are others than the validation images."""
+        return self._sources["test"] is not self._sources["val"]
+
     def counts(self, split: Split) -> list[int]:
         """Return the number of images per class in a split."""
         counts = Counter(self._sources[split].labels)
