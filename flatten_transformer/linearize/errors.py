@@ -91,7 +91,9 @@ def block_errors(teacher: nn.Module, student: nn.Module, images: Tensor) -> dict
 
 def relative_error(wanted: Tensor, came: Tensor) -> Tensor:
     """Return ‖came − wanted‖² / ‖wanted‖², a scalar."""
-    return (came - wanted).square().sum() / wanted.square().sum().clamp_min(torch.finfo(wanted.dtype).tiny)
+    wide = torch.promote_types(wanted.dtype, torch.float32)  # half precision overflows
+    wanted, came = wanted.to(wide), came.to(wide)
+    return (came - wanted).square().sum() / wanted.square().sum().clamp_min(torch.finfo(wide).tiny)
 
 
 def first(output: Any) -> Tensor:
