@@ -140,8 +140,7 @@ def convert(model: Model, names: Sequence[str], plan: Plan) -> Model:
     seen: SeenGrid | None = None
     for name in names:
         host: Any = model.get_submodule(name)
-        form = form_of(host)
-        assert form is not None
+        form: Any = form_of(host)
         if plan.mixer_args["local_window"] and not form.on_one_grid:
             raise ValueError(f"{name} attends to a reduced map, where no token has neighbours: leave local_window out")
         grid = form.grid_size(host)
@@ -151,7 +150,8 @@ def convert(model: Model, names: Sequence[str], plan: Plan) -> Model:
         place = Tokens(grid, 0) if grid is not None else tokens
         mixer = _mixer(form.heads(host), place, next(host.parameters()), plan, None if grid is not None else seen)
         if issubclass(form, nn.Module):
-            host.__class__ = converted_class(form, type(host))
+            kind: Any = type(host)
+            host.__class__ = converted_class(form, kind)
         for part in form.without:
             delattr(host, part)
         form.adopt(host, mixer.train(host.training))

@@ -36,7 +36,7 @@ class SeenGrid:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], maps: Tensor) -> None:
         """See the maps ``[B, C, height, width]`` that the patch embedding returns."""
         sides = tuple(maps.shape[2:])
-        self.grid_size = tuple(map(int, sides)) if torch.jit.is_tracing() else sides  # there they are tensors
+        self.grid_size = tuple(map(int, sides)) if torch._C._get_tracing_state() else sides  # there they are tensors
 
     def __getstate__(self) -> dict[str, tuple[int, ...]]:
         """Return plain sizes: an export leaves symbols, which cannot be copied."""
