@@ -20,6 +20,7 @@ from flatten_transformer.commands.linearize_teacher import Images, Teacher, find
 from flatten_transformer.commands.trainings import trained
 from flatten_transformer.linearize import linearize as make_linear
 from flatten_transformer.linearize import softmax_attentions
+from flatten_transformer.linearize.build import check_options
 from flatten_transformer.linearize.forms import is_linear
 from flatten_transformer.tasks.distillation.data import DistillationData
 from flatten_transformer.tasks.model_file import load_model
@@ -71,6 +72,9 @@ def linearize(
         FileNotFoundError: If a file or folder is missing.
         ValueError: If the model has no softmax attention, the weights do not fit, or an option is out of range.
     """
+    check_options(options or {}, beside=("attention", "keep"))
+    if sizes is not None and min(sizes, default=1) < 1:
+        raise ValueError(f"--sizes must hold sides in pixels, such as [224, 512], or nothing, [], got {sizes}")
     teacher = find_teacher(model, weights, model_args or {}, data, img_size)
     images = teacher.data(data)
     last = _stages(stages, images, epochs)

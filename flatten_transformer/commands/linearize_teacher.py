@@ -10,11 +10,12 @@ from typing import Any
 import timm
 from torch import nn
 
-from flatten_transformer.tasks.building import check_name
+from flatten_transformer.data.reading import OnBadImage
+from flatten_transformer.tasks.building import check_name, cures_of_options
 from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.distillation.data import UNLABELLED, DistillationData
 from flatten_transformer.tasks.distillation.task import build_teacher
-from flatten_transformer.tasks.model_file import describes_itself, load_model
+from flatten_transformer.tasks.model_file import MAX_SIDE_PX, describes_itself, load_model
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Images:
         val_share: Share of the images held out for validation, where there are none for it.
         batch_size: Images per step, instead of the recipes'.
         num_workers: Loader processes, instead of the recipes'.
+        on_bad_image: raise stops at an image that cannot be read, skip goes on without it.
     """
 
     root: Path | None = None
@@ -36,6 +38,7 @@ class Images:
     val_share: float = 0.05
     batch_size: int | None = None
     num_workers: int | None = None
+    on_bad_image: OnBadImage = "raise"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Teacher:
 
     def build(self) -> nn.Module:
         """Return the model with its weights."""
-        model = build_teacher(self.name, self.model_args, self.weights, self.num_classes, self.preprocessing.in_chans)
+        with cures_of_options("--model_args", "published weights", "--weights"):
+            model = build_teacher(self.name, self.model_args, self.weights, self.num_classes, self.preprocessing.in_chans)
         return model.eval()
 
     def data_options(self, images: Images) -> dict[str, Any]:
@@ -72,13 +76,17 @@ class Teacher:
         options: dict[str, Any] = {"dataset": images.dataset, "root": None if images.root is None else str(images.root)}
         options |= {"img_size": sees.img_size, "in_chans": sees.in_chans, "crop_pct": sees.crop_pct}
         options |= {"mean": list(sees.mean), "std": list(sees.std), "batch_size": images.batch_size}
-        options |= {"num_workers": images.num_workers, "val_share": images.val_share}
+        options |= {"num_workers": images.num_workers, "val_share": images.val_share, "on_bad_image": images.on_bad_image}
         if images.dataset == UNLABELLED:
             options["classes"] = self.classes if isinstance(self.classes, int) else list(self.classes)
         return {name: value for name, value in options.items() if value is not None}
 
     def data(self, images: Images) -> DistillationData:
         """Open the images."""
+        if images.classes not in (None, self.num_classes):
+            raise ValueError(
+                f"--data.classes is {images.classes}, and the teacher tells {self.num_classes} classes apart: leave it out"
+            )
         data = DistillationData(**self.data_options(images))
         if data.num_classes != self.num_classes:
             raise ValueError(
@@ -106,6 +114,8 @@ def find_teacher(
         FileNotFoundError: If there is no such file.
         ValueError: If the teacher is none, or nothing says which model it is.
     """
+    if img_size is not None and img_size > MAX_SIDE_PX:
+        raise ValueError(f"--img_size must be at most {MAX_SIDE_PX} pixels, got {img_size}")
     if weights is not None and not weights.is_file():
         raise FileNotFoundError(f"no file of weights {weights}: check --weights")
     if weights is not None and describes_itself(weights):
@@ -116,7 +126,9 @@ def find_teacher(
     known = timm.get_pretrained_cfg(model)
     assert known is not None
     size = img_size or known.input_size[1]
-    classes = images.classes or (known.num_classes if images.dataset == UNLABELLED else _labelled(images))
+    classes = images.classes
+    if classes is None:
+        classes = known.num_classes if images.dataset == UNLABELLED else _labelled(images)
     sees = Preprocessing(size, known.input_size[0], known.mean, known.std, known.crop_pct)
     return Teacher(model, _sized(model_args, img_size), weights or True, classes, sees)
 

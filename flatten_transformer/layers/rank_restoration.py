@@ -48,8 +48,8 @@ def zero_parameters(module: nn.Module) -> None:
 
 def check_kernel_size(kernel_size: int) -> None:
     """Raise ValueError unless a kernel of this side keeps tokens in place."""
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and positive, so that tokens stay in place, got {kernel_size}")
+    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and positive, so that tokens stay in place, got {kernel_size!r}")
 
 
 def convolve_values(convolution: nn.Module, value: Tensor, grid_size: Sequence[int]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from flatten_transformer.layers import create_attention
-from flatten_transformer.linearize.forms import form_of, softmax_attentions
+from flatten_transformer.linearize.forms import converted_class, form_of, softmax_attentions
 from flatten_transformer.linearize.hugging_face_forms import use_mixers
 from flatten_transformer.linearize.keep import Keep, choose
 from flatten_transformer.linearize.mixer import LinearMixer
@@ -77,6 +77,12 @@ def linearize(
     """
     if windows not in ("map", "own"):
         raise ValueError(f'windows must be "map" or "own", got {windows!r}')
+    for option, value in (("center_keys", center_keys), ("convolve_queries_keys", convolve_queries_keys)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{option} must be true or false, got {value!r}")
+    if num_prefix_tokens is not None and (isinstance(num_prefix_tokens, bool) or not isinstance(num_prefix_tokens, int)):
+        raise ValueError(f"num_prefix_tokens must be a whole number, got {num_prefix_tokens!r}")
+    check_attention_args(attention_args)
     plan = Plan(
         attention,
         {} if attention_args is None else attention_args,
@@ -92,6 +98,15 @@ def linearize(
     for sentence in _losses(student, linear, windows):
         warnings.warn(f"the linear {type(model).__name__} loses {sentence}", stacklevel=2)
     return convert(student, linear, plan)
+
+
+def check_attention_args(options: object) -> None:
+    """Raise ValueError unless these are options by name that a host does not decide."""
+    if not isinstance(options, Mapping | None):
+        raise ValueError(f'attention_args must hold options by name, such as {{"kernel_size": 3}}, got {options!r}')
+    taken = [name for name in ("projections", "num_prefix_tokens", "device", "dtype") if name in (options or {})]
+    if taken:
+        raise ValueError(f"attention_args must not hold {' and '.join(taken)}: the model says it; leave it out")
 
 
 class Plan(NamedTuple):
@@ -128,8 +143,7 @@ def convert(model: Model, names: Sequence[str], plan: Plan) -> Model:
     seen: SeenGrid | None = None
     for name in names:
         host: Any = model.get_submodule(name)
-        form = form_of(host)
-        assert form is not None
+        form: Any = form_of(host)
         if plan.mixer_args["local_window"] and not form.on_one_grid:
             raise ValueError(f"{name} attends to a reduced map, where no token has neighbours: leave local_window out")
         grid = form.grid_size(host)
@@ -138,8 +152,9 @@ def convert(model: Model, names: Sequence[str], plan: Plan) -> Model:
             seen = _watch(model, tokens)
         place = Tokens(grid, 0) if grid is not None else tokens
         mixer = _mixer(form.heads(host), place, next(host.parameters()), plan, None if grid is not None else seen)
-        if issubclass(form, type(host)):
-            host.__class__ = form
+        if issubclass(form, nn.Module):
+            kind: Any = type(host)
+            host.__class__ = converted_class(form, kind)
         for part in form.without:
             delattr(host, part)
         form.adopt(host, mixer.train(host.training))
@@ -159,14 +174,11 @@ def _watch(model: nn.Module, tokens: Tokens) -> SeenGrid:
 def _mixer(heads: tuple[int, int], tokens: Tokens, like: Tensor, plan: Plan, seen: SeenGrid | None) -> LinearMixer:
     count, channels = heads
     place: Any = {"device": like.device, "dtype": like.dtype}
-    attention = create_attention(
-        plan.attention,
-        count * channels,
-        count,
-        tokens.grid_size,
-        projections=False,
-        num_prefix_tokens=tokens.num_prefix_tokens,
-        **plan.attention_args,
-        **place,
-    )
+    fixed = {"projections": False, "num_prefix_tokens": tokens.num_prefix_tokens, **place}
+    try:
+        attention = create_attention(plan.attention, count * channels, count, tokens.grid_size, **plan.attention_args, **fixed)
+    except TypeError as error:  # a word where a number belongs
+        raise ValueError(
+            f"attention_args {dict(plan.attention_args)} do not fit {plan.attention} ({error}): correct them"
+        ) from error
     return LinearMixer(attention, seen, **plan.mixer_args, **place)

@@ -106,6 +106,8 @@ def relative_error(wanted: Tensor, came: Tensor) -> Tensor:
         >>> relative_error(torch.tensor([[2.0], [1.0]]), torch.tensor([[1.0], [1.0]]))
         tensor(0.1250)
     """
+    wide = torch.promote_types(wanted.dtype, torch.float32)  # half precision overflows
+    wanted, came = wanted.to(wide), came.to(wide)
     size = wanted.flatten(1).square().mean(1).clamp_min(_LEAST)
     return ((came - wanted).flatten(1).square().mean(1) / size).mean()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
@@ -119,6 +120,36 @@ def form_of(module: nn.Module) -> type[LinearForm] | None:
         if "forward" in vars(kind):
             break
     return next((form for looks_so, form in _FORMS_BY_LOOK if looks_so(module)), None)
+
+
+@cache
+def converted_class(form: Any, host: Any) -> Any:
+    """Return the class of a converted attention: its form, with what a subclass of the form's host adds.
+
+    Args:
+        form: The linear form of ``host``.
+        host: Class of the softmax attention.
+
+    Example:
+        >>> from timm.layers import Attention
+        >>> class Mine(Attention): pass
+        >>> form = form_of(Attention(32, 2))
+        >>> converted_class(form, Attention).__name__, converted_class(form, Mine).__name__
+        ('LinearAttention', 'LinearMine')
+    """
+    if issubclass(form, host):
+        return form
+    return type(f"Linear{host.__name__}", (form, host), {"__module__": host.__module__, "__reduce_ex__": _reduce})
+
+
+def _reduce(attention: Any, protocol: int) -> tuple[Any, ...]:
+    """Pickle an attention whose class stands in no module."""
+    return _blank, type(attention).__bases__, attention.__dict__
+
+
+def _blank(form: Any, host: Any) -> Any:
+    kind = converted_class(form, host)
+    return kind.__new__(kind)
 
 
 def linear_form_by_look(looks_so: Callable[[nn.Module], bool]) -> Callable[[Form], Form]:

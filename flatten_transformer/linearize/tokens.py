@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from flatten_transformer.layers.attention.layout import check_grid
@@ -34,7 +35,8 @@ class SeenGrid:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], maps: Tensor) -> None:
         """See the maps ``[B, C, height, width]`` that the patch embedding returns."""
-        self.grid_size = tuple(maps.shape[2:])
+        sides = tuple(maps.shape[2:])
+        self.grid_size = tuple(map(int, sides)) if torch._C._get_tracing_state() else sides  # there they are tensors
 
     def __getstate__(self) -> dict[str, tuple[int, ...]]:
         """Return plain sizes: an export leaves symbols, which cannot be copied."""

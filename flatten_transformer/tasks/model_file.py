@@ -27,7 +27,7 @@ from flatten_transformer.utils.printable import printable
 
 _KEY = "flatten_transformer"  # our entry in the metadata
 _MAX_NUMBER = 2**20  # for integers among model arguments
-_MAX_SIDE = 8192  # pixels; a square image of this side takes 0.8 GB
+MAX_SIDE_PX = 8192  # a square image of this side takes 0.8 GB
 _CHANGED = "it was changed, or written by another version"
 
 
@@ -191,10 +191,10 @@ def _check_numbers(info: ModelInfo) -> None:
         raise ValueError("class_names must not be empty")
     for name in ("img_size", "short_side", "long_side", "window"):
         side = info.preprocessing.get(name) or 0
-        if side / info.preprocessing.get("crop_pct", 1.0) > _MAX_SIDE:
-            raise ValueError(f"preprocessing.{name} must be at most {_MAX_SIDE}, got {shown(side)}")
+        if side / info.preprocessing.get("crop_pct", 1.0) > MAX_SIDE_PX:
+            raise ValueError(f"preprocessing.{name} must be at most {MAX_SIDE_PX}, got {shown(side)}")
     for name, number in _numbers(info.model_args):
-        if abs(number) > (limit := _MAX_SIDE if name == "min_size" else _MAX_NUMBER):
+        if abs(number) > (limit := MAX_SIDE_PX if name == "min_size" else _MAX_NUMBER):
             raise ValueError(f"model_args.{name} must be at most {limit}, got {shown(number)}")
 
 

@@ -78,11 +78,13 @@ class DistillationTask(ClassificationTask):
         self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: no part of the state, nor of the optimizer
         self.stage = stage
         self.match = match
+        linear = [part for part in self.model.modules() if is_linear(part)]
+        if not linear:
+            raise ValueError("all attentions stay softmax, so there is nothing to distil: keep fewer blocks")
         if stage == 1:
             self.model.requires_grad_(False)
-            for part in self.model.modules():
-                if is_linear(part):
-                    part.requires_grad_(True)
+            for part in linear:
+                part.requires_grad_(True)
 
     @property
     def data(self) -> DistillationData:
