@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flatten_transformer.linearize.errors import compared
+from flatten_transformer.linearize.errors import compared, relative_error
 from flatten_transformer.utils.progress import track
 
 
@@ -28,7 +28,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Judgement:
-    """How near a student is to its teacher; errors are ‖student − teacher‖² / ‖teacher‖², both summed over all images.
+    """How near a student is to its teacher; errors are ‖student − teacher‖² / ‖teacher‖², mean over the images.
 
     Args:
         images: Number of images.
@@ -124,8 +124,8 @@ class _Ratios:
         self.sums: dict[str, Tensor] = {}
 
     def add_error(self, name: str, wanted: Tensor, came: Tensor) -> None:
-        wanted, came = wanted.double(), came.double()
-        self._add(name, (came - wanted).square().sum(), wanted.square().sum())
+        images = len(wanted)
+        self._add(name, images * relative_error(wanted.double(), came.double()), wanted.new_tensor(images, dtype=torch.float64))
 
     def add_share(self, name: str, hits: Tensor) -> None:
         self._add(name, hits.sum().double(), torch.full((), float(hits.numel()), dtype=torch.float64, device=hits.device))

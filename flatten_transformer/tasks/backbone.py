@@ -51,6 +51,7 @@ def load_backbone(features: nn.Module, name: str, args: Mapping[str, Any], path:
         ValueError: If it is not a checkpoint, or no tensor of it fits.
 
     Example:
+        >>> import timm
         >>> from safetensors.torch import save_file
         >>> args = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 8, 8), "num_heads": (1, 1, 1, 1)}
         >>> path = getfixture("tmp_path") / "classifier.safetensors"

@@ -67,7 +67,8 @@ def test_errors_and_shares_are_of_all_images_whatever_the_batches() -> None:
     with torch.no_grad():
         wanted, came = features(teacher.eval(), images), features(student.eval(), images)
         classes, own = teacher(images).argmax(1), student(images).argmax(1)
-    assert judged.features == pytest.approx(float((came - wanted).square().sum() / wanted.square().sum()), rel=1e-12)
+    ratios = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(came, wanted, strict=True)]
+    assert judged.features == pytest.approx(sum(ratios) / 7, rel=1e-12)
     shares = [float((own == classes).double().mean()), *(float((each == labels).double().mean()) for each in (own, classes))]
     assert [judged.agreement, judged.accuracy, judged.teacher_accuracy] == shares
     assert 0 < shares[0] < 1

@@ -1,4 +1,5 @@
 import difflib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,6 +8,9 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from flatten_transformer.tasks.classification.model import build_model
+from flatten_transformer.tasks.classification.preprocessing import Preprocessing
+from flatten_transformer.tasks.model_file import ModelInfo, save_model
 from flatten_transformer.training import recipes
 from flatten_transformer.training.arguments import prepare
 from flatten_transformer.training.cli import TrainingCLI
@@ -43,6 +47,8 @@ def test_every_recipe_can_be_run(
         "scenes": ["--data.root", str(few_scenes(tmp_path / "scenes", monkeypatch))],
         "fashion_mnist": ["--data.root", str(write_packed(tmp_path / "fashion", train=40, test=10)), "--data.val_share", "0.5"],
     }
+    if name.startswith("linearize/"):
+        own["linearize"] = _teacher(tmp_path, ["--data.root", str(image_folder), "--data.num_workers", "0"], name.endswith("3"))
     options = ["--trainer.default_root_dir", str(runs), "--trainer.fast_dev_run", "true", *own.get(name.split("/")[0], [])]
     cli = TrainingCLI("fit", ["--config", name, *options])
     cli.trainer.fit(cli.model, cli.datamodule)
@@ -50,6 +56,16 @@ def test_every_recipe_can_be_run(
     size = getattr(cli.datamodule.preprocessing, "img_size", None)  # of detectors and segmenters there is no one size
     assert cli.model.model_args.get("img_size", size) == size
     assert not [path for path in runs.rglob("*") if path.is_file()]
+
+
+def _teacher(folder: Path, images: list[str], labelled: bool) -> list[str]:
+    """Return the options of a small teacher, of two classes."""
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model, file = build_model("vit_small_patch16_224", sizes, 2, 3), folder / "teacher.safetensors"
+    info = ModelInfo("vit_small_patch16_224", sizes, ("a", "b"), Preprocessing(32, 3, (0.5,) * 3, (0.5,) * 3))
+    save_model(file, model, info)
+    small = [*("--model.model_args", json.dumps(sizes)), *("--data.img_size", "32"), *images, "--model.pretrained", str(file)]
+    return small if labelled else [*small, "--data.classes", "2"]
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -30,7 +30,7 @@ def test_an_image_size_reaches_training_and_evaluation_of_a_detector() -> None:
 
 
 def options_of(task: str) -> set[str]:
-    recipe = {"classify": "digits/flatten_deit", "detect": "scenes/mask_rcnn_flatten_pvt_v2"}
+    recipe = {"classify": "digits/flatten_deit", "detect": "scenes/mask_rcnn_flatten_pvt_v2", "distill": "linearize/stage1"}
     config = recipe.get(task, "scenes/semantic_fpn_flatten_pvt_v2")
     seen: list[Parser] = []
 
