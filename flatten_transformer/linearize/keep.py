@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 from torch import Tensor, nn
 
@@ -34,12 +34,12 @@ def choose(
     """
     count = len(names)
     if isinstance(keep, Sequence) and not isinstance(keep, str):
-        wrong = [index for index in keep if not (isinstance(index, int) and -count <= index < count)]
+        wrong = [index for index in keep if not (_is_whole(index) and -count <= index < count)]
         if wrong:
             raise ValueError(f"keep must hold indices of the {count} blocks, 0 to {count - 1}, got {list(keep)}")
         return [names[index] for index in keep]
     most = -(-count // 4) if keep == "auto" else keep
-    if isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= count:
+    if not _is_whole(most) or not 0 <= most <= count:
         raise ValueError(f'keep must be indices of blocks, a number up to {count}, or "auto", got {keep!r}')
     if most in (0, count):
         return names[:most]
@@ -47,3 +47,8 @@ def choose(
         raise ValueError(f"keep={keep!r} chooses blocks by their errors: pass images=, a batch, or name the blocks, keep=[…]")
     errors = block_errors(model, linear(), images)
     return sorted(errors, key=lambda name: -errors[name])[:most]
+
+
+def _is_whole(number: object) -> bool:
+    """Return whether this is a whole number, also one of NumPy."""
+    return isinstance(number, SupportsIndex) and not isinstance(number, bool)

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatten_transformer.layers.rank_restoration import check_kernel_size
-
 
 class LocalSoftmax(nn.Module):
     """Softmax attention of every grid token to its neighbours, times a gate per head that starts at zero.
@@ -39,7 +37,8 @@ class LocalSoftmax(nn.Module):
         self, num_heads: int, window: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        check_kernel_size(window)
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1 or window % 2 == 0:
+            raise ValueError(f"local_window must be odd and positive, such as 3, got {window!r}")
         self.window = window
         self.gate = nn.Parameter(torch.zeros(num_heads, 1, 1, device=device, dtype=dtype))
 

@@ -13,6 +13,7 @@ from flatten_transformer.layers.attention.layout import split_heads
 from flatten_transformer.layers.multihead import multihead_mask
 from flatten_transformer.linearize.forms import LinearForm, is_linear, linear_form_of
 from flatten_transformer.linearize.mixer import LinearMixer
+from flatten_transformer.ops.checks import shape_of
 
 
 @linear_form_of(nn.MultiheadAttention)
@@ -57,6 +58,8 @@ class LinearMultiheadAttention(LinearForm, nn.MultiheadAttention):
         """
         if not (query is key is value):
             raise ValueError("this attention attends to its own tokens alone: queries, keys and values must be one tensor")
+        if query.ndim != 3:
+            raise ValueError(f"tokens must be a batch of three axes, got {shape_of(query)}")
         mask = multihead_mask(key_padding_mask, attn_mask, is_causal)
         x = query if self.batch_first else query.transpose(0, 1)
         parts = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=2)

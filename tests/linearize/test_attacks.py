@@ -89,8 +89,8 @@ def test_errors_of_outputs_in_half_precision_do_not_overflow() -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "centred": ({"center_keys": "maybe"}, "center_keys must be true or false, got 'maybe'"),
     "convolved": ({"convolve_queries_keys": 3}, "convolve_queries_keys must be true or false, got 3"),
-    "window of words": ({"local_window": "x"}, "must be odd and positive, so that tokens stay in place, got 'x'"),
-    "window between": ({"local_window": 1.5}, "must be odd and positive, so that tokens stay in place, got 1.5"),
+    "window of words": ({"local_window": "x"}, "local_window must be odd and positive, such as 3, got 'x'"),
+    "window between": ({"local_window": 1.5}, "local_window must be odd and positive, such as 3, got 1.5"),
     "prefix": ({"num_prefix_tokens": "x"}, "num_prefix_tokens must be a whole number, got 'x'"),
     "list": ({"attention_args": [1]}, r"attention_args must hold options by name, such as .*, got \[1\]"),
     "taken": ({"attention_args": {"projections": True}}, "attention_args must not hold projections: the model says it"),

@@ -7,6 +7,7 @@ import pickle
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -38,7 +39,9 @@ def kinds(model: Any) -> str:
     return "".join("L" if hasattr(block.attn, "mixer") else "S" for block in model.blocks)
 
 
-@pytest.mark.parametrize(("keep", "wanted"), [((), "LLLLL"), ([1, -1], "LSLLS"), (0, "LLLLL"), (5, "SSSSS")])
+@pytest.mark.parametrize(
+    ("keep", "wanted"), [((), "LLLLL"), ([1, -1], "LSLLS"), ([np.int64(1)], "LSLLL"), (0, "LLLLL"), (5, "SSSSS")]
+)
 def test_named_blocks_stay(keep: Any, wanted: str) -> None:
     assert kinds(linearize(timm.create_model("vit_tiny_patch16_224", **{**SMALL, "depth": 5}), keep=keep)) == wanted
 
@@ -61,6 +64,7 @@ def test_a_number_of_blocks_stays_those_that_err_most(keep: Any, count: int) -> 
     ("keep", "message"),
     [
         ([2], "keep must hold indices of the 2 blocks, 0 to 1, got [2]"),
+        ([True], "keep must hold indices of the 2 blocks, 0 to 1, got [True]"),
         (["x"], "keep must hold indices of the 2 blocks, 0 to 1, got ['x']"),
         (3, 'keep must be indices of blocks, a number up to 2, or "auto", got 3'),
         ("none", "keep must be indices of blocks, a number up to 2, or \"auto\", got 'none'"),
@@ -260,7 +264,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: linearize(HOSTS["swin"].teacher(), windows="whole"),  # type: ignore[arg-type]
         'windows must be "map" or "own", got \'whole\'',
     ),
-    "even window": (lambda: linearize(HOSTS["vit"].teacher(), local_window=2), "kernel_size must be odd"),
+    "even window": (
+        lambda: linearize(HOSTS["vit"].teacher(), local_window=2),
+        "local_window must be odd and positive, such as 3",
+    ),
+    "no batch": (
+        lambda: linearize(nn.MultiheadAttention(8, 2), grid_size=(3,), num_prefix_tokens=0)(*[torch.randn(3, 8)] * 3),
+        r"tokens must be a batch of three axes, got \[3, 8\]",
+    ),
     "reduced map": (lambda: linearize(HOSTS["pvt_v2"].teacher(), local_window=3), "leave local_window out"),
     "no form": (lambda: linear_form_of(nn.Linear)(nn.Linear), r"write class Linear\(LinearForm, Linear\)"),
 }
