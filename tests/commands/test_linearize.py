@@ -18,6 +18,7 @@ from flatten_transformer.tasks.classification.preprocessing import Preprocessing
 from flatten_transformer.tasks.model_file import ModelInfo, load_model, save_model
 from flatten_transformer.training import class_report, summary
 from flatten_transformer.training.cli import train
+from flatten_transformer.training.run_record import RunRecord
 
 NAME = "vit_tiny_patch16_224"
 SIZES: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -48,7 +49,7 @@ def linearize(*options: str) -> int:
 def test_three_stages_end_in_a_student_and_a_report_and_are_not_trained_twice(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert linearize("--keep", "1", "--name", "student", "--sizes", "[16]") == 0
+    assert linearize("--keep", "1", "--name", "student", "--sizes", "[16]", "--seed", "3") == 0
     printed = capfd.readouterr().out
     assert "stage 3 of 3" in printed
     assert f"See {STUDENT}/report.md, with pictures beside it" in printed
@@ -59,10 +60,12 @@ def test_three_stages_end_in_a_student_and_a_report_and_are_not_trained_twice(
     kept = info.model_args["linearize"]["keep"]
     assert [f"blocks.{block}.attn" for block in range(2) if block not in kept] == [linear]
     assert student(torch.rand(1, 1, 16, 16)).shape == (1, 10)
+    assert RunRecord(STUDENT).config["seed_everything"] == 3
     assert {path.name for path in STUDENT.glob("*.png")} >= {"errors.png", "times.png"}
 
     monkeypatch.setattr(trainings, "train", None)
-    assert linearize("--keep", "1", "--name", "student") == 0
+    assert linearize("--keep", "1", "--name", "student", "--seed", "3") == 0
+    assert json.loads((STUDENT / "report.json").read_text("utf-8")) == report  # with its times
     assert capfd.readouterr().err.count("is trained already") == 3
 
 

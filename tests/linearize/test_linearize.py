@@ -92,6 +92,7 @@ def test_block_errors_are_those_of_the_outputs_on_the_teachers_inputs() -> None:
     assert errors == {"blocks.1.attn": pytest.approx((sum(ratios) / len(ratios)).item())}
     assert teacher.training
     assert student.training
+    assert not [name for name, part in teacher.named_modules() if part._forward_hooks]
 
 
 # what is new beside the attention -------------------------------------------------------------------------------------------
@@ -168,7 +169,9 @@ def test_padding_of_a_torch_encoder_is_no_key_and_nothing_is_packed() -> None:
         short = model(x, src_key_padding_mask=padding)[1, :9]
         torch.testing.assert_close(model(other, src_key_padding_mask=padding)[1, :9], short)
     torch.testing.assert_close(short, teacher(x[1:, :9])[0], rtol=1e-10, atol=1e-12)
+    wanted = student(x)
     with torch.no_grad():  # where torch would take its kernel for whole layers
+        torch.testing.assert_close(student(x), wanted)
         torch.testing.assert_close(student(x, src_key_padding_mask=padding)[1, :9], student(x[1:, :9])[0])
 
 

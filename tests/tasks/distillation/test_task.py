@@ -77,6 +77,7 @@ def test_stage_1_is_the_mean_error_of_the_attentions_on_the_teachers_inputs_and_
     torch.testing.assert_close(came, torch.tensor(list(wanted.values()), dtype=torch.float64).mean())
     came.backward()
     trained = {name for name, parameter in task.model.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, parameter in task.model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in task.model.named_parameters() if ".attn." in name}
     assert {"blocks.0.attn.mixer.attention.dwc.weight", "blocks.1.attn.qkv.weight"} <= trained
     assert all(parameter.grad is None for parameter in task.teacher.parameters())
