@@ -43,11 +43,13 @@ class _Finish:
 class LinearAttention(_Finish, LinearForm, Attention):
     """Linear form of the attention in timm's ViT, DeiT, DINO, DINOv2, CLIP and SigLIP."""
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **grid: Any) -> Tensor:
-        """Return ``[B, N, C]``; ``grid_size`` may be given."""
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, *, grid_size: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return ``[B, N, C]``; without ``grid_size``, the grid is that of the image."""
         check_order(is_causal)
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=2))
-        return self.finish(self.mixer(self.q_norm(q), self.k_norm(k), v, attn_mask, x=x, **grid), x)
+        return self.finish(self.mixer(self.q_norm(q), self.k_norm(k), v, attn_mask, x=x, grid_size=grid_size), x)
 
 
 @linear_form_of(GridSoftmaxAttention)
@@ -64,6 +66,7 @@ class _Rotary(_Finish):
 
     num_heads: int
     num_prefix_tokens: int
+    rotate_half: bool
     mixer: Any
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None, attn_mask: Tensor | None, x: Tensor) -> Tensor:
@@ -77,8 +80,6 @@ class _Rotary(_Finish):
     def _rotate(self, tokens: Tensor, rope: Tensor) -> Tensor:
         prefix, grid = tokens.split([self.num_prefix_tokens, tokens.shape[2] - self.num_prefix_tokens], dim=2)
         return torch.cat([prefix, apply_rot_embed_cat(grid, rope, half=self.rotate_half)], dim=2)
-
-    rotate_half: bool
 
 
 @linear_form_of(AttentionRope)
