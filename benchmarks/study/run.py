@@ -1,7 +1,7 @@
 """Which attention learns Fashion-MNIST best: the paper's ladder, powers and competitors, one recipe for all, several seeds.
 
     python benchmarks/study/run.py                     # everything that is not there yet, and the table and the picture
-    python benchmarks/study/run.py --seeds 0           # for example beside another process with --seeds 1
+    python benchmarks/study/run.py --seeds '[0]'       # for example beside another process with --seeds '[1]'
     python benchmarks/study/run.py --seeds '[]'        # the table and the picture alone
     python benchmarks/study/run.py --speed_s 120       # what a training step of each takes, on a machine that does nothing else
 
@@ -24,11 +24,11 @@ import timm
 import torch
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 from jsonargparse import auto_cli
-from scipy import stats
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from benchmarks.studies import apart_by_chance, pooled, results_in, run_missing, spread_out
 from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.benchmark.model import make_run
 from flatten_transformer.benchmark.timing import Spread, interleave, wall_clock
@@ -39,8 +39,8 @@ from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import write_atomically, write_figure
 from flatten_transformer.utils.picture_style import LINES, PALE, add_grid, new_figure, styled
 from flatten_transformer.utils.printable import lasting
-from flatten_transformer.utils.progress import note, track
-from flatten_transformer.utils.stopping import run_script, telling_what_is_kept
+from flatten_transformer.utils.progress import note
+from flatten_transformer.utils.stopping import run_script
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,50 +83,17 @@ def main(seeds: list[int] = [0, 1, 2], only: list[str] = list(VARIANTS), speed_s
         note(f"timing a step of each of {len(VARIANTS)} in turn, for {lasting(speed_s)}")
         write_atomically(SPEEDS, json.dumps(measure_speeds(speed_s), indent=1).encode())
     else:
-        train_missing([(seed, name) for seed in seeds for name in only])
-    results = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
-    summary = summarise(results, json.loads(SPEEDS.read_text())["images_per_second"] if SPEEDS.exists() else {})
+        run_missing([(seed, name) for seed in seeds for name in only], HERE / "results", train_one, origin)
+    summary = summarise(
+        results_in(HERE / "results"), json.loads(SPEEDS.read_text())["images_per_second"] if SPEEDS.exists() else {}
+    )
     write_atomically(HERE / "README.md", page(summary).encode())
     draw(summary, HERE / "study.png")
-
-
-def train_missing(runs: Sequence[tuple[int, str]]) -> None:
-    """Train and test what has no result yet, and write each result.
-
-    Args:
-        runs: Seed and name of a variant.
-    """
-    there = {run: json.loads(file.read_text()) for run in runs if (file := file_of(*run)).exists()}
-    for run, result in there.items():
-        check_origin(file_of(*run), result, run[1])
-    if there:
-        commits = ", ".join(sorted({str(result["header"]["commit"]) for result in there.values()}))
-        note(f"{len(there)} of {len(runs)} results are in {HERE / 'results'} already, of commits {commits}: going on")
-    left = [run for run in runs if run not in there]
-    with (
-        telling_what_is_kept(
-            lambda: "every finished run is in results/; the same command goes on, with the run at hand from its last checkpoint"
-        ),
-        track(left, lambda run: f"{run[1]}, seed {run[0]}", done=len(there)) as tracked,
-    ):
-        for seed, name in tracked:
-            write_atomically(file_of(seed, name), json.dumps(train_one(name, seed), indent=1).encode())
-
-
-def file_of(seed: int, name: str) -> Path:
-    """Return the file of one result."""
-    return HERE / "results" / f"{name.replace(' ', '_')}-{seed}.json"
 
 
 def origin(name: str) -> dict[str, Any]:
     """Return what the results of a variant depend on besides seed and code."""
     return {"recipe": yaml.safe_load(find_recipe(RECIPE).read_text("utf-8")), "options": VARIANTS[name]}
-
-
-def check_origin(file: Path, result: Mapping[str, Any], name: str) -> None:
-    """Raise SystemExit if a result is not of this recipe and variant; results of early versions do not say."""
-    if result.get("origin", origin(name)) != origin(name):
-        raise SystemExit(f"{file} is a result of another recipe or of other options of {name!r}: move it away to train it anew")
 
 
 def command(name: str, seed: int) -> list[str]:
@@ -156,7 +123,6 @@ def train_one(name: str, seed: int) -> dict[str, Any]:
         "parameters": count_parameters(model),
         "macs": count_macs(model, (size.in_chans, size.img_size, size.img_size)),
         "training_s": seconds,
-        "origin": origin(name),
         "header": describe(torch.device("cpu")),
     }
 
@@ -176,7 +142,7 @@ def measure_speeds(budget_s: float) -> dict[str, Any]:
     return {"images_per_second": speeds, "rounds": len(rounds), "header": describe(torch.device("cpu"))}
 
 
-def summarise(results: Sequence[Mapping[str, Any]], speeds: Mapping[str, float]) -> dict[str, dict[str, float]]:
+def summarise(results: Sequence[Mapping[str, Any]], speeds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """Return the figures of each variant, in the order of the table: percent, mean and deviation over seeds."""
     summary = {}
     for name in VARIANTS:
@@ -187,6 +153,7 @@ def summarise(results: Sequence[Mapping[str, Any]], speeds: Mapping[str, float])
                 "mean": statistics.fmean(accuracies),
                 "deviation": statistics.stdev(accuracies) if len(rows) > 1 else math.nan,
                 "seeds": len(rows),
+                "accuracies": accuracies,
                 "parameters": rows[0]["parameters"],
                 "mmacs": rows[0]["macs"] / 1e6,
                 "images_per_second": speeds.get(name, math.nan),
@@ -194,7 +161,7 @@ def summarise(results: Sequence[Mapping[str, Any]], speeds: Mapping[str, float])
     return summary
 
 
-def page(summary: Mapping[str, Mapping[str, float]]) -> str:
+def page(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page with the table."""
     lines = [
         "# Study: which attention learns Fashion-MNIST best",
@@ -216,23 +183,21 @@ def page(summary: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*lines, "", *chance(summary), "![Accuracy of each attention against its training time](study.png)", ""])
 
 
-def chance(summary: Mapping[str, Mapping[str, float]]) -> list[str]:
+def chance(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return in words how far two means may be apart by chance, from the deviation over seeds that all variants share."""
-    rows = [row for row in summary.values() if row["seeds"] > 1]
-    if not rows:
+    deviation, freedom = pooled([row["accuracies"] for row in summary.values()])
+    if not freedom:
         return []
-    freedom = sum(row["seeds"] - 1 for row in rows)
-    pooled = math.sqrt(sum((row["seeds"] - 1) * row["deviation"] ** 2 for row in rows) / freedom)
-    seeds = min(row["seeds"] for row in rows)
-    apart = stats.t.ppf(0.975, freedom) * pooled * math.sqrt(2 / seeds)
+    seeds = min(len(row["accuracies"]) for row in summary.values() if len(row["accuracies"]) > 1)
+    apart = apart_by_chance(deviation, freedom, seeds)
     return [
-        f"Seeds differ by {pooled:.2f} points (the deviation of all variants, pooled, {freedom:.0f} degrees of freedom). Two",
-        f"given means of {seeds:.0f} seeds less than {apart:.2f} points apart may be so by chance (95 %, two-sided t-test).",
+        f"Seeds differ by {deviation:.2f} points (the deviation of all variants, pooled, {freedom} degrees of freedom). Two",
+        f"given means of {seeds} seeds less than {apart:.2f} points apart may be so by chance (95 %, two-sided t-test).",
         "",
     ]
 
 
-def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
+def draw(summary: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Draw accuracy against the time for a thousand training images into a PNG file."""
     figure = new_figure(10, 6.5)
     with styled():
@@ -240,7 +205,7 @@ def draw(summary: Mapping[str, Mapping[str, float]], path: Path) -> None:
         write_figure(path, figure)
 
 
-def _draw(axis: Axes, summary: Mapping[str, Mapping[str, float]]) -> None:
+def _draw(axis: Axes, summary: Mapping[str, Mapping[str, Any]]) -> None:
     measured = {name: row for name, row in summary.items() if not math.isnan(row["images_per_second"])}
     points = {name: (1000 / row["images_per_second"], row["mean"]) for name, row in measured.items()}
     low, high = (limit(y for _, y in points.values()) for limit in (min, max))
@@ -257,22 +222,6 @@ def _draw(axis: Axes, summary: Mapping[str, Mapping[str, float]]) -> None:
     axis.set_ylim(top=max(high, *heights.values()) + (high - low) / 12)
     axis.set(xlabel="seconds for 1,000 training images", ylabel="test accuracy, %", title="Fashion-MNIST, one recipe for all")
     add_grid(axis)
-
-
-def spread_out(values: Sequence[float], gap: float) -> list[float]:
-    """Return values in the same order, at least ``gap`` apart, around the same middle as those they came from.
-
-    Example:
-        >>> spread_out([1.0, 1.0, 5.0], 1.0)
-        [0.6666666666666667, 1.6666666666666667, 4.666666666666667]
-    """
-    order = sorted(range(len(values)), key=values.__getitem__)
-    placed: dict[int, float] = {}
-    last = -math.inf
-    for index in order:
-        last = placed[index] = max(values[index], last + gap)
-    moved = (sum(placed.values()) - sum(values)) / max(len(values), 1)
-    return [placed[index] - moved for index in range(len(values))]
 
 
 if __name__ == "__main__":

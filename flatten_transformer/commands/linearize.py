@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from flatten_transformer.benchmark import linearized_report
 from flatten_transformer.benchmark.linearized import judge
 from flatten_transformer.benchmark.linearized_times import SIZES_PX, measure_times
 from flatten_transformer.benchmark.machine import describe
-from flatten_transformer.commands.linearize_teacher import Images, Teacher, find_teacher
+from flatten_transformer.commands.linearize_student import TestImages, stage_options, with_numbers
+from flatten_transformer.commands.linearize_teacher import Images, find_teacher
 from flatten_transformer.commands.trainings import trained
 from flatten_transformer.linearize import linearize as make_linear
 from flatten_transformer.linearize import softmax_attentions
 from flatten_transformer.linearize.build import check_options
-from flatten_transformer.linearize.forms import is_linear
 from flatten_transformer.tasks.distillation.data import DistillationData
 from flatten_transformer.tasks.model_file import load_model
 from flatten_transformer.utils.stopping import telling_what_is_kept
 
-_CALIBRATION = 32  # images that choose the blocks to keep
 _LARGE = 128  # pixels
 
 
@@ -79,7 +77,7 @@ def linearize(
     images = teacher.data(data)
     last = _stages(stages, images, epochs)
     softmax = teacher.build()
-    form = _form(attention, keep, options or {}, softmax, images)
+    form = with_numbers({"attention": attention, **(options or {}), "keep": keep}, softmax, images)
     torch.manual_seed(seed)
     untrained = make_linear(softmax, **form)
     name = name or f"{teacher.name}_{attention}"
@@ -89,8 +87,9 @@ def linearize(
         for stage in range(1, last + 1):
             console.rule(f"stage {stage} of {last}")
             before = folders[-1] / "checkpoints" / "model.safetensors" if folders else None
-            given = _fit_options(teacher, data, form, before, None if epochs is None else epochs[stage - 1])
-            given.append(f"--seed_everything={seed}")
+            given = [*stage_options(teacher, data, form, before), f"--seed_everything={seed}"]
+            if epochs is not None:
+                given.append(f"--trainer.max_epochs={epochs[stage - 1]}")
             files = [file for file in (weights, before) if file is not None]
             folders.append(trained(f"linearize/stage{stage}", given, name=name, files=files, resume=resume))
         students = {f"stage {number}": _student(folder) for number, folder in enumerate(folders, 1)}
@@ -120,29 +119,6 @@ def _stages(stages: int | None, images: DistillationData, epochs: list[int] | No
     return last
 
 
-def _form(attention: str, keep: Any, options: Mapping[str, Any], softmax: nn.Module, images: DistillationData) -> dict[str, Any]:
-    """Return the arguments of linearize, with the blocks that stay softmax by their numbers."""
-    form = {"attention": attention, **options}
-    if isinstance(keep, list):
-        return {**form, "keep": keep}
-    batch: Tensor = next(iter(images.val_dataloader()))[0][:_CALIBRATION]
-    student = make_linear(softmax, **form, keep=keep, images=batch)
-    names = softmax_attentions(softmax)
-    return {**form, "keep": [index for index, name in enumerate(names) if not is_linear(student.get_submodule(name))]}
-
-
-def _fit_options(teacher: Teacher, data: Images, form: Mapping[str, Any], before: Path | None, epochs: int | None) -> list[str]:
-    """Return the options of `flatten fit` for a stage."""
-    args = {**teacher.model_args, "linearize": form}
-    if before is not None:
-        args["checkpoint_path"] = str(before)
-    values: dict[str, Any] = {"model.name": teacher.name, "model.model_args": args, "model.pretrained": str(teacher.weights)}
-    values |= {f"data.{name}": value for name, value in teacher.data_options(data).items()}
-    if epochs is not None:
-        values["trainer.max_epochs"] = epochs
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
-
-
 def _kept(folders: list[Path], last: int) -> str:
     files = "".join(f", {folder / 'checkpoints' / 'model.safetensors'}" for folder in folders)
     return f"{len(folders)} of {last} stages are done{files}; the same command goes on from there"
@@ -164,20 +140,6 @@ def _judged(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for part in (teacher, *students.values()):
         part.to(device)
-    judged = judge(teacher, students, _Judged(images))
+    judged = judge(teacher, students, TestImages(images))
     split = "test" if images.has_test_images else "validation"
     return linearized_report.Linearized(describe(device), name, softmax_attentions(teacher), judged, split)
-
-
-class _Judged:
-    """Test images, or validation images where there are none, with labels where there are some."""
-
-    def __init__(self, images: DistillationData) -> None:
-        self.labelled, self.loader = images.labelled, images.test_dataloader()
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for pixels, labels, _ in self.loader:
-            yield pixels, labels if self.labelled else None

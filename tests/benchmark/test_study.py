@@ -74,47 +74,8 @@ def test_the_speed_of_every_variant_is_measured(monkeypatch: pytest.MonkeyPatch)
     assert min(speeds["images_per_second"].values()) > 0
 
 
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the results, with the training replaced."""
-    monkeypatch.setattr(STUDY, "HERE", tmp_path)
-    header = {"header": {"commit": "abc"}}
-    monkeypatch.setattr(
-        STUDY, "train_one", lambda name, seed: {**result(name, seed, 0.9), **header, "origin": STUDY.origin(name)}
-    )
-    return tmp_path / "results"
-
-
-def test_a_study_that_is_broken_off_goes_on_with_what_has_no_result(
-    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs, train = [(0, "softmax"), (0, "relu + focusing"), (1, "softmax")], STUDY.train_one
-
-    def stopped(name: str, seed: int) -> Any:
-        if name != "softmax":
-            raise SystemExit(130)  # which a training does after it has saved
-        return train(name, seed)
-
-    monkeypatch.setattr(STUDY, "train_one", stopped)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on, with the run at hand from its last checkpoint"):
-        STUDY.train_missing(runs)
-    assert [path.name for path in results.iterdir()] == ["softmax-0.json"]
-    before = (results / "softmax-0.json").read_bytes()
-    capsys.readouterr()
-
-    monkeypatch.setattr(STUDY, "train_one", train)
-    STUDY.train_missing(runs)
-    first, second, third = capsys.readouterr().err.splitlines()
-    assert first == f"flatten: 1 of 3 results are in {results} already, of commits abc: going on"
-    assert second == "flatten: 2 of 3: relu + focusing, seed 0"
-    assert third.startswith("flatten: 3 of 3: softmax, seed 1; about ")
-    assert {path.name for path in results.iterdir()} == {"softmax-0.json", "relu_+_focusing-0.json", "softmax-1.json"}
-    assert (results / "softmax-0.json").read_bytes() == before
-
-
-def test_a_result_of_another_recipe_is_not_counted_in(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    STUDY.train_missing([(0, "softmax")])
+def test_a_result_of_another_recipe_is_of_another_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = STUDY.origin("softmax")
+    assert before != STUDY.origin("focused")
     monkeypatch.setattr(STUDY, "RECIPE", "digits/softmax_deit")
-    with pytest.raises(SystemExit, match=r"softmax-0\.json is a result of another recipe"):
-        STUDY.train_missing([(0, "softmax")])
-    assert [path.name for path in results.iterdir()] == ["softmax-0.json"]
+    assert before != STUDY.origin("softmax")
