@@ -18,19 +18,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml  # type: ignore[import-untyped]  # ships no annotations
 from jsonargparse import auto_cli
+from torch import Tensor
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from benchmarks.linearize.report import TEACHER, draw, page, rows_of
 from benchmarks.studies import Result, file_of, results_in, run_missing
-from flatten_transformer.benchmark.linearized import judge
+from flatten_transformer.benchmark.linearized import Batches, judge
 from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.commands.linearize_student import TestImages, stage_options, with_numbers
 from flatten_transformer.commands.linearize_teacher import Images, find_teacher
@@ -74,6 +76,7 @@ STAGES: dict[int, dict[str, Any]] = {  # of the recipes linearize/stage1 to stag
     2: {"trainer.limit_train_batches": 50, "model.optim.lr": 1.0e-3},
     3: {"trainer.limit_train_batches": 50, "model.optim.lr": 3.0e-4},
 }
+_ATTENTION_BATCHES = 32  # of test images, that each attention is judged on
 _STAGES = {  # of all stages: images as the teacher's, and one short epoch
     "trainer.max_epochs": 1,
     "trainer.limit_val_batches": 10,
@@ -193,9 +196,30 @@ def distil(name: str, seed: int) -> Result:
         before = trained.model
         students[f"stage {stage}"], _ = load_model(before)
     keep_model(trained.model, name, seed)
-    judged = judge(softmax, students, TestImages(images))
-    stages = {stage: asdict(judgement) for stage, judgement in judged.items()}
+    stages = {of: asdict(judged) for of, judged in judge(softmax, students, TestImages(images), blocks=False).items()}
+    for of, judged in judge(softmax, students, First(_ATTENTION_BATCHES, TestImages(images))).items():
+        stages[of]["blocks"] = judged.blocks
     return {"name": name, "seed": seed, "form": form, "stages": stages, "cpu_s": times, "header": machine()}
+
+
+class First:
+    """The first batches of images.
+
+    Args:
+        count: How many, at most.
+        batches: All of them.
+    """
+
+    def __init__(self, count: int, batches: Batches) -> None:
+        self.count, self.batches = min(count, len(batches)), batches
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Iterate."""
+        return islice(iter(self.batches), self.count)
 
 
 def random_student(teacher: Path, form: Mapping[str, Any], folder: Path) -> Path:
