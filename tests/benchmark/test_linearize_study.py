@@ -138,6 +138,12 @@ def test_a_student_without_its_teacher_says_what_to_train_first(small: ModuleTyp
         small.run("focused", 5)
 
 
+def test_the_first_batches_are_no_more_than_there_are() -> None:
+    batches: list[Any] = [(torch.zeros(2), None), (torch.ones(2), None)]
+    assert [images.sum() for images, _ in STUDY.First(1, batches)] == [0]
+    assert (len(STUDY.First(1, batches)), len(STUDY.First(9, batches)), len(list(STUDY.First(9, batches)))) == (1, 2, 2)
+
+
 def test_every_result_says_what_it_depends_on() -> None:
     origins = [STUDY.origin(name) for name in STUDY.NAMES]
     assert all("recipe" in origin.get("teacher", origin) for origin in origins)

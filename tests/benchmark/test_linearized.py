@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_images_without_labels_do_not_count_in_accuracies() -> None:
     alone = judge(teacher, {"": linearize(teacher)}, [one])[""]
     assert (mixed.accuracy, mixed.teacher_accuracy) == (alone.accuracy, alone.teacher_accuracy)
     assert (mixed.images, alone.images) == (7, 3)
+
+
+def test_without_its_blocks_a_student_is_judged_alike() -> None:
+    teacher = vit()
+    students, images = {"focused": linearize(teacher)}, batches(3, 2)
+    whole, quick = judge(teacher, students, images)["focused"], judge(teacher, students, images, blocks=False)["focused"]
+    assert list(whole.blocks) == BLOCKS
+    assert quick == replace(whole, blocks={})
 
 
 def test_judging_leaves_every_part_of_the_models_as_it_was() -> None:
