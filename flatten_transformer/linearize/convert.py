@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from flatten_transformer.layers import create_attention
-from flatten_transformer.linearize.forms import converted_class, form_of, softmax_attentions
+from flatten_transformer.linearize.forms import converted_class, form_of, softmax_attentions, unknown_attentions
 from flatten_transformer.linearize.hugging_face_forms import use_mixers
 from flatten_transformer.linearize.keep import Keep, choose
 from flatten_transformer.linearize.mixer import LinearMixer
@@ -64,7 +64,8 @@ def linearize(
             not known, or an option is out of range.
 
     Warns:
-        UserWarning: If something of the model has no linear counterpart and is left out, such as Swin's relative position bias.
+        UserWarning: If something of the model has no linear counterpart and is left out, such as Swin's relative position bias,
+            or another attention, of unknown class, stays as it is.
 
     Example:
         >>> import timm, torch
@@ -97,6 +98,9 @@ def linearize(
     linear = [name for name in names if name not in kept]
     for sentence in _losses(student, linear, windows):
         warnings.warn(f"the linear {type(model).__name__} loses {sentence}", stacklevel=2)
+    if others := unknown_attentions(model, names):
+        cure = f"register a linear form, @linear_form_of({others[0].rpartition('.')[2]})"
+        warnings.warn(f"{', '.join(others)} of {type(model).__name__} may be softmax attention and stays: {cure}", stacklevel=2)
     return convert(student, linear, plan)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
@@ -209,14 +209,37 @@ def softmax_attentions(model: nn.Module) -> list[str]:
 
 def _others(model: nn.Module) -> str:
     """Return what may be an attention, and the cure."""
-    if any(is_linear(part) or isinstance(part, GridAttention) for part in model.modules()):
+    if any(map(_is_ours, model.modules())):
         return ": its attentions are linear already"
-    kinds = dict.fromkeys(
-        _class(part) for part in model.modules() if "attn" in (name := type(part).__name__.lower()) or "attention" in name
-    )
+    kinds = unknown_attentions(model, ())
     if not kinds:
         return ": give a Transformer, such as timm's vit_*, deit_*, eva02_* or swin_*"
-    return f", but {', '.join(kinds)}: register its linear form, @linear_form_of({next(iter(kinds)).rpartition('.')[2]})"
+    return f", but {', '.join(kinds)}: register its linear form, @linear_form_of({kinds[0].rpartition('.')[2]})"
+
+
+def unknown_attentions(model: nn.Module, known: Sequence[str]) -> list[str]:
+    """Return the classes of what seems to be softmax attention, by its name, and has no linear form; pooling is not meant.
+
+    Args:
+        model: The model.
+        known: Names of its attentions that are turned linear; what lies around or within them is left out.
+
+    Example:
+        >>> class StrangeAttention(nn.Identity): pass
+        >>> [kind.rpartition(".")[2] for kind in unknown_attentions(nn.Sequential(StrangeAttention()), [])]
+        ['StrangeAttention']
+    """
+    kinds: dict[str, None] = {}
+    for name, part in model.named_modules():
+        word = type(part).__name__.lower()
+        near = any(f"{one}.".startswith(f"{other}.") for host in known for one, other in ((name, host), (host, name)))
+        if ("attn" in word or "attention" in word) and "pool" not in word and not (near or _is_ours(part) or form_of(part)):
+            kinds[_class(part)] = None
+    return list(kinds)
+
+
+def _is_ours(part: nn.Module) -> bool:
+    return is_linear(part) or isinstance(part, GridAttention)
 
 
 def _class(module: nn.Module) -> str:

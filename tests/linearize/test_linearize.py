@@ -288,6 +288,13 @@ def test_what_has_no_linear_form_is_refused_in_one_line(case: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_attention_of_an_unknown_class_beside_known_ones_is_said_to_stay() -> None:
+    teacher = HOSTS["vit"].teacher()
+    teacher.head = _Unknown()
+    with pytest.warns(UserWarning, match=r"_StrangeAttention of VisionTransformer may be softmax attention and stays: register"):
+        linearize(teacher)
+
+
 def test_causal_attention_is_refused_where_it_is_asked_for() -> None:
     host = HOSTS["torch"]
     student, x = host.student(host.teacher()), host.inputs()[0]
