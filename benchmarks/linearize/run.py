@@ -38,8 +38,7 @@ from flatten_transformer.commands.linearize_student import TestImages, stage_opt
 from flatten_transformer.commands.linearize_teacher import Images, find_teacher
 from flatten_transformer.linearize import linearize
 from flatten_transformer.tasks.model_file import load_model, save_model
-from flatten_transformer.training.cli import TrainingCLI, train
-from flatten_transformer.training.process import without_lightning_noise
+from flatten_transformer.training.cli import train
 from flatten_transformer.training.recipes import find_recipe
 from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.stopping import run_script
@@ -124,37 +123,31 @@ def folder_of(name: str, seed: int) -> Path:
 
 def weights_of(name: str, seed: int) -> Path:
     """Return the model file of a run that another begins with."""
-    file = folder_of(name, seed) / "model.safetensors"
+    file = folder_of(name, seed) / (f"stage{max(STAGES)}" if name in STUDENTS else "") / "model.safetensors"
     if not file.exists():
         raise SystemExit(f"no {file}: train {name!r} with seed {seed} on this machine first")
     return file
 
 
 class Trained(NamedTuple):
-    """A training, and the CPU time that it took; None if it was resumed."""
+    """What a training has come to."""
 
-    cli: TrainingCLI
-    cpu_s: float | None
-
-    @property
-    def model(self) -> Path:
-        """The model file."""
-        assert self.cli.folder is not None
-        return self.cli.folder / "checkpoints" / "model.safetensors"
+    model: Path
+    cpu_s: float | None  # that it took; None if it was stopped and went on
 
 
 def fit(recipe: str, options: Sequence[str], seed: int, folder: Path) -> Trained:
-    """Train by a recipe, or go on with it."""
-    fixed = ["--config", recipe, "--seed_everything", str(seed), "--ckpt_path", "last"]
-    quiet = ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
-    fresh, start = not folder.exists(), time.process_time()
-    cli = train("fit", [*fixed, *quiet, "--trainer.enable_model_summary", "false", *options])
-    return Trained(cli, time.process_time() - start if fresh else None)
-
-
-def keep_model(file: Path, name: str, seed: int) -> None:
-    """Keep the last model of a run where others look for it."""
-    write_atomically(folder_of(name, seed) / "model.safetensors", file.read_bytes())
+    """Train by a recipe, or go on with it, or take what is done."""
+    file, cost = folder / "model.safetensors", folder / "cost.json"
+    if not file.exists():
+        fixed = ["--config", recipe, "--seed_everything", str(seed), "--ckpt_path", "last"]
+        quiet = ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+        fresh, start = not folder.exists(), time.process_time()
+        train("fit", [*fixed, *quiet, "--trainer.enable_model_summary", "false", *options])
+        write_atomically(cost, json.dumps({"cpu_s": time.process_time() - start if fresh else None}).encode())
+        newest = max(folder.rglob("checkpoints/model.safetensors"), key=lambda path: path.stat().st_mtime)
+        write_atomically(file, newest.read_bytes())
+    return Trained(file, json.loads(cost.read_text())["cpu_s"])
 
 
 def as_arguments(options: Mapping[str, Any]) -> Iterator[str]:
@@ -171,12 +164,21 @@ def train_by_labels(name: str, seed: int) -> Result:
         options = {**BY_LABELS[name], "trainer.precision": "32-true"}
         options["model.model_args"] = {**info.model_args, "checkpoint_path": str(before)}
     trained = fit(RECIPE, list(as_arguments(options)), seed, folder_of(name, seed))
-    trainer: Any = trained.cli.trainer
-    best = trainer.checkpoint_callback.best_model_path
-    with without_lightning_noise():
-        tested = trainer.test(trained.cli.model, datamodule=trained.cli.datamodule, ckpt_path=best, verbose=False)[0]
-    keep_model(trained.model, name, seed)
-    return {"name": name, "seed": seed, "accuracy": tested["test/accuracy"], "cpu_s": [trained.cpu_s], "header": machine()}
+    accuracy = accuracy_of(trained.model, test_images(weights_of(TEACHER, seed)))
+    return {"name": name, "seed": seed, "accuracy": accuracy, "cpu_s": [trained.cpu_s], "header": machine()}
+
+
+def test_images(teacher: Path) -> TestImages:
+    """Return the test images as this teacher sees them."""
+    return TestImages(find_teacher(None, teacher, {}, IMAGES, None).data(IMAGES))
+
+
+@torch.no_grad()
+def accuracy_of(file: Path, images: TestImages) -> float:
+    """Return the share of the images whose class a model finds."""
+    model, _ = load_model(file)
+    hits = [model(pixels).argmax(1) == labels for pixels, labels in images]
+    return float(torch.cat(hits).float().mean())
 
 
 def distil(name: str, seed: int) -> Result:
@@ -195,7 +197,6 @@ def distil(name: str, seed: int) -> Result:
         times.append(trained.cpu_s)
         before = trained.model
         students[f"stage {stage}"], _ = load_model(before)
-    keep_model(trained.model, name, seed)
     stages = {of: asdict(judged) for of, judged in judge(softmax, students, TestImages(images), blocks=False).items()}
     for of, judged in judge(softmax, students, First(_ATTENTION_BATCHES, TestImages(images))).items():
         stages[of]["blocks"] = judged.blocks

@@ -107,19 +107,36 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return STUDY
 
 
-def test_a_study_runs_from_the_teacher_to_the_student_trained_on(small: ModuleType, tmp_path: Path) -> None:
+def test_a_study_goes_on_where_it_was_stopped_from_the_teacher_to_the_student_trained_on(
+    small: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "STAGES", {stage: small.STAGES[stage] for stage in (1, 2)})
+    monkeypatch.setattr(small, "BEFORE", {"focused trained on": "focused keeping 1"})
+    train = small.train
+
+    def stopped(command: str, arguments: list[str]) -> None:
+        if "linearize/stage2" in arguments:
+            raise SystemExit(143)
+        train(command, arguments)
+
     with without_lightning_noise():
         teacher = small.run("softmax", 3)
+        monkeypatch.setattr(small, "train", stopped)
+        with pytest.raises(SystemExit):
+            small.run("focused keeping 1", 3)
+        first = small.folder_of("focused keeping 1", 3) / "stage1" / "model.safetensors"
+        written = first.stat().st_mtime_ns
+        monkeypatch.setattr(small, "train", train)
         kept = small.run("focused keeping 1", 3)
-        focused = small.run("focused", 3)
         trained_on = small.run("focused trained on", 3)
-    assert kept["stages"]["stage 3"]["teacher_accuracy"] == pytest.approx(teacher["accuracy"])
+    assert first.stat().st_mtime_ns == written
+    assert list(kept["stages"]) == ["untrained", "stage 1", "stage 2"]
+    assert kept["stages"]["stage 2"]["teacher_accuracy"] == pytest.approx(teacher["accuracy"])
     assert len(kept["form"]["keep"]) == 1
-    assert len(kept["stages"]["stage 3"]["blocks"]) == 3
-    assert list(focused["stages"]) == ["untrained", "stage 1", "stage 2", "stage 3"]
-    assert all(seconds > 0 for seconds in focused["cpu_s"])
+    assert len(kept["stages"]["stage 2"]["blocks"]) == 3
+    assert all(seconds > 0 for seconds in kept["cpu_s"])
     _, info = load_model(small.weights_of("focused trained on", 3))
-    assert info.model_args["linearize"] == focused["form"]
+    assert info.model_args["linearize"] == kept["form"]
     assert 0 <= trained_on["accuracy"] <= 1
 
 
