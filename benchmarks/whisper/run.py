@@ -8,7 +8,8 @@
     python benchmarks/whisper/run.py --times_s 300 …   # how long teacher and students take by length, on a machine that is idle
     python benchmarks/whisper/run.py                   # the page and the picture alone
 
-``core-sounds-en.txt``, what the English prompts say, comes with Asterisk's own releases of its sounds. A run that is killed goes
+``core-sounds-en.txt``, what the English prompts say, comes with Asterisk's own releases of its sounds; here the copy in
+github.com/JessicaMulein/asterisk-custom-poly-sounds, commit bc43722aae4e. A run that is killed goes
 on where it was; each student is a file in benchmarks/whisper/results/, which another start leaves alone.
 """
 
@@ -57,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # options of linearize, by the name in 
     "agent": {"attention": "agent"},
     "relu": {"attention": "relu"},
 }
-TIMED = ("focused", "focused, 1 softmax", "agent")
+TIMED = ("focused", "focused, 2 softmax")
 TOKENS = (375, 750, 1500, 3000, 6000)
 _START, _PLAIN, _END, _PAD = 50257, 50362, 50256, 50361  # tokens: start of the transcript, no time stamps; its end, what follows
 _NOT_FIRST = [220, _END]  # a space, or nothing
@@ -192,6 +193,11 @@ def check_origin(name: str) -> None:
         raise SystemExit(f"{file_of(name)} is of other options of {name!r}, or of another budget: move it away to train it anew")
 
 
+def header() -> dict[str, Any]:
+    """Return machine and versions, without the command, which names folders of the machine."""
+    return {key: value for key, value in describe(torch.device("cpu")).items() if key != "command"}
+
+
 def digest(speech: Speech) -> str:
     """Return a digest of the recordings."""
     sets = [speech.training, *(held.features for held in speech.held_out.values())]
@@ -214,7 +220,7 @@ def train_one(name: str, teacher: Teacher) -> dict[str, Any]:
         seconds.append(time.perf_counter() - start)
         stages[f"stage {number + 1}"] = judge(teacher, student)
     softmax = [number for number, layer in enumerate(student.layers) if not is_linear(layer.self_attn)]
-    return {"softmax": softmax, "stages": stages, "training_s": seconds, "header": describe(torch.device("cpu"))}
+    return {"softmax": softmax, "stages": stages, "training_s": seconds, "header": header()}
 
 
 def learn(student: nn.Module, loss: Callable[[int], Tensor], stage: int) -> None:
@@ -325,7 +331,7 @@ def measure_times(encoder: Any, lengths: Sequence[int], budget_s: float) -> dict
                 "ms": {name: Spread.of([times[name] / 1e3 for times in rounds]) for name in models},
                 "ratio": {name: time_ratios(rounds, name, "softmax") for name in TIMED},
             }
-    return {"tokens": timed, "header": describe(torch.device("cpu"))}
+    return {"tokens": timed, "header": header()}
 
 
 def timed_call(model: Any, inputs: Tensor) -> Run:

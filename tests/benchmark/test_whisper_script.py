@@ -329,8 +329,8 @@ def test_the_page_and_the_picture_tell_what_the_results_say(tmp_path: Path) -> N
     results = [result("focused", wrong=11, softmax=[]), result("focused, 1 softmax", wrong=1, softmax=[1])]
     page = report.page(results, TIMES)
     assert "150 recordings of 30 s" in page
-    assert "3 minutes of one thread a student" in page
-    assert "One word is of 100 of the prompts 1 % and of 71 of the novel 1.4 %." in page
+    assert "at most 3 minutes of one thread a student" in page
+    assert "one of the 100 words of the prompts is 1 %, one of the 71 words of the novel is 1.4 %" in page
     assert "| teacher | all | | | | | 2 (2.0 %) | 2 (2.8 %) |" in page
     assert "| focused | none | untrained | 0.5 | 0.5 | 0.5 | 100 (100.0 %) | 2 (2.8 %) |" in page
     assert "|  |  | stage 2 | 0.5 | 0.5 | 0.5 | 22 (22.0 %) | 2 (2.8 %) |" in page
