@@ -28,7 +28,9 @@ class HuggingFaceForm(LinearForm):
 
     @classmethod
     def check(cls, host: Any) -> None:
-        """Refuse text, which lies on no grid of patches and is causal in CLIP."""
+        """Refuse text, which lies on no grid of patches and is causal in CLIP, and a decoder's attention to its encoder."""
+        if getattr(host, "is_decoder", False) or "CrossAttention" in type(host).__name__:
+            raise ValueError("it attends to the tokens of another part: give the encoder alone, model.get_encoder()")
         if "Text" in type(host.config).__name__:
             raise ValueError("it attends to text: give the part that sees images, model.vision_model")
 
@@ -40,9 +42,12 @@ class HuggingFaceForm(LinearForm):
 
 def use_mixers(model: nn.Module) -> None:
     """Let the models of transformers in a model call the mixers of their attentions."""
-    if not any(is_linear(part) and is_hugging_face(part) for part in model.modules()):
+    attentions: list[Any] = [part for part in model.modules() if is_linear(part) and is_hugging_face(part)]
+    if not attentions:
         return
     register_attentions()
+    for attention in attentions:  # a part of a model, such as its blocks, has no switch of its own
+        attention.config._attn_implementation = MIXER
     for part in model.modules():
         if hasattr(part, "set_attn_implementation"):
             part.set_attn_implementation(MIXER)  # type: ignore[operator]

@@ -243,6 +243,15 @@ def small(name: str, **options: Any) -> nn.Module:
     return model
 
 
+def whisper() -> nn.Module:
+    from transformers import WhisperConfig, WhisperModel
+
+    sizes = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads", "ffn_dim")}
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    model: nn.Module = WhisperModel(WhisperConfig(vocab_size=8, d_model=8, max_source_positions=8, **sizes, **ids))
+    return model
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "no Transformer": (lambda: linearize(nn.Linear(2, 2)), "Linear has no softmax attention that is known: give a Transformer"),
     "unknown": (lambda: linearize(_Unknown()), r"but .*_StrangeAttention: register its linear form, @linear_form_of\(_Strange"),
@@ -258,6 +267,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no grid": (
         lambda: linearize(HOSTS["torch"].teacher()),
         r"TransformerEncoder does not say which grid its tokens lie on: pass grid_size=\(height, width\) in tokens",
+    ),
+    "encoder and decoder": (
+        lambda: linearize(whisper(), grid_size=(8,)),
+        r"decoder\.layers\.0\.encoder_attn, .*WhisperAttention, has no linear form: it attends to the tokens of another part",
     ),
     "another channels": (lambda: linearize(nn.MultiheadAttention(8, 2, kdim=4)), "it attends to another sequence"),
     "extra keys": (lambda: linearize(nn.MultiheadAttention(8, 2, add_bias_kv=True)), "it appends keys of its own"),
@@ -293,6 +306,12 @@ def test_attention_of_an_unknown_class_beside_known_ones_is_said_to_stay() -> No
     teacher.head = _Unknown()
     with pytest.warns(UserWarning, match=r"_StrangeAttention of VisionTransformer may be softmax attention and stays: register"):
         linearize(teacher)
+
+
+def test_the_blocks_of_a_model_of_transformers_become_linear_without_their_model() -> None:
+    blocks: Any = HOSTS["transformers vit"].teacher().get_submodule("model.layers")
+    student, x = linearize(blocks, grid_size=(16,)), torch.randn(1, 16, 32, dtype=next(blocks.parameters()).dtype)
+    assert not torch.allclose(student[0](x), blocks[0](x))
 
 
 def test_causal_attention_is_refused_where_it_is_asked_for() -> None:
