@@ -8,6 +8,7 @@ from torch import nn
 
 from flatten_transformer.layers.hugging_face import MIXER, register_attentions
 from flatten_transformer.linearize.forms import LinearForm, is_linear, linear_form_by_look
+from flatten_transformer.linearize.mixer import LinearMixer
 
 
 def is_hugging_face(module: nn.Module) -> bool:
@@ -38,6 +39,15 @@ class HuggingFaceForm(LinearForm):
     def attention_dropout(cls, host: Any) -> float:
         """Return it as transformers' modules name it."""
         return float(getattr(host, "attention_dropout", getattr(host, "dropout", 0.0)))
+
+    def adopt(self, mixer: LinearMixer) -> None:
+        """Take the mixer, if queries, keys and values are all it needs."""
+        if mixer.attention.needs_tokens:
+            raise ValueError(
+                f"{type(mixer.attention).__name__} looks at the tokens before queries, keys and values, which transformers does "
+                "not pass on: take another attention, such as focused"
+            )
+        LinearForm.adopt(self, mixer)
 
 
 def use_mixers(model: nn.Module) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatten_transformer.layers import create_attention
+from flatten_transformer.layers import create_attention, list_attentions
 from flatten_transformer.linearize import LinearMixer, block_errors, linear_form_of, linearize
 from flatten_transformer.linearize.local import LocalSoftmax
 from tests.linearize.hosts import DYNAMIC, HOSTS, SMALL
@@ -312,6 +314,22 @@ def test_the_blocks_of_a_model_of_transformers_become_linear_without_their_model
     blocks: Any = HOSTS["transformers vit"].teacher().get_submodule("model.layers")
     student, x = linearize(blocks, grid_size=(16,)), torch.randn(1, 16, 32, dtype=next(blocks.parameters()).dtype)
     assert not torch.allclose(student[0](x), blocks[0](x))
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_an_attention_that_needs_the_tokens_says_so(name: str) -> None:
+    attention = create_attention(name, 16, 2, (3, 3), projections=False)
+    attend = partial(LinearMixer(attention), *torch.randn(3, 1, 2, 9, 8))
+    assert attend(x=torch.randn(1, 9, 16)).shape == (1, 9, 16)
+    with pytest.raises(ValueError, match="pass x= to attend") if attention.needs_tokens else nullcontext():
+        attend()
+
+
+def test_a_model_that_does_not_pass_its_tokens_on_refuses_attentions_that_need_them() -> None:
+    host = HOSTS["transformers vit"]
+    with pytest.raises(ValueError, match=r"PolaFormerAttention looks at the tokens .*, which transformers does not pass on"):
+        linearize(host.teacher(), "polaformer")
+    linearize(host.teacher(), "polaformer", attention_args={"gated": False})(host.inputs()[0])
 
 
 def test_causal_attention_is_refused_where_it_is_asked_for() -> None:

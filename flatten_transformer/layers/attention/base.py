@@ -231,6 +231,11 @@ class GridAttention(LearnsOnGrid, nn.Module):
         """Return the factor of the output, ``[B, N, C]`` of the tokens ``[B, N, C]``; None: no gate."""
         return None
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether queries, keys and values are not enough: :meth:`gate` or :meth:`restore` looks at the tokens before them."""
+        return False
+
     def neutralize(self) -> None:
         """Set what stands beside the formula to nothing, convolutions to zero and a gate to one, as in a converted model."""
         if self.dwc is not None:

@@ -75,6 +75,11 @@ class InLineAttention(GridAttention):
         centred = products - products.sum(dim=3, keepdim=True) / kept
         return hide(centred + torch.ones_like(products) / kept, mask)
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the tokens are needed."""
+        return self.residual is not None
+
     def restore(self, v: Tensor, layout: Layout, x: Tensor | None) -> Tensor | None:
         """Convolve the values ``[B, H, M, D]`` with the kernels of their sample, ``[B, N, C]``."""
         if self.residual is None:

@@ -99,6 +99,11 @@ class PolaFormerAttention(GridAttention):
         opposite = q_minus @ k_plus.transpose(2, 3) + q_plus @ k_minus.transpose(2, 3)
         return torch.stack([divide_rows(x, layout.attn_mask) for x in (same, opposite)], dim=2).flatten(1, 2)
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the tokens are needed."""
+        return self.g is not None
+
     def gate(self, x: Tensor | None) -> Tensor | None:
         """Return the projection that the output is multiplied by, ``[B, N, C]``."""
         if self.g is None:
