@@ -25,7 +25,7 @@ class Row(NamedTuple):
     accuracies: Mapping[str, Sequence[float]]  # of the test images
     shares: Mapping[str, Sequence[float]]  # of the accuracy of the seed's teacher
     errors: Mapping[str, Sequence[float]]  # of the linear attentions, mean over the blocks; none without stages
-    times: Mapping[str, Sequence[float]]  # CPU time until then; the teacher takes 100; seeds that were resumed are left out
+    times: Mapping[str, float]  # of all steps until then; the teacher's take 100
 
     @property
     def has_stages(self) -> bool:
@@ -33,17 +33,18 @@ class Row(NamedTuple):
         return UNTRAINED in self.accuracies
 
 
-def rows_of(results: Sequence[Result], names: Sequence[str]) -> dict[str, Row]:
+def rows_of(results: Sequence[Result], names: Sequence[str], times: Mapping[str, Mapping[str, float]]) -> dict[str, Row]:
     """Return the rows by name, in the order of the names; a result without its teacher's is left out.
 
     Args:
         results: What the result files hold.
         names: Of the rows.
+        times: What the steps of each name take, by stage, in percent of the teacher's; may be empty.
     """
     teachers = {result["seed"]: result for result in results if result["name"] == TEACHER}
     rows = {}
     for name in names:
-        row = Row(name, {}, {}, {}, {})
+        row = Row(name, {}, {}, {}, times.get(name, {}))
         for result in results:
             if result["name"] == name and result["seed"] in teachers:
                 _add(row, result, teachers[result["seed"]])
@@ -64,10 +65,6 @@ def _add(row: Row, result: Result, teacher: Result) -> None:
         add(row.shares, stage, judged["accuracy"] / teacher["accuracy"])
         if blocks := judged.get("blocks"):
             add(row.errors, stage, statistics.fmean(blocks.values()))
-    seconds, whole = result["cpu_s"], teacher["cpu_s"]
-    if None not in (*seconds, *whole):
-        for count, stage in enumerate((stage for stage in stages if stage != UNTRAINED), 1):
-            add(row.times, stage, sum(seconds[:count]) / sum(whole))
 
 
 def page(rows: Mapping[str, Row], before: Mapping[str, str]) -> str:
@@ -84,7 +81,9 @@ def page(rows: Mapping[str, Row], before: Mapping[str, str]) -> str:
             "Teachers: a DeiT of four blocks of 32 channels, 14 × 14 tokens, by the recipe `fashion_mnist/study` with softmax",
             "attention, one for each seed. Students: its linear forms, by the stages of `flatten linearize`:",
             "`OMP_NUM_THREADS=1 python benchmarks/linearize/run.py`. Each run is a file in `results/`, with machine and",
-            "versions. The script writes this page. All accuracies are of the 10,000 test images, which chose nothing.",
+            "versions. The script writes this page. All accuracies are of the 10,000 test images, which chose nothing. Times",
+            "are medians of training steps without the optimizer, of all kinds in turn (`--speed_s`; machine and rounds in",
+            "`speed.json`).",
             "",
             *_stages_table([row for row in rows.values() if row.has_stages]),
             *_labels_table(rows, before),
@@ -109,9 +108,9 @@ def _stages_table(rows: Sequence[Row]) -> list[str]:
     return [
         "## What each stage brings",
         "",
-        "Accuracy in percent of the teacher's, mean ± deviation over the seeds; CPU time of all three stages in percent of the",
-        "teacher's training; errors of the attentions on 1,024 test images, ‖student − teacher‖² / ‖teacher‖², mean over images",
-        "and blocks.",
+        "Accuracy in percent of the teacher's, mean ± deviation over the seeds; time of all steps in percent of that of the",
+        "teacher's training; errors of the attentions, ‖student − teacher‖² / ‖teacher‖², mean over 1,024 test images and",
+        "the blocks.",
         "",
         "| student | untrained | stage 1 | stages 1, 2 | stages 1, 2, 3 | time | error, untrained | stage 1 | stage 3 | seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -124,7 +123,7 @@ def _stages_table(rows: Sequence[Row]) -> list[str]:
 def _stages_line(row: Row) -> str:
     shares = [_spread(row.shares[stage]) for stage in (UNTRAINED, *STAGES)]
     errors = [_mean([error / 100 for error in row.errors.get(stage, ())], 3) for stage in (UNTRAINED, STAGES[0], STAGES[-1])]
-    time = _mean(row.times.get(STAGES[-1], ()), 1)
+    time = _number(row.times.get(STAGES[-1]), 1)
     return f"| {row.name} | {' | '.join([*shares, time, *errors])} | {len(row.shares[STAGES[-1]])} |"
 
 
@@ -139,7 +138,8 @@ def _labels_table(rows: Mapping[str, Row], before: Mapping[str, str]) -> list[st
     return [
         "## Trained on, against trained from scratch",
         "",
-        "Accuracy in percent; CPU time from the random weights on, that of the teacher included, in percent of the teacher's.",
+        "Accuracy in percent; time of all steps from the random weights on, those of the teacher included, in percent of the",
+        "teacher's.",
         "",
         "| model | accuracy | time | seeds |",
         "|---|---|---|---|",
@@ -159,15 +159,13 @@ def compared_by_labels(rows: Mapping[str, Row], before: Mapping[str, str]) -> li
 
 
 def total_time(row: Row, rows: Mapping[str, Row], before: Mapping[str, str]) -> float | None:
-    """Return the time of a training and of all before it, in percent of the teacher's; None if one was resumed."""
+    """Return the time of a training and of all before it, in percent of the teacher's; None if it was not measured."""
     own = row.times.get(STAGES[-1])
-    if own is None:
-        return None
     earlier = before.get(row.name, TEACHER if row.has_stages else None)
-    if earlier is None:
-        return statistics.fmean(own)
+    if own is None or earlier is None:
+        return own
     rest = total_time(rows[earlier], rows, before) if earlier in rows else None
-    return None if rest is None else rest + statistics.fmean(own)
+    return None if rest is None else rest + own
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -219,7 +217,7 @@ def _draw_labels(axis: Axes, rows: Mapping[str, Row], before: Mapping[str, str])
         longest = max(time for time, _ in points.values())
         _name(axis, points, 1.06 * longest)
         axis.set_xlim(right=1.7 * longest)
-    axis.set(xlabel="CPU time, % of the teacher's training", ylabel="test accuracy, %", title="Trained on, or from scratch")
+    axis.set(xlabel="time of all steps, % of the teacher's", ylabel="test accuracy, %", title="Trained on, or from scratch")
     add_grid(axis)
 
 
