@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TEACHER = "softmax"
+_NEAR = 90  # percent of the teacher's accuracy
 UNTRAINED, STAGES = "untrained", ("stage 1", "stage 2", "stage 3")
 
 
@@ -97,13 +98,14 @@ def page(rows: Mapping[str, Row], before: Mapping[str, str]) -> str:
 def _stages_table(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    deviation, freedom = pooled([row.shares[STAGES[-1]] for row in rows])
-    least = min((len(row.shares[STAGES[-1]]) for row in rows), default=0)
+    near = [row.shares[STAGES[-1]] for row in rows if _is_near(row)]
+    deviation, freedom = pooled(near)
+    seeds = min(map(len, near), default=0)
     chance = [
         "",
-        f"Seeds differ by {deviation:.2f} points after the last stage (the deviation of all rows, pooled, {freedom} degrees of",
-        f"freedom). Two given means of {least} seeds less than {apart_by_chance(deviation, freedom, least):.2f} points apart",
-        "may be so by chance (95 %, two-sided t-test).",
+        f"After the last stage seeds differ by {deviation:.2f} points (the deviation of all rows above {_NEAR} %, pooled,",
+        f"{freedom} degrees of freedom). Two given means of {seeds} seeds less than",
+        f"{apart_by_chance(deviation, freedom, seeds):.2f} points apart may be so by chance (95 %, two-sided t-test).",
     ]
     return [
         "## What each stage brings",
@@ -125,6 +127,11 @@ def _stages_line(row: Row) -> str:
     errors = [_mean([error / 100 for error in row.errors.get(stage, ())], 3) for stage in (UNTRAINED, STAGES[0], STAGES[-1])]
     time = _number(row.times.get(STAGES[-1]), 1)
     return f"| {row.name} | {' | '.join([*shares, time, *errors])} | {len(row.shares[STAGES[-1]])} |"
+
+
+def _is_near(row: Row) -> bool:
+    """Return whether the student has become like its teacher, so that its deviation is that of the others."""
+    return statistics.fmean(row.shares[STAGES[-1]]) > _NEAR
 
 
 def _labels_table(rows: Mapping[str, Row], before: Mapping[str, str]) -> list[str]:
@@ -191,6 +198,8 @@ def draw(rows: Mapping[str, Row], before: Mapping[str, str], path: Path) -> None
 
 
 def _draw_stages(axis: Axes, rows: Sequence[Row]) -> None:
+    below = [f"{row.name} {statistics.fmean(row.shares[STAGES[-1]]):.0f} %" for row in rows if not _is_near(row)]
+    rows = [row for row in rows if _is_near(row)]
     for row in rows:
         means = [statistics.fmean(row.shares[stage]) for stage in STAGES]
         axis.plot(range(len(STAGES)), means, marker="o", markersize=4, color=_colour(row.name), alpha=0.9)
@@ -199,7 +208,8 @@ def _draw_stages(axis: Axes, rows: Sequence[Row]) -> None:
     _name(axis, {name: (len(STAGES) - 1, end) for name, end in ends.items()}, len(STAGES) - 0.85)
     axis.set_xticks(range(len(STAGES)), ["stage 1", "stages 1, 2", "stages 1, 2, 3"])
     axis.set_xlim(right=len(STAGES) + 0.5)
-    axis.set(ylabel="% of the teacher's accuracy", title="Students by stage (grey line: the teacher)")
+    title = "\n".join(["Students by stage; grey line: the teacher", *(f"far below: {name}" for name in below)])
+    axis.set(ylabel="% of the teacher's accuracy", title=title)
     add_grid(axis)
 
 
@@ -213,10 +223,12 @@ def _draw_labels(axis: Axes, rows: Mapping[str, Row], before: Mapping[str, str])
         points[row.name] = (time, statistics.fmean(values))
         bar = statistics.stdev(values) if len(values) > 1 else None
         axis.errorbar(*points[row.name], yerr=bar, fmt="o", capsize=3, color=_colour(row.name))
-    if points:
-        longest = max(time for time, _ in points.values())
-        _name(axis, points, 1.06 * longest)
-        axis.set_xlim(right=1.7 * longest)
+    if not points:
+        axis.set_axis_off()
+        return
+    longest = max(time for time, _ in points.values())
+    _name(axis, points, 1.06 * longest)
+    axis.set_xlim(right=1.7 * longest)
     axis.set(xlabel="time of all steps, % of the teacher's", ylabel="test accuracy, %", title="Trained on, or from scratch")
     add_grid(axis)
 
