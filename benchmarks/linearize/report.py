@@ -110,12 +110,13 @@ def _stages_table(rows: Sequence[Row]) -> list[str]:
     return [
         "## What each stage brings",
         "",
-        "Accuracy in percent of the teacher's, mean ± deviation over the seeds; time of all steps in percent of that of the",
+        "Accuracy in percent of the teacher's, mean ± deviation over the seeds; time of the steps in percent of those of the",
         "teacher's training; errors of the attentions, ‖student − teacher‖² / ‖teacher‖², mean over 1,024 test images and",
         "the blocks.",
         "",
-        "| student | untrained | stage 1 | stages 1, 2 | stages 1, 2, 3 | time | error, untrained | stage 1 | stage 3 | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| student | untrained | stage 1 | stages 1, 2 | stages 1, 2, 3 | time, stage 1 | all | error, untrained | stage 1 | "
+        "stage 3 | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_stages_line, rows),
         *(chance if freedom else []),
         "",
@@ -125,8 +126,8 @@ def _stages_table(rows: Sequence[Row]) -> list[str]:
 def _stages_line(row: Row) -> str:
     shares = [_spread(row.shares[stage]) for stage in (UNTRAINED, *STAGES)]
     errors = [_mean([error / 100 for error in row.errors.get(stage, ())], 3) for stage in (UNTRAINED, STAGES[0], STAGES[-1])]
-    time = _number(row.times.get(STAGES[-1]), 1)
-    return f"| {row.name} | {' | '.join([*shares, time, *errors])} | {len(row.shares[STAGES[-1]])} |"
+    times = [_number(row.times.get(stage), 1) for stage in (STAGES[0], STAGES[-1])]
+    return f"| {row.name} | {' | '.join([*shares, *times, *errors])} | {len(row.shares[STAGES[-1]])} |"
 
 
 def _is_near(row: Row) -> bool:

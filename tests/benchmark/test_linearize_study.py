@@ -69,7 +69,9 @@ def test_times_that_were_not_measured_are_not_told() -> None:
 def test_the_page_and_the_picture_tell_the_rows(tmp_path: Path) -> None:
     rows = rows_of(RESULTS, NAMES, TIMES)
     text = page(rows, BEFORE)
-    assert "| focused | 32.50 ± 10.61 | 77.50 ± 3.54 | 88.75 ± 1.77 | 99.00 ± 1.41 | 9.0 | 0.400 | 0.250 | 0.177 | 2 |" in text
+    assert (
+        "| focused | 32.50 ± 10.61 | 77.50 ± 3.54 | 88.75 ± 1.77 | 99.00 ± 1.41 | 2.0 | 9.0 | 0.400 | 0.250 | 0.177 | 2 |" in text
+    )
     assert "After the last stage seeds differ by 1.41 points (the deviation of all rows above 90 %, pooled,\n1 degrees" in text
     assert "| focused trained on | 82.00 | 120 | 1 |" in text
     assert "| relu | 25.00 |" in text.replace("± nan", "")
