@@ -18,6 +18,13 @@ from flatten_transformer.utils.stopping import telling_what_is_kept
 Result = Mapping[str, Any]
 
 
+def check_names(only: Sequence[str], names: Sequence[str]) -> None:
+    """Raise SystemExit if a name is none of those that there are."""
+    for name in only:
+        if name not in names:
+            raise SystemExit(f"no run {name!r}: choose some of {'; '.join(names)}")
+
+
 def run_missing(
     runs: Sequence[tuple[int, str]], folder: Path, run: Callable[[str, int], Result], origin: Callable[[str], Mapping[str, Any]]
 ) -> None:

@@ -20,12 +20,12 @@ UNTRAINED, STAGES = "untrained", ("stage 1", "stage 2", "stage 3")
 
 
 class Row(NamedTuple):
-    """What the results of one name say, in percent, by stage and then by seed; what has no stages stands in the last."""
+    """What the results of one name say, by stage and then by seed; what has no stages stands in the last. Shares are percent."""
 
     name: str
-    accuracies: Mapping[str, Sequence[float]]  # of the test images
-    shares: Mapping[str, Sequence[float]]  # of the accuracy of the seed's teacher
-    errors: Mapping[str, Sequence[float]]  # of the linear attentions, mean over the blocks; none without stages
+    accuracies: dict[str, list[float]]  # of the test images
+    shares: dict[str, list[float]]  # of the accuracy of the seed's teacher
+    errors: dict[str, list[float]]  # ratios, of the linear attentions, mean over the blocks; none without stages
     times: Mapping[str, float]  # of all steps until then; the teacher's take 100
 
     @property
@@ -57,15 +57,11 @@ def rows_of(results: Sequence[Result], names: Sequence[str], times: Mapping[str,
 def _add(row: Row, result: Result, teacher: Result) -> None:
     stages = result.get("stages", {STAGES[-1]: result})
 
-    def add(to: Mapping[str, Sequence[float]], stage: str, value: float) -> None:
-        assert isinstance(to, dict)
-        to.setdefault(stage, []).append(100 * value)
-
     for stage, judged in stages.items():
-        add(row.accuracies, stage, judged["accuracy"])
-        add(row.shares, stage, judged["accuracy"] / teacher["accuracy"])
+        row.accuracies.setdefault(stage, []).append(100 * judged["accuracy"])
+        row.shares.setdefault(stage, []).append(100 * judged["accuracy"] / teacher["accuracy"])
         if blocks := judged.get("blocks"):
-            add(row.errors, stage, statistics.fmean(blocks.values()))
+            row.errors.setdefault(stage, []).append(statistics.fmean(blocks.values()))
 
 
 def page(rows: Mapping[str, Row], before: Mapping[str, str]) -> str:
@@ -125,7 +121,7 @@ def _stages_table(rows: Sequence[Row]) -> list[str]:
 
 def _stages_line(row: Row) -> str:
     shares = [_spread(row.shares[stage]) for stage in (UNTRAINED, *STAGES)]
-    errors = [_mean([error / 100 for error in row.errors.get(stage, ())], 3) for stage in (UNTRAINED, STAGES[0], STAGES[-1])]
+    errors = [_mean(row.errors.get(stage, ()), 3) for stage in (UNTRAINED, STAGES[0], STAGES[-1])]
     times = [_number(row.times.get(stage), 1) for stage in (STAGES[0], STAGES[-1])]
     return f"| {row.name} | {' | '.join([*shares, *times, *errors])} | {len(row.shares[STAGES[-1]])} |"
 

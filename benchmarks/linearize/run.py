@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from benchmarks.linearize.report import draw, page, rows_of
 from benchmarks.linearize.speed import measure, shares_of_time
 from benchmarks.linearize.trainings import BEFORE, NAMES, origin, run
-from benchmarks.studies import results_in, run_missing
+from benchmarks.studies import check_names, results_in, run_missing
 from flatten_transformer.utils.atomic_file import write_atomically
 from flatten_transformer.utils.printable import lasting
 from flatten_transformer.utils.progress import note
@@ -43,9 +43,7 @@ def main(seeds: list[int] = [0, 1, 2], only: list[str] = list(NAMES), speed_s: f
         only: Names in the table; a student needs a teacher, what is trained on what it begins with.
         speed_s: Seconds to spend on measuring the steps of all, in turn, instead of training.
     """
-    unknown = sorted(set(only) - set(NAMES))
-    if unknown:
-        raise SystemExit(f"no run {unknown[0]!r}: choose some of {'; '.join(NAMES)}")
+    check_names(only, NAMES)
     if speed_s:
         note(f"timing a step of each in turn, for {lasting(speed_s)}")
         write_atomically(SPEED, json.dumps(measure(speed_s), indent=1).encode())

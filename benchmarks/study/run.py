@@ -28,7 +28,7 @@ from jsonargparse import auto_cli
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from benchmarks.studies import apart_by_chance, pooled, results_in, run_missing, spread_out
+from benchmarks.studies import apart_by_chance, check_names, pooled, results_in, run_missing, spread_out
 from flatten_transformer.benchmark.machine import describe
 from flatten_transformer.benchmark.model import make_run
 from flatten_transformer.benchmark.timing import Spread, interleave, wall_clock
@@ -76,9 +76,7 @@ def main(seeds: list[int] = [0, 1, 2], only: list[str] = list(VARIANTS), speed_s
         only: Names of variants.
         speed_s: Seconds to spend on measuring the speed of all, in turn, instead of training.
     """
-    unknown = sorted(set(only) - set(VARIANTS))
-    if unknown:
-        raise SystemExit(f"no variant {unknown[0]!r}: choose some of {', '.join(VARIANTS)}")
+    check_names(only, list(VARIANTS))
     if speed_s:
         note(f"timing a step of each of {len(VARIANTS)} in turn, for {lasting(speed_s)}")
         write_atomically(SPEEDS, json.dumps(measure_speeds(speed_s), indent=1).encode())

@@ -37,6 +37,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from benchmarks.studies import check_names
 from benchmarks.whisper.report import draw, page
 from benchmarks.whisper.speech import HeldOut, Speech, read_speech, word_errors
 from benchmarks.whisper.weights import load_whisper
@@ -124,9 +125,7 @@ def main(
         only: Names of variants.
         times_s: Seconds to spend on timing the encoders, in turn, instead of training.
     """
-    unknown = sorted(set(only) - set(VARIANTS))
-    if unknown:
-        raise SystemExit(f"no variant {unknown[0]!r}: choose some of {', '.join(VARIANTS)}")
+    check_names(only, list(VARIANTS))
     if times_s and model is not None:
         note(f"timing {len(TIMED)} students beside their teacher, for {lasting(times_s)}")
         times = measure_times(load_whisper(model / "model.bin").model.encoder, TOKENS, times_s)

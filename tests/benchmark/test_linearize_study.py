@@ -54,7 +54,7 @@ def test_each_seed_is_judged_beside_its_own_teacher() -> None:
     assert focused.shares["untrained"] == pytest.approx([25, 40])
     assert focused.shares["stage 3"] == pytest.approx([100, 98])
     assert focused.accuracies["stage 3"] == pytest.approx([80, 49])
-    assert focused.errors["stage 1"] == pytest.approx([20, 30])
+    assert focused.errors["stage 1"] == pytest.approx([0.2, 0.3])
     assert rows["focused from scratch"].shares["stage 3"] == pytest.approx([101.25])
     assert total_time(rows["focused trained on"], rows, BEFORE) == pytest.approx(100 + 9 + 11)
     assert total_time(rows["focused from scratch"], rows, BEFORE) == pytest.approx(130)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from benchmarks.studies import apart_by_chance, file_of, pooled, results_in, run_missing
+from benchmarks.studies import apart_by_chance, check_names, file_of, pooled, results_in, run_missing
 
 RUNS = [(0, "softmax"), (0, "relu + focusing"), (1, "softmax")]
 SCRIPTS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*/run.py"))
@@ -56,6 +56,12 @@ def test_a_result_of_another_origin_is_not_counted_in(tmp_path: Path) -> None:
 def test_a_result_of_an_early_version_that_does_not_say_its_origin_is_taken(tmp_path: Path) -> None:
     file_of(tmp_path, 0, "softmax").write_text(json.dumps(run("softmax", 0)))
     run_missing([(0, "softmax")], tmp_path, lambda name, seed: pytest.fail("trained anew"), origin)
+
+
+def test_a_name_that_is_none_is_answered_with_those_that_are() -> None:
+    check_names(["softmax"], ["softmax", "relu"])
+    with pytest.raises(SystemExit, match="no run 'sofmax': choose some of softmax; relu"):
+        check_names(["softmax", "sofmax"], ["softmax", "relu"])
 
 
 def test_the_deviation_of_two_groups_of_one_size_and_their_t_test_are_those_of_scipy() -> None:
