@@ -15,7 +15,7 @@ class LocalSoftmax(nn.Module):
     """Softmax attention of every grid token to its neighbours, times a gate per head that starts at zero.
 
     T⁵ (arXiv 2605.02772) adds such windows of 3 and 5 to its linear students. Neighbours outside the grid take no part; prefix
-    tokens neither attend here nor are attended to. Keys and values are copied once per neighbour: O(N·W) time and memory.
+    tokens neither attend here nor are attended to. O(N·W·D) time, O(N·(W + D)) memory: neighbours are views, not copies.
 
     Args:
         num_heads: Heads H.
@@ -55,24 +55,26 @@ class LocalSoftmax(nn.Module):
             num_prefix_tokens: Tokens before those of the grid.
             kept: Boolean ``[B, 1, N, 1]``, True where a key takes part; None: all.
         """
-        prefix = num_prefix_tokens
-        queries, keys, values = (tokens[:, :, prefix:] for tokens in (q, k, v))
-        scores = (queries[..., None, :] * self._neighbours(keys, grid_size)).sum(-1) / q.shape[3] ** 0.5  # [B, H, N, W]
-        inside = torch.ones_like(keys[:1, :1, :, :1]) if kept is None else kept[:, :, prefix:].to(keys.dtype)
-        near = self._neighbours(inside, grid_size)[..., 0] > 0.5
-        weights = scores.masked_fill(~near, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~near, 0)
-        out = (weights[..., None] * self._neighbours(values, grid_size)).sum(-2)
-        return F.pad(self.gate * out, (0, 0, prefix, 0))
-
-    def _neighbours(self, tokens: Tensor, grid_size: Sequence[int]) -> Tensor:
-        """Return the neighbours of each token, zeros outside the grid: ``[B, H, N, W, D]`` of ``[B, H, N, D]``."""
-        batch, heads, _, channels = tokens.shape
-        axes = len(grid_size)
-        maps = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, (1,) * (2 - axes) + tuple(grid_size))
-        window = (1,) * (2 - axes) + (self.window,) * axes
-        patches = F.unfold(maps, window, padding=tuple(side // 2 for side in window))  # [B·H, D·W, N]
-        return patches.unflatten(1, (channels, -1)).permute(0, 3, 2, 1).unflatten(0, (batch, heads))
+        prefix, shape = num_prefix_tokens, (1, *grid_size)[-2:]
+        window = (self.window if len(grid_size) > 1 else 1, self.window)
+        query, key, value = (tokens[:, :, prefix:].unflatten(2, shape) for tokens in (q, k, v))
+        takes_part = key.new_ones(1, 1, *shape, 1) if kept is None else kept[:, :, prefix:].unflatten(2, shape).to(key.dtype)
+        near = torch.stack(_neighbours(takes_part, window))[..., 0] > 0.5
+        scores = torch.stack([(query * neighbour).sum(-1) for neighbour in _neighbours(key, window)])
+        scores = (scores / q.shape[3] ** 0.5).masked_fill(~near, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(0).masked_fill(~near, 0)  # [W, B, H, rows, columns]
+        out = torch.zeros_like(value)
+        for weight, neighbour in zip(weights, _neighbours(value, window), strict=True):
+            out = out + weight[..., None] * neighbour
+        return F.pad(self.gate * out.flatten(2, 3), (0, 0, prefix, 0))
 
     def extra_repr(self) -> str:
         """Show the window."""
         return f"window={self.window}"
+
+
+def _neighbours(tokens: Tensor, window: tuple[int, int]) -> list[Tensor]:
+    """Return the neighbours of each token of ``[B, H, rows, columns, D]``, zeros outside: W views of one padded map."""
+    (rows, columns), (height, width) = tokens.shape[2:4], window
+    padded = F.pad(tokens, (0, 0, width // 2, width // 2, height // 2, height // 2))
+    return [padded[:, :, y : y + rows, x : x + columns] for y in range(height) for x in range(width)]

@@ -129,14 +129,17 @@ def test_a_study_goes_on_where_it_was_stopped_from_the_teacher_to_the_student_tr
     assert 0 <= trained_on["accuracy"] <= 1
 
 
-def test_a_student_of_random_weights_has_copied_nothing(small: ModuleType) -> None:
+def test_a_student_of_random_weights_has_copied_nothing(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "STAGES", {1: small.STAGES[1]})
+    name, mlp = "focused from random weights", "blocks.0.mlp.fc1.weight"  # stage 1 leaves it alone
     with without_lightning_noise():
         small.run("softmax", 0)
-    softmax, _ = load_model(small.weights_of("softmax", 0))
-    random, _ = load_model(
-        small.random_student(small.weights_of("softmax", 0), {"attention": "focused", "keep": []}, Path("runs"))
-    )
-    assert not torch.equal(softmax.state_dict()["blocks.0.mlp.fc1.weight"], random.state_dict()["blocks.0.mlp.fc1.weight"])
+        small.run(name, 0)
+    folder = small.folder_of(name, 0)
+    files = (small.weights_of("softmax", 0), folder / "random.safetensors", folder / "stage1" / "model.safetensors")
+    copied, random, student = (load_model(file)[0].state_dict()[mlp] for file in files)
+    assert torch.equal(student, random)
+    assert not torch.equal(student, copied)
 
 
 def test_a_student_without_its_teacher_says_what_to_train_first(small: ModuleType) -> None:
@@ -155,7 +158,7 @@ def test_times_are_those_of_all_steps_so_far_beside_the_teachers() -> None:
     medians = {f"{name}, stage {stage}": float(stage) for name in study.STUDENTS for stage in (1, 2, 3)}
     times, whole = speed.shares_of_time({"softmax": 4.0, "focused by labels": 3.0, **medians}), 2 * 1688 * 4
     assert times["softmax"] == {"stage 3": 100}
-    assert times["focused from scratch"]["stage 3"] == pytest.approx(100 * 3 * 1688 * 3 / whole)
+    assert times["focused from scratch"]["stage 3"] == pytest.approx(100 * 3 * 1420 * 3 / whole)
     assert times["softmax trained on"]["stage 3"] == pytest.approx(100 * 844 * 4 / whole)
     after = [200 * 1, 200 * 1 + 50 * 2, 200 * 1 + 50 * 2 + 50 * 3]
     assert list(times["relu"].values()) == pytest.approx([100 * time / whole for time in after])
