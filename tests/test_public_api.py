@@ -57,7 +57,7 @@ def test_linearize_is_a_function_of_the_package_although_a_package_below_has_its
 def test_the_signature_of_linearize_is_pinned() -> None:
     assert str(inspect.signature(flatten_transformer.linearize)).replace("'", "") == (
         "(model: Model, attention: str = focused, *, keep: Keep = (), images: Tensor | None = None, "
-        "attention_args: Mapping[str, Any] | None = None, center_keys: bool = True, convolve_queries_keys: bool = False, "
+        "attention_args: Mapping[str, Any] | None = None, center_keys: bool = False, convolve_queries_keys: bool = False, "
         "local_window: int | None = None, windows: Windows = map, grid_size: Sequence[int] | None = None, "
         "num_prefix_tokens: int | None = None) -> Model"
     )

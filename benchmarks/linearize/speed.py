@@ -77,11 +77,11 @@ def shares_of_time(medians_us: Mapping[str, float]) -> dict[str, dict[str, float
     """Return the time of all steps of each name until the end of each stage, in percent of the teacher's training.
 
     Args:
-        medians_us: Of :func:`measure`.
+        medians_us: Of :func:`measure`; students that are not among them have no time.
     """
     whole = _steps(TEACHER) * medians_us[TEACHER]
     shares = {}
-    for student in STUDENTS:
+    for student in (name for name in STUDENTS if f"{name}, stage 1" in medians_us):
         times, shares[student] = 0.0, dict[str, float]()
         for stage, name in zip(STAGES, STAGE_NAMES, strict=True):
             times += STAGES[stage]["trainer.limit_train_batches"] * medians_us[f"{student}, stage {stage}"]

@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # options of linearize, by the name in 
     "focused": {},
     "focused, 1 softmax": {"keep": 1},
     "focused, 2 softmax": {"keep": 2},
-    "focused, keys as they are": {"center_keys": False},
+    "focused, keys centred": {"center_keys": True},
     "agent": {"attention": "agent"},
     "relu": {"attention": "relu"},
 }

@@ -56,7 +56,7 @@ def linearize(
         data: Images to learn from.
         attention: Linear attention, such as focused, relu or enhanced.
         keep: Blocks that stay softmax: how many, their numbers from 0, or auto, a quarter of them; chosen by their errors.
-        options: Further options of the linear form, such as {center_keys: false, attention_args: {kernel_size: 3}}.
+        options: Further options of the linear form, such as {center_keys: true, attention_args: {kernel_size: 3}}.
         img_size: Side of the images in pixels, instead of the teacher's own; position encodings are resized.
         stages: 1, 2 or 3; by default 3 with labels, else 2.
         epochs: Epochs of each stage, instead of the recipes'.

@@ -29,7 +29,7 @@ def linearize(
     keep: Keep = (),
     images: Tensor | None = None,
     attention_args: Mapping[str, Any] | None = None,
-    center_keys: bool = True,
+    center_keys: bool = False,
     convolve_queries_keys: bool = False,
     local_window: int | None = None,
     windows: Windows = "map",
@@ -49,7 +49,7 @@ def linearize(
             ``"auto"``, a quarter of them, rounded up.
         images: Inputs of the model, ``[B, C, height, width]``, where ``keep`` is a number or ``"auto"``.
         attention_args: Options of the attention, such as ``{"kernel_size": 3}``.
-        center_keys: Subtract the mean key, to which softmax attention is blind.
+        center_keys: Subtract the mean key, to which softmax attention is blind; for features with signs.
         convolve_queries_keys: Add depthwise convolutions of queries and keys, at zero (T⁵, arXiv 2605.02772).
         local_window: Side of a softmax window beside the linear attention, its gate closed at first; odd; None: none.
         windows: Swin's windows: the whole ``"map"``, unshifted, or its ``"own"``.

@@ -25,13 +25,13 @@ class LinearMixer(nn.Module):
     """Linear attention of queries, keys and values that a softmax model has projected.
 
     What is new starts at nothing: every convolution at zero, the gate of the local window closed. So the untrained mixer is
-    the literal formula of its attention on the teacher's own queries, centred keys and values.
+    the literal formula of its attention on the teacher's own queries, keys and values.
 
     Args:
         attention: The attention, built with ``projections=False``.
         seen: The grid of the image, where the host does not pass it.
         center_keys: Subtract the mean key. Softmax attention ignores a shift of all keys, so it is nothing to the teacher;
-            linear attention does not, and the mean of pretrained keys is long (T⁵, arXiv 2605.02772).
+            linear attention does not. It helps features with signs (T⁵, arXiv 2605.02772), not those without.
         convolve_queries_keys: Add depthwise convolutions of queries and of keys to them (T⁵).
         local_window: Side of a :class:`~flatten_transformer.linearize.local.LocalSoftmax` beside the attention; None: none.
         device: Device of what is new here.
@@ -52,7 +52,7 @@ class LinearMixer(nn.Module):
         attention: GridAttention,
         seen: SeenGrid | None = None,
         *,
-        center_keys: bool = True,
+        center_keys: bool = False,
         convolve_queries_keys: bool = False,
         local_window: int | None = None,
         device: torch.device | None = None,

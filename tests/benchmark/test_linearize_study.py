@@ -163,6 +163,8 @@ def test_times_are_those_of_all_steps_so_far_beside_the_teachers() -> None:
     after = [200 * 1, 200 * 1 + 50 * 2, 200 * 1 + 50 * 2 + 50 * 3]
     assert list(times["relu"].values()) == pytest.approx([100 * time / whole for time in after])
     assert set(times) == set(study.NAMES)
+    early = {key: median for key, median in medians.items() if not key.startswith("relu,")}
+    assert set(study.NAMES) - set(speed.shares_of_time({"softmax": 4.0, "focused by labels": 3.0, **early})) == {"relu"}
 
 
 def test_the_first_batches_are_no_more_than_there_are() -> None:

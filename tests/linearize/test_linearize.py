@@ -106,11 +106,11 @@ def test_what_is_new_adds_nothing_at_first() -> None:
 
 
 def test_centred_keys_change_softmax_by_rounding_only() -> None:
-    centred, plain = mixer("softmax"), mixer("softmax", center_keys=False)
+    centred, plain = mixer("softmax", center_keys=True), mixer("softmax")
     q, k, v = heads()
     shifted = k + 3
     torch.testing.assert_close(centred(q, shifted, v), plain(q, k, v), rtol=1e-12, atol=1e-14)
-    relu, uncentred = mixer(), mixer(center_keys=False)
+    relu, uncentred = mixer(center_keys=True), mixer()
     torch.testing.assert_close(relu(q, shifted, v), relu(q, k, v), rtol=1e-10, atol=1e-12)
     assert not torch.allclose(uncentred(q, shifted, v), uncentred(q, k, v))
 
@@ -118,7 +118,7 @@ def test_centred_keys_change_softmax_by_rounding_only() -> None:
 def test_masked_keys_are_no_part_of_the_mean_key_nor_of_anything() -> None:
     kept = torch.tensor([True] * 12 + [False] * 5)[None, None, None]
     q, k, v = heads()
-    layer = mixer(convolve_queries_keys=True, local_window=3)
+    layer = mixer(center_keys=True, convolve_queries_keys=True, local_window=3)
     for parameter in layer.parameters():
         parameter.data.normal_()
     wrong = [x.detach().masked_fill(~kept.transpose(2, 3), torch.nan) for x in (k, v)]
@@ -128,7 +128,7 @@ def test_masked_keys_are_no_part_of_the_mean_key_nor_of_anything() -> None:
 
 @pytest.mark.parametrize("which", ["dwc_q", "dwc_k"])
 def test_convolutions_of_queries_and_keys_are_added_on_the_grid(which: str) -> None:
-    layer, plain = mixer(convolve_queries_keys=True, center_keys=False), mixer(center_keys=False)
+    layer, plain = mixer(convolve_queries_keys=True), mixer()
     convolution = getattr(layer, which)
     for parameter in convolution.parameters():
         parameter.data.normal_()
