@@ -32,7 +32,7 @@ BY_LABELS: dict[str, dict[str, Any]] = {  # options of the recipe, by the name i
     TEACHER: {"model.model_args.attn_types": "S"},
     TRAINED_ON: {"model.optim.lr": 1.0e-3, "trainer.max_epochs": 1, "trainer.limit_train_batches": 844},
     TEACHER_ON: {"model.optim.lr": 1.0e-3, "trainer.max_epochs": 1, "trainer.limit_train_batches": 844},
-    TWIN: {"trainer.max_epochs": 3, "trainer.limit_train_batches": 1420},  # as long as what is trained on, all stages included
+    TWIN: {"trainer.max_epochs": 3, "trainer.limit_train_batches": 1420},  # no longer than what is trained on
 }
 BEFORE = {TRAINED_ON: "focused", TEACHER_ON: TEACHER}
 DEPTH = 4

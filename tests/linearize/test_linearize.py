@@ -105,14 +105,20 @@ def test_what_is_new_adds_nothing_at_first() -> None:
     torch.testing.assert_close(extended(*heads()), plain(*heads()), rtol=0, atol=0)
 
 
-def test_centred_keys_change_softmax_by_rounding_only() -> None:
-    centred, plain = mixer("softmax", center_keys=True), mixer("softmax")
+@pytest.mark.parametrize("name", ["softmax", "agent", "efficient", "inline"])
+def test_centred_keys_change_attentions_that_do_not_see_a_shift_by_rounding_only(name: str) -> None:
+    centred, plain = mixer(name, center_keys=True), mixer(name)
+    plain.load_state_dict(centred.state_dict())
     q, k, v = heads()
-    shifted = k + 3
-    torch.testing.assert_close(centred(q, shifted, v), plain(q, k, v), rtol=1e-12, atol=1e-14)
-    relu, uncentred = mixer(center_keys=True), mixer()
-    torch.testing.assert_close(relu(q, shifted, v), relu(q, k, v), rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(uncentred(q, shifted, v), uncentred(q, k, v))
+    x = torch.randn(2, 15 + PREFIX, 8, dtype=torch.float64)
+    torch.testing.assert_close(centred(q, k + 3, v, x=x), plain(q, k, v, x=x), rtol=1e-10, atol=1e-12)
+
+
+def test_centred_keys_hide_a_shift_from_relu_attention() -> None:
+    centred, plain = mixer(center_keys=True), mixer()
+    q, k, v = heads()
+    torch.testing.assert_close(centred(q, k + 3, v), centred(q, k, v), rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(plain(q, k + 3, v), plain(q, k, v))
 
 
 def test_masked_keys_are_no_part_of_the_mean_key_nor_of_anything() -> None:
