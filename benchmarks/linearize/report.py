@@ -235,7 +235,7 @@ def _name(axis: Axes, points: Mapping[str, tuple[float, float]], column: float) 
     low, high = axis.get_ylim()
     heights = spread_out([y for _, y in points.values()], (high - low) / 22)
     for (name, point), height in zip(points.items(), heights, strict=True):
-        line = {"arrowstyle": "-", "color": _colour(name), "alpha": 0.4, "linewidth": 0.7}
+        line = {"arrowstyle": "-", "relpos": (0, 0.5), "color": _colour(name), "alpha": 0.4, "linewidth": 0.7}
         axis.annotate(name, point, (column, height), arrowprops=line, color=_colour(name), va="center", fontsize=9)
     axis.set_ylim(min([low, *heights]) - (high - low) / 40, max([high, *heights]) + (high - low) / 40)
 
