@@ -111,7 +111,7 @@ def test_centred_keys_change_attentions_that_do_not_see_a_shift_by_rounding_only
     plain.load_state_dict(centred.state_dict())
     q, k, v = heads()
     x = torch.randn(2, 15 + PREFIX, 8, dtype=torch.float64)
-    torch.testing.assert_close(centred(q, k + 3, v, x=x), plain(q, k, v, x=x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(centred(q, k + 3, v, x=x), plain(q, k, v, x=x), rtol=1e-12, atol=1e-14)
 
 
 def test_centred_keys_hide_a_shift_from_relu_attention() -> None:
